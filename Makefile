@@ -1,0 +1,82 @@
+# `make run` and `make test` each do all the set-up on a bare Debian 12+ or Ubuntu 24.04.
+
+# The distribution's own Python: python3-venv and python3-dev belong to it.
+PYTHON ?= /usr/bin/python3
+
+PACKAGES := clang llvm libbpf-dev libelf-dev zlib1g-dev libsystemd-dev pkg-config gcc libc6-dev \
+	python3-venv python3-dev iproute2 procps
+
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+# Root leaves no byte code behind in the checkout of somebody else.
+AS_ROOT := $(if $(SUDO),sudo -E env PYTHONDONTWRITEBYTECODE=1)
+PIP_INSTALL := .venv/bin/pip install --quiet --use-pep517
+BUILD := pyproject.toml bpfkeeperd/__init__.py $(wildcard bpfkeeperd/_build/*.py bpfkeeperd/_build/*.[ch])
+BUILT := .venv build dist *.egg-info bpfkeeperd/bpf/*.bpf.o bpfkeeperd/_libbpf*.so bpfkeeperd/_libbpf.[co] \
+	.hypothesis .mypy_cache .pytest_cache .ruff_cache
+
+.PHONY: help setup run demo-clean test lint bench clean packages objects
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
+
+setup: .venv/test.stamp objects ## install everything that the targets below need; each does so itself
+
+run: .venv/run.stamp objects ## run the daemon on the demo manifest, in the foreground
+	@$(AS_ROOT) config/demo/run
+
+demo-clean: ## take down what the demo left attached and pinned
+	@$(AS_ROOT) config/demo/clean
+
+test: lint ## every check and test; kernel tests need root
+	$(AS_ROOT) .venv/bin/python -m pytest -p no:cacheprovider
+
+lint: setup ## formatting, lint and types
+	.venv/bin/ruff check --quiet
+	.venv/bin/ruff format --check --quiet
+	.venv/bin/mypy --no-error-summary
+
+bench: setup ## measure reloads
+	$(AS_ROOT) .venv/bin/python -m tests.bench
+
+clean: ## remove all that was built, and the environment
+	@rm -rf $(BUILT) 2>/dev/null || $(SUDO) rm -rf $(BUILT)
+	@find bpfkeeperd tests -name __pycache__ -prune -exec rm -rf {} +
+
+# Asks dpkg first: on a machine that has everything this is quick and needs no root. bpftool, which
+# only tests use, is no package of its own on some releases: it is installed where there is one.
+packages:
+	@command -v dpkg-query >/dev/null || { \
+		echo "not Debian or Ubuntu: install the equivalents of: $(PACKAGES)"; exit 0; }; \
+	installed=$$(dpkg-query -W -f='$${Package} $${db:Status-Status}\n' $(PACKAGES) 2>/dev/null | \
+		sed -n 's/ installed$$//p'); \
+	missing=; \
+	for package in $(PACKAGES); do \
+		echo "$$installed" | grep -qx -e "$$package" || missing="$$missing $$package"; \
+	done; \
+	if [ "$$missing" ]; then \
+		echo "installing$$missing"; \
+		$(SUDO) apt-get update -qq || echo "cannot update the package lists: using those at hand"; \
+	fi; \
+	if ! PATH="$$PATH:/usr/sbin:/sbin" command -v bpftool >/dev/null && \
+		apt-cache policy bpftool | grep -q 'Candidate: [0-9]'; then \
+		missing="$$missing bpftool"; \
+	fi; \
+	[ -z "$$missing" ] || $(SUDO) env DEBIAN_FRONTEND=noninteractive \
+		apt-get install -qq -y --no-install-recommends \
+		-o DPkg::Lock::Timeout=300 $$missing
+
+.venv/bin/pip: | packages
+	$(PYTHON) -m venv --clear .venv
+
+.venv/run.stamp: $(BUILD) | .venv/bin/pip
+	$(PIP_INSTALL) --editable .
+	@touch $@
+
+.venv/test.stamp: $(BUILD) | .venv/bin/pip
+	$(PIP_INSTALL) --editable '.[test]'
+	@touch .venv/run.stamp $@
+
+# The backend knows what is out of date.
+objects: | packages
+	@$(PYTHON) bpfkeeperd/_build/backend.py bpf

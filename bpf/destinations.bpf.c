@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: GPL-2.0-or-later OR BSD-2-Clause
+/*
+ * Where a cgroup sends to: packets and bytes for each destination address.
+ *
+ * Bytes are those from the IP header on. What segmentation offload hands down in one piece is one
+ * packet here, as tcpdump shows it. When the map is full, new addresses are not counted and those
+ * already there go on; no packet is ever dropped.
+ */
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#define PASS 1
+
+struct destination {
+	__u8 address[16]; /* IPv6; IPv4 as ::ffff:a.b.c.d */
+};
+
+struct traffic {
+	__u64 packets;
+	__u64 bytes;
+};
+
+/* No pinning attribute: the manifest asks for the pin. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 10240);
+	__type(key, struct destination);
+	__type(value, struct traffic);
+} destinations SEC(".maps");
+
+/* At this hook a packet begins with its IP header. Returns 0, or less than 0 if it is not IP. */
+static __always_inline int read_destination(struct __sk_buff *skb, struct destination *to)
+{
+	switch (skb->protocol) {
+	case bpf_htons(ETH_P_IP):
+		to->address[10] = 0xff;
+		to->address[11] = 0xff;
+		return bpf_skb_load_bytes(skb, offsetof(struct iphdr, daddr), &to->address[12], 4);
+	case bpf_htons(ETH_P_IPV6):
+		return bpf_skb_load_bytes(skb, offsetof(struct ipv6hdr, daddr), to->address, 16);
+	}
+	return -1;
+}
+
+/* The counters of an address, made if need be; NULL when the map is full. */
+static __always_inline struct traffic *traffic_to(const struct destination *to)
+{
+	struct traffic none = {};
+	struct traffic *traffic = bpf_map_lookup_elem(&destinations, to);
+
+	if (traffic)
+		return traffic;
+	/* NOEXIST: another CPU may have been faster, and may have counted already. */
+	bpf_map_update_elem(&destinations, to, &none, BPF_NOEXIST);
+	return bpf_map_lookup_elem(&destinations, to);
+}
+
+SEC("cgroup_skb/egress")
+int count_destinations(struct __sk_buff *skb)
+{
+	struct destination to = {};
+	struct traffic *traffic;
+
+	if (read_destination(skb, &to) < 0)
+		return PASS;
+	traffic = traffic_to(&to);
+	if (!traffic)
+		return PASS;
+	__sync_fetch_and_add(&traffic->packets, 1);
+	__sync_fetch_and_add(&traffic->bytes, skb->len);
+	return PASS;
+}
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -1,0 +1,88 @@
+"""From the command line to a command to an exit code; the only place that prints errors."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+from bpfkeeperd import __version__, commands
+from bpfkeeperd.errors import KeeperError, ManifestError
+
+DEFAULT_CONFIG = "/etc/bpfkeeperd/bpfkeeperd.yaml"
+
+Command = Callable[[argparse.Namespace], int]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="bpfkeeperd",
+        description="Keeps pinned eBPF maps alive, under the same ID and with their contents,"
+        " while the programs around them are reloaded.",
+        epilog="Exit codes: 0 fine, 1 failed, 2 the manifest is wrong (78 from run), 3 plan found"
+        " something to do (with --exit-code).",
+    )
+    parser.add_argument("--version", action="version", version=f"bpfkeeperd {__version__}")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("-c", "--config", default=DEFAULT_CONFIG, metavar="FILE", help="manifest")
+    common.add_argument("--state-dir", metavar="DIR", help="default: /var/lib/bpfkeeperd")
+    common.add_argument("--run-dir", metavar="DIR", help="default: /run/bpfkeeperd")
+    common.add_argument("-v", "--verbose", action="store_true", help="verifier logs in full")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Command, text: str, *options: str) -> argparse.ArgumentParser:
+        sub = subparsers.add_parser(name, parents=[common], help=text, description=text)
+        sub.set_defaults(run=run)
+        if "json" in options:
+            sub.add_argument("--json", action="store_true", help="for scripts")
+        if "force" in options:
+            sub.add_argument(
+                "--force", action="store_true", help="load every object again, changed or not"
+            )
+        return sub
+
+    command("run", commands.run, "Load, pin and attach, then keep it so: the daemon, in front.")
+    command("check", commands.check, "Check a manifest and its objects; asks no kernel.", "json")
+    sub = command(
+        "plan", commands.plan, "Show what a reload would do; changes nothing.", "json", "force"
+    )
+    sub.add_argument("--exit-code", action="store_true", help="exit with 3 when there is something")
+    command("apply", commands.apply, "Do it once, without a daemon.", "json", "force")
+    sub = command(
+        "reload", commands.reload, "Have the daemon reload its manifest.", "json", "force"
+    )
+    sub.add_argument("--wait", action="store_true", help="wait, and say what came of it")
+    sub.add_argument(
+        "--timeout", type=float, default=300, metavar="SECONDS", help="of --wait; default: 300"
+    )
+    command("status", commands.status, "Show maps, attachments and drift as they are.", "json")
+    command("maps", commands.maps, "Show the kept maps and how full they are.", "json")
+    sub = command(
+        "unload", commands.unload, "Detach and unload everything; maps stay, but with --maps."
+    )
+    sub.add_argument(
+        "--maps", action="store_true", help="also unpin the maps made here: CONTENTS ARE LOST"
+    )
+    command("schema", commands.schema, "Print the manifest's JSON Schema, for editors.")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        run: Command = options.run
+        return run(options)
+    except ManifestError as error:
+        print(error, file=sys.stderr)
+        return commands.BAD_MANIFEST
+    except KeeperError as error:
+        print(f"bpfkeeperd: {error}", file=sys.stderr)
+        return commands.FAILED
+    except BrokenPipeError:  # the reader of our output went away
+        sys.stderr.close()
+        return commands.FAILED
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

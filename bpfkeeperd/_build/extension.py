@@ -1,0 +1,99 @@
+"""The cffi declaration of ``bpfkeeperd._libbpf``: libbpf in API mode, checked by the C compiler."""
+
+from pathlib import Path
+
+from cffi import FFI
+
+HERE = Path(__file__).resolve().parent
+HEADER = (HERE / "libbpf.h").read_text()
+SOURCE = (HERE / "libbpf.c").read_text()
+
+LIBBPF = """
+struct bpf_object;
+struct bpf_map;
+struct bpf_program;
+struct btf;
+
+struct bpf_object_open_opts { size_t sz; const char *object_name; ...; };
+
+uint32_t libbpf_major_version(void);
+uint32_t libbpf_minor_version(void);
+
+struct bpf_object *bpf_object__open_mem(const void *buf, size_t size,
+                                        const struct bpf_object_open_opts *opts);
+int bpf_object__load(struct bpf_object *obj);
+void bpf_object__close(struct bpf_object *obj);
+struct btf *bpf_object__btf(const struct bpf_object *obj);
+struct bpf_map *bpf_object__next_map(const struct bpf_object *obj, const struct bpf_map *map);
+struct bpf_program *bpf_object__next_program(const struct bpf_object *obj,
+                                             struct bpf_program *prog);
+
+const char *bpf_map__name(const struct bpf_map *map);
+int bpf_map__type(const struct bpf_map *map);
+uint32_t bpf_map__key_size(const struct bpf_map *map);
+uint32_t bpf_map__value_size(const struct bpf_map *map);
+uint32_t bpf_map__max_entries(const struct bpf_map *map);
+uint32_t bpf_map__map_flags(const struct bpf_map *map);
+uint32_t bpf_map__numa_node(const struct bpf_map *map);
+uint64_t bpf_map__map_extra(const struct bpf_map *map);
+uint32_t bpf_map__btf_key_type_id(const struct bpf_map *map);
+uint32_t bpf_map__btf_value_type_id(const struct bpf_map *map);
+bool bpf_map__is_internal(const struct bpf_map *map);
+const char *bpf_map__pin_path(const struct bpf_map *map);
+int bpf_map__set_pin_path(struct bpf_map *map, const char *path);
+struct bpf_map *bpf_map__inner_map(struct bpf_map *map);
+int bpf_map__reuse_fd(struct bpf_map *map, int fd);
+int bpf_map__fd(const struct bpf_map *map);
+
+const char *bpf_program__name(const struct bpf_program *prog);
+const char *bpf_program__section_name(const struct bpf_program *prog);
+int bpf_program__type(const struct bpf_program *prog);
+int bpf_program__set_type(struct bpf_program *prog, int type);
+int bpf_program__expected_attach_type(const struct bpf_program *prog);
+int bpf_program__set_expected_attach_type(struct bpf_program *prog, int type);
+bool bpf_program__autoload(const struct bpf_program *prog);
+int bpf_program__set_autoload(struct bpf_program *prog, bool autoload);
+int bpf_program__fd(const struct bpf_program *prog);
+
+int bpf_obj_get(const char *path);
+int bpf_obj_pin(int fd, const char *path);
+int bpf_iter_create(int link_fd);
+int bpf_map_get_fd_by_id(uint32_t id);
+int bpf_prog_get_fd_by_id(uint32_t id);
+int bpf_map_update_elem(int fd, const void *key, const void *value, uint64_t flags);
+int bpf_map_lookup_elem(int fd, const void *key, void *value);
+int bpf_map_delete_elem(int fd, const void *key);
+int bpf_map_get_next_key(int fd, const void *key, void *next_key);
+
+struct btf *btf__load_from_kernel_by_id(uint32_t id);
+void btf__free(struct btf *btf);
+
+void free(void *);
+int malloc_trim(size_t);
+"""
+
+# bpf_map__type and its like take and return enums; "int" in the declarations above is what the
+# C compiler converts them to, and keeps numbers that this libbpf has no name for.
+PREAMBLE = """
+#include <errno.h>
+#include <limits.h>
+#include <malloc.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <bpf/bpf.h>
+#include <bpf/btf.h>
+#include <bpf/libbpf.h>
+"""
+
+ffibuilder = FFI()
+ffibuilder.cdef(LIBBPF + HEADER)
+ffibuilder.set_source(
+    "bpfkeeperd._libbpf",
+    PREAMBLE + HEADER + SOURCE,
+    libraries=["bpf"],
+    extra_compile_args=["-O2", "-D_GNU_SOURCE"],
+)
+
+if __name__ == "__main__":
+    ffibuilder.compile(verbose=True)

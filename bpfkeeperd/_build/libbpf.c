@@ -1,0 +1,422 @@
+// SPDX-License-Identifier: GPL-2.0-or-later OR BSD-2-Clause
+#include <dirent.h>
+#include <errno.h>
+#include <sched.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include <sys/vfs.h>
+#include <linux/bpf.h>
+
+#define LOG_MAX (1u << 20)
+#define LAYOUT_MAX (64u << 10)
+#define LAYOUT_DEPTH 16
+
+/* ---- text that grows ---- */
+
+struct buffer {
+	char *data;
+	size_t size, capacity;
+};
+
+static int buffer_append(struct buffer *b, const void *data, size_t size)
+{
+	if (b->size + size + 1 > b->capacity) {
+		size_t capacity = (b->size + size + 1) * 2;
+		char *grown = realloc(b->data, capacity);
+
+		if (!grown)
+			return -ENOMEM;
+		b->data = grown;
+		b->capacity = capacity;
+	}
+	memcpy(b->data + b->size, data, size);
+	b->size += size;
+	b->data[b->size] = '\0';
+	return 0;
+}
+
+/* ---- libbpf's messages ---- */
+
+static __thread struct buffer log_buffer;
+
+static int log_capture(enum libbpf_print_level level, const char *format, va_list args)
+{
+	va_list again;
+	char *text;
+	int size;
+
+	if (level == LIBBPF_DEBUG || log_buffer.size > LOG_MAX)
+		return 0;
+	va_copy(again, args);
+	size = vasprintf(&text, format, again);
+	va_end(again);
+	if (size < 0)
+		return 0;
+	buffer_append(&log_buffer, text, size);
+	free(text);
+	return size;
+}
+
+void keeper_init(void)
+{
+	libbpf_set_print(log_capture);
+}
+
+void keeper_log_clear(void)
+{
+	log_buffer.size = 0;
+	if (log_buffer.data)
+		log_buffer.data[0] = '\0';
+}
+
+const char *keeper_log(void)
+{
+	return log_buffer.data ? log_buffer.data : "";
+}
+
+/* ---- what the kernel says of a descriptor ---- */
+
+int keeper_kind(int fd)
+{
+	char path[32], link[32];
+	ssize_t size;
+
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+	size = readlink(path, link, sizeof(link) - 1);
+	if (size < 0)
+		return -errno;
+	link[size] = '\0';
+	if (!strcmp(link, "anon_inode:bpf-map"))
+		return KEEPER_MAP;
+	if (!strcmp(link, "anon_inode:bpf-prog"))
+		return KEEPER_PROG;
+	if (!strcmp(link, "anon_inode:bpf_link") || !strcmp(link, "anon_inode:bpf-link"))
+		return KEEPER_LINK;
+	return KEEPER_OTHER;
+}
+
+int keeper_map_info(int fd, struct keeper_map_info *out)
+{
+	struct bpf_map_info info = {};
+	__u32 size = sizeof(info);
+	int err = bpf_obj_get_info_by_fd(fd, &info, &size);
+
+	if (err)
+		return err;
+	*out = (struct keeper_map_info){
+		.id = info.id,
+		.type = info.type,
+		.key_size = info.key_size,
+		.value_size = info.value_size,
+		.max_entries = info.max_entries,
+		.flags = info.map_flags,
+		.btf_id = info.btf_id,
+		.btf_key_type_id = info.btf_key_type_id,
+		.btf_value_type_id = info.btf_value_type_id,
+		.map_extra = info.map_extra,
+	};
+	memcpy(out->name, info.name, sizeof(out->name));
+	return 0;
+}
+
+int keeper_prog_info(int fd, struct keeper_prog_info *out)
+{
+	struct bpf_prog_info info = {};
+	__u32 size = sizeof(info);
+	int err;
+
+	info.nr_map_ids = 64;
+	info.map_ids = (__u64)(unsigned long)out->map_ids;
+	err = bpf_obj_get_info_by_fd(fd, &info, &size);
+	if (err)
+		return err;
+	out->id = info.id;
+	out->type = info.type;
+	out->nr_map_ids = info.nr_map_ids > 64 ? 64 : info.nr_map_ids;
+	return 0;
+}
+
+/* The head of struct bpf_link_info; the union that follows begins at byte 16. */
+struct link_info {
+	__u32 type, id, prog_id, pad;
+	union {
+		struct { __u64 cgroup_id; __u32 attach_type; } cgroup;
+		struct { __u32 ifindex, attach_type; } device;	/* XDP (no attach_type), TCX */
+		__u64 room[15];
+	};
+};
+
+int keeper_link_info(int fd, struct keeper_link_info *out)
+{
+	struct link_info info = {};
+	__u32 size = sizeof(info);
+	int err = bpf_obj_get_info_by_fd(fd, &info, &size);
+
+	if (err)
+		return err;
+	*out = (struct keeper_link_info){ .id = info.id, .type = info.type, .prog_id = info.prog_id };
+	switch (info.type) {
+	case 3:		/* BPF_LINK_TYPE_CGROUP */
+		out->target_id = info.cgroup.cgroup_id;
+		out->attach_type = info.cgroup.attach_type;
+		break;
+	case 6:		/* BPF_LINK_TYPE_XDP */
+		out->target_id = info.device.ifindex;
+		out->attach_type = 37;
+		break;
+	case 11:	/* BPF_LINK_TYPE_TCX */
+		out->target_id = info.device.ifindex;
+		out->attach_type = info.device.attach_type;
+		break;
+	}
+	return 0;
+}
+
+/* ---- making and changing ---- */
+
+int keeper_map_create(uint32_t type, const char *name, uint32_t key_size, uint32_t value_size,
+		      uint32_t max_entries, uint32_t flags, uint64_t map_extra,
+		      uint32_t numa_node)
+{
+	LIBBPF_OPTS(bpf_map_create_opts, opts, .map_flags = flags, .map_extra = map_extra,
+		    .numa_node = numa_node);
+
+	return bpf_map_create(type, name, key_size, value_size, max_entries, &opts);
+}
+
+int keeper_link_create(int prog_fd, int target_fd, int attach_type, uint32_t flags)
+{
+	LIBBPF_OPTS(bpf_link_create_opts, opts, .flags = flags);
+
+	return bpf_link_create(prog_fd, target_fd, attach_type, &opts);
+}
+
+int keeper_link_update(int link_fd, int prog_fd, int old_prog_fd)
+{
+	LIBBPF_OPTS(bpf_link_update_opts, opts);
+
+	if (old_prog_fd >= 0) {
+		opts.flags = BPF_F_REPLACE;
+		opts.old_prog_fd = old_prog_fd;
+	}
+	return bpf_link_update(link_fd, prog_fd, &opts);
+}
+
+int keeper_setns(int fd)
+{
+	return setns(fd, CLONE_NEWNET) ? -errno : 0;
+}
+
+int64_t keeper_fs_magic(const char *path)
+{
+	struct statfs fs;
+
+	return statfs(path, &fs) ? -errno : (int64_t)(uint32_t)fs.f_type;
+}
+
+/* ---- the layout of a BTF type ---- */
+
+struct layout {
+	const struct btf *btf;
+	struct buffer text;
+	int depth;
+};
+
+static int layout_type(struct layout *l, __u32 id, __u64 offset, const char *path, __u32 bits);
+
+static int layout_leaf(struct layout *l, __u64 offset, __u64 bits, const char *kind,
+		       const char *path)
+{
+	char line[1024];
+	int size = snprintf(line, sizeof(line), "%llu:%llu:%s:%s\n", (unsigned long long)offset,
+			    (unsigned long long)bits, kind, path);
+
+	if (size < 0 || size >= (int)sizeof(line) || l->text.size + size > LAYOUT_MAX)
+		return -E2BIG;
+	return buffer_append(&l->text, line, size);
+}
+
+static int layout_members(struct layout *l, const struct btf_type *t, __u64 offset,
+			  const char *path)
+{
+	int count = btf_vlen(t);
+
+	for (int i = 0; i < count; i++) {
+		const struct btf_member *m = btf_members(t) + i;
+		const char *name = btf__name_by_offset(l->btf, m->name_off);
+		char below[512];
+		int err, size;
+
+		size = snprintf(below, sizeof(below), "%s%s%s", path,
+				*path && name && *name ? "." : "", name ? name : "");
+		if (size < 0 || size >= (int)sizeof(below))
+			return -E2BIG;
+		err = layout_type(l, m->type, offset + btf_member_bit_offset(t, i), below,
+				  btf_member_bitfield_size(t, i));
+		if (err)
+			return err;
+	}
+	return 0;
+}
+
+static int layout_array(struct layout *l, const struct btf_type *t, __u64 offset, __u64 size,
+			const char *path)
+{
+	char below[512], kind[32];
+	int err, length;
+
+	snprintf(kind, sizeof(kind), "array of %u", btf_array(t)->nelems);
+	err = layout_leaf(l, offset, size, kind, path);
+	if (err)
+		return err;
+	length = snprintf(below, sizeof(below), "%s[]", path);
+	if (length < 0 || length >= (int)sizeof(below))
+		return -E2BIG;
+	return layout_type(l, btf_array(t)->type, offset, below, 0);
+}
+
+static int layout_resolved(struct layout *l, __s32 id, __u64 offset, const char *path, __u32 bits)
+{
+	const struct btf_type *t = btf__type_by_id(l->btf, id);
+	__s64 bytes = t ? btf__resolve_size(l->btf, id) : -EINVAL;
+	__u64 size;
+
+	if (bytes < 0)
+		return bytes;
+	size = bits ? bits : (__u64)bytes * 8;
+	switch (btf_kind(t)) {
+	case BTF_KIND_INT:
+	case BTF_KIND_ENUM:
+	case BTF_KIND_ENUM64:
+		return layout_leaf(l, offset, size, "int", path);
+	case BTF_KIND_FLOAT:
+		return layout_leaf(l, offset, size, "float", path);
+	case BTF_KIND_PTR:
+		return layout_leaf(l, offset, size, "pointer", path);
+	case BTF_KIND_ARRAY:
+		return layout_array(l, t, offset, size, path);
+	case BTF_KIND_UNION:
+		return layout_leaf(l, offset, size, "union", path) ?:
+		       layout_members(l, t, offset, path);
+	case BTF_KIND_STRUCT:
+		return layout_members(l, t, offset, path);
+	}
+	return -EINVAL;
+}
+
+static int layout_type(struct layout *l, __u32 id, __u64 offset, const char *path, __u32 bits)
+{
+	__s32 resolved = btf__resolve_type(l->btf, id);
+	int err;
+
+	if (resolved < 0)
+		return resolved;
+	if (++l->depth > LAYOUT_DEPTH)
+		return -E2BIG;
+	err = layout_resolved(l, resolved, offset, path, bits);
+	l->depth--;
+	return err;
+}
+
+char *keeper_layout(const struct btf *btf, uint32_t type_id)
+{
+	struct layout l = { .btf = btf };
+
+	if (layout_type(&l, type_id, 0, "", 0)) {
+		free(l.text.data);
+		return NULL;
+	}
+	return l.text.data;
+}
+
+/* ---- what is pinned ---- */
+
+static int scan_pin(struct buffer *out, const char *path, size_t root_size, int kind)
+{
+	struct keeper_prog_info prog = {};
+	struct keeper_link_info link = {};
+	struct keeper_pin pin = { .kind = kind };
+	int fd = bpf_obj_get(path), err = fd < 0 ? fd : 0;
+
+	if (fd >= 0 && kind == KEEPER_PROG) {
+		err = keeper_prog_info(fd, &prog);
+		pin.id = prog.id;
+		pin.type = prog.type;
+		pin.nr_map_ids = prog.nr_map_ids;
+	} else if (fd >= 0) {
+		err = keeper_link_info(fd, &link);
+		pin.id = link.id;
+		pin.type = link.type;
+		pin.prog_id = link.prog_id;
+		pin.attach_type = link.attach_type;
+		pin.target_id = link.target_id;
+	}
+	if (fd >= 0)
+		close(fd);
+	pin.error = -err;
+	path += root_size + 1;
+	pin.path_size = strlen(path);
+	return buffer_append(out, &pin, sizeof(pin)) ?:
+	       buffer_append(out, prog.map_ids, pin.nr_map_ids * sizeof(__u32)) ?:
+	       buffer_append(out, path, pin.path_size);
+}
+
+static int scan_directory(struct buffer *out, char *path, size_t root_size, int depth, int kind)
+{
+	size_t size = strlen(path);
+	struct dirent *entry;
+	int err = 0;
+	DIR *dir;
+
+	if (size > root_size) {
+		struct keeper_pin pin = { .kind = KEEPER_DIRECTORY };
+
+		pin.path_size = size - root_size - 1;
+		err = buffer_append(out, &pin, sizeof(pin)) ?:
+		      buffer_append(out, path + root_size + 1, pin.path_size);
+	}
+	if (err || !depth)
+		return err;
+	dir = opendir(path);
+	if (!dir)
+		return errno == ENOENT ? 0 : -errno;
+	while (!err && (entry = readdir(dir))) {
+		if (!strcmp(entry->d_name, ".") || !strcmp(entry->d_name, ".."))
+			continue;
+		if (size + strlen(entry->d_name) + 2 > PATH_MAX) {
+			err = -ENAMETOOLONG;
+			break;
+		}
+		path[size] = '/';
+		strcpy(path + size + 1, entry->d_name);
+		if (entry->d_type == DT_DIR)
+			err = scan_directory(out, path, root_size, depth - 1, kind);
+		else
+			err = scan_pin(out, path, root_size, kind);
+		path[size] = '\0';
+	}
+	closedir(dir);
+	return err;
+}
+
+int keeper_scan(const char *root, int depth, int kind, char **stream, size_t *size)
+{
+	struct buffer out = {};
+	char path[PATH_MAX];
+	int err;
+
+	if (strlen(root) >= sizeof(path))
+		return -ENAMETOOLONG;
+	strcpy(path, root);
+	err = scan_directory(&out, path, strlen(root), depth, kind);
+	if (err) {
+		free(out.data);
+		return err;
+	}
+	*stream = out.data;
+	*size = out.size;
+	return 0;
+}

@@ -1,0 +1,72 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later OR BSD-2-Clause */
+/*
+ * What the extension offers to Python beside libbpf's own functions: calls that would take many
+ * crossings from Python, and kernel structures whose layout must not depend on the headers that
+ * happen to be installed. Unless said otherwise a function returns 0 or a descriptor, or -errno.
+ */
+
+/* libbpf's messages are collected per thread, without debug ones; at most 1 MiB is kept. */
+void keeper_init(void);
+void keeper_log_clear(void);
+const char *keeper_log(void);
+
+struct keeper_map_info {
+	uint32_t id, type, key_size, value_size, max_entries, flags;
+	uint32_t btf_id, btf_key_type_id, btf_value_type_id;
+	uint64_t map_extra;
+	char name[16];
+};
+
+struct keeper_prog_info {
+	uint32_t id, type, nr_map_ids;
+	uint32_t map_ids[64];	/* the verifier allows a program no more than 64 maps */
+};
+
+struct keeper_link_info {
+	uint32_t id, type, prog_id, attach_type;
+	uint64_t target_id;	/* cgroup ID or interface index; 0: the target is gone */
+};
+
+enum keeper_kind {
+	KEEPER_OTHER = 0,
+	KEEPER_MAP = 1,
+	KEEPER_PROG = 2,
+	KEEPER_LINK = 3,
+	KEEPER_DIRECTORY = 4,
+};
+
+/* What a descriptor is: BPF_OBJ_GET returns any kind, and info of one can pass for another. */
+int keeper_kind(int fd);
+int keeper_map_info(int fd, struct keeper_map_info *info);
+int keeper_prog_info(int fd, struct keeper_prog_info *info);
+int keeper_link_info(int fd, struct keeper_link_info *info);
+
+int keeper_map_create(uint32_t type, const char *name, uint32_t key_size, uint32_t value_size,
+		      uint32_t max_entries, uint32_t flags, uint64_t map_extra,
+		      uint32_t numa_node);
+int keeper_link_create(int prog_fd, int target_fd, int attach_type, uint32_t flags);
+/* With old_prog_fd >= 0 the link is updated only while it runs that program, else EPERM. */
+int keeper_link_update(int link_fd, int prog_fd, int old_prog_fd);
+/* Moves the calling thread into a network namespace. */
+int keeper_setns(int fd);
+/* The magic number of the file system a path is on (statfs). */
+int64_t keeper_fs_magic(const char *path);
+
+/*
+ * A BTF type flattened: one line per leaf, "bit offset:bits:kind:path". The caller frees it.
+ * NULL: no such type, or one that is too deep or too large to be worth comparing.
+ */
+char *keeper_layout(const struct btf *btf, uint32_t type_id);
+
+/*
+ * All pins and directories below a directory, to the given depth, as a stream of records, each
+ * a struct keeper_pin, then nr_map_ids u32, then path_size bytes of path relative to root. Pins
+ * are all of one kind, KEEPER_PROG or KEEPER_LINK, which is not checked: keeper_kind costs more
+ * than all the rest. A pin that cannot be read has its errno in error. The caller frees *stream.
+ */
+struct keeper_pin {
+	uint32_t kind, error, id, type, prog_id, attach_type;
+	uint64_t target_id;
+	uint32_t nr_map_ids, path_size;
+};
+int keeper_scan(const char *root, int depth, int kind, char **stream, size_t *size);

@@ -1,0 +1,175 @@
+"""What a plan can hold. ``str()`` of each is its line in the plan, for people."""
+
+from dataclasses import dataclass
+
+from bpfkeeperd.desired import Attachment, WantedMap, WantedObject
+from bpfkeeperd.layout import LinkKey, unescape
+from bpfkeeperd.maptypes import type_name
+from bpfkeeperd.state import LinkInfo, MapInfo
+
+REPLACED = "replaced"
+"""Why the programs of an object's former file are unloaded."""
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreMap:
+    """The pin is gone, the map is alive: pin it again, with its ID and contents."""
+
+    map: WantedMap
+    info: MapInfo
+
+    def __str__(self) -> str:
+        return f"restore the pin of map {self.map.name} (ID {self.info.id}, contents kept)"
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreLink:
+    """The pin of an attachment is gone, the attachment is alive: pin it again."""
+
+    key: LinkKey
+    info: LinkInfo
+
+    def __str__(self) -> str:
+        return f"restore the pin of {_key_text(self.key)} (link ID {self.info.id})"
+
+
+@dataclass(frozen=True, slots=True)
+class CreateMap:
+    map: WantedMap
+
+    def __str__(self) -> str:
+        spec = self.map.spec
+        return (
+            f"create map {self.map.name} ({type_name(spec.type)}, key {spec.key_size} B,"
+            f" value {spec.value_size} B, max_entries {spec.max_entries})"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RecreateMap:
+    map: WantedMap
+    old: MapInfo
+    differing: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return (
+            f"recreate map {self.map.name}: ALL ITS CONTENTS ARE LOST, its ID {self.old.id}"
+            f" changes ({'; '.join(self.differing)})"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LoadObject:
+    object: WantedObject
+    reason: str
+
+    def __str__(self) -> str:
+        kept = ", ".join(self.object.maps.values())
+        reusing = f", with maps {kept}" if kept else ""
+        return f"load object {self.object.name}{reusing} ({self.reason})"
+
+
+@dataclass(frozen=True, slots=True)
+class Attach:
+    attachment: Attachment
+    reason: str
+
+    def __str__(self) -> str:
+        return f"attach {self.attachment} ({self.reason})"
+
+
+@dataclass(frozen=True, slots=True)
+class Swap:
+    """The link stays, its program changes: no event is missed."""
+
+    attachment: Attachment
+    link: LinkInfo
+    key: LinkKey
+    """Where the link is pinned now; it is renamed when that is not the attachment's place."""
+    reason: str
+
+    def __str__(self) -> str:
+        return f"swap the program of {self.attachment} ({self.reason})"
+
+
+@dataclass(frozen=True, slots=True)
+class Detach:
+    key: LinkKey
+    reason: str
+
+    def __str__(self) -> str:
+        return f"detach {_key_text(self.key)} ({self.reason})"
+
+
+@dataclass(frozen=True, slots=True)
+class RemovePrograms:
+    """Lets go of the loaded programs of an object file."""
+
+    object: str
+    """Escaped."""
+    digest: str
+    reason: str
+    last: bool = False
+    """Nothing of the object is wanted any more."""
+
+    def __str__(self) -> str:
+        return (
+            f"unload programs {self.digest[:12]} of object {unescape(self.object)} ({self.reason})"
+        )
+
+
+MapAction = CreateMap | RecreateMap
+LinkAction = Attach | Swap
+Removal = Detach | RemovePrograms
+Restore = RestoreMap | RestoreLink
+Action = Restore | MapAction | LoadObject | LinkAction | Removal
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A transaction: all of it happens, or nothing. Objects that share a new map are in one."""
+
+    maps: tuple[MapAction, ...] = ()
+    loads: tuple[LoadObject, ...] = ()
+    links: tuple[LinkAction, ...] = ()
+    removals: tuple[Removal, ...] = ()
+    """Of what the change replaces; done last, when nothing can fail any more."""
+
+    @property
+    def actions(self) -> tuple[Action, ...]:
+        return (*self.maps, *self.loads, *self.links, *self.removals)
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Something the manifest wants that is not done, and why."""
+
+    kind: str
+    """``map``, ``object`` or ``attachment``."""
+    name: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name}: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    restores: tuple[Restore, ...] = ()
+    changes: tuple[Change, ...] = ()
+    removals: tuple[Removal, ...] = ()
+    """Of what left the manifest, and of what an interrupted reload left behind."""
+    refusals: tuple[Refusal, ...] = ()
+    kept_maps: tuple[str, ...] = ()
+    """Maps that stay as they are, under their ID."""
+
+    @property
+    def actions(self) -> tuple[Action, ...]:
+        """In the order in which they are done."""
+        changes = (action for change in self.changes for action in change.actions)
+        return (*self.restores, *changes, *self.removals)
+
+
+def _key_text(key: LinkKey) -> str:
+    object_name, program, target = (unescape(part) for part in key)
+    return f"{object_name}/{program} at {target}"

@@ -1,0 +1,72 @@
+"""What is after a reload that went well: what was observed before it, with what was done.
+
+Looking at everything once more would cost a third of a large reload; after a failure it is done.
+"""
+
+from dataclasses import dataclass, field, replace
+
+from bpfkeeperd import kernel
+from bpfkeeperd.actions import Detach, Removal, RemovePrograms, Swap
+from bpfkeeperd.desired import Attachment
+from bpfkeeperd.layout import LinkKey, escape
+from bpfkeeperd.observed import Observed, ObservedLink, ObservedMap
+from bpfkeeperd.state import ProgramInfo
+
+
+@dataclass(slots=True)
+class After:
+    """Collects what changes; `observed` gives the whole."""
+
+    before: Observed
+    maps: dict[str, ObservedMap] = field(default_factory=dict)
+    programs: dict[str, dict[str, dict[str, ProgramInfo]]] = field(default_factory=dict)
+    links: dict[LinkKey, ObservedLink] = field(default_factory=dict)
+    gone_links: set[LinkKey] = field(default_factory=set)
+    gone_programs: set[tuple[str, str]] = field(default_factory=set)
+    """Escaped object name and digest."""
+
+    def made_map(self, name: str, fd: int) -> None:
+        info = kernel.map_info(fd)
+        self.maps[name] = ObservedMap(pinned=info, layouts=kernel.btf_layouts(*info.btf))
+
+    def loaded(self, object_name: str, digest: str, programs: dict[str, int]) -> None:
+        """Programs by name, as descriptors."""
+        infos = {escape(name): kernel.program_info(fd) for name, fd in programs.items()}
+        self.programs[escape(object_name)] = {digest: infos}
+
+    def attached(self, attachment: Attachment, fd: int) -> None:
+        """A new link, by its descriptor."""
+        self.links[attachment.key] = ObservedLink(kernel.link_info(fd))
+
+    def swapped(self, action: Swap, prog_fd: int) -> None:
+        if action.key != action.attachment.key:
+            self.gone_links.add(action.key)
+        loaded = self.programs.get(action.attachment.key[0])
+        if loaded is None:
+            prog_id = kernel.program_info(prog_fd).id
+        else:
+            (programs,) = loaded.values()
+            prog_id = programs[action.attachment.key[1]].id
+        self.links[action.attachment.key] = ObservedLink(replace(action.link, prog_id=prog_id))
+
+    def removed(self, removal: Removal) -> None:
+        match removal:
+            case Detach(key):
+                self.gone_links.add(key)
+            case RemovePrograms(object_name, digest):
+                self.gone_programs.add((object_name, digest))
+
+    def observed(self) -> Observed:
+        links = {**self.before.links, **self.links}
+        programs = {**self.before.programs, **self.programs}
+        for object_name, digest in self.gone_programs:
+            if object_name not in self.programs:
+                left = dict(programs[object_name])
+                del left[digest]
+                programs[object_name] = left
+        return replace(
+            self.before,
+            maps={**self.before.maps, **self.maps},
+            programs={name: digests for name, digests in programs.items() if digests},
+            links={key: link for key, link in links.items() if key not in self.gone_links},
+        )

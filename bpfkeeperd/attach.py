@@ -1,0 +1,97 @@
+"""Attaching a program at a target: one function for each kind of hook."""
+
+import errno
+import os
+
+from bpfkeeperd import kernel
+from bpfkeeperd.desired import Attachment
+from bpfkeeperd.entries import CgroupTarget, InterfaceTarget, XdpMode
+from bpfkeeperd.errors import KernelError
+from bpfkeeperd.hooks import HookKind
+
+# enum bpf_xdp_flags of include/uapi/linux/if_link.h
+XDP_FLAGS_SKB_MODE = 2
+XDP_FLAGS_DRV_MODE = 4
+
+_XDP_FLAGS = {
+    XdpMode.AUTO: XDP_FLAGS_DRV_MODE,
+    XdpMode.NATIVE: XDP_FLAGS_DRV_MODE,
+    XdpMode.GENERIC: XDP_FLAGS_SKB_MODE,
+}
+# What drivers answer to a program they cannot run: no XDP at all, or not with this MTU or program.
+_NOT_NATIVE = frozenset({errno.EOPNOTSUPP, errno.EINVAL})
+
+
+def cgroup_path(path: str, mount: str | None) -> str | None:
+    """Where a cgroup's directory is; None when it is relative and no cgroup2 is mounted."""
+    if path.startswith("/"):
+        return path
+    return f"{mount}/{path}" if mount else None
+
+
+def create_link(prog_fd: int, attachment: Attachment) -> tuple[int, str]:
+    """A new link's descriptor, and what there is to say about it (empty: nothing).
+
+    The attachment ends when the last reference to the link goes: pin it.
+
+    Raises:
+        KernelError: the target is gone, taken, or the kernel refuses.
+    """
+    match attachment.target:
+        case CgroupTarget(path):
+            return _cgroup_link(prog_fd, attachment, path), ""
+        case InterfaceTarget(name, netns):
+            with kernel.inside_netns(kernel.netns_path(netns) if netns else None):
+                index = kernel.interface_index(name)
+                return _interface_link(prog_fd, attachment, attachment.target, index)
+
+
+def _cgroup_link(prog_fd: int, attachment: Attachment, path: str) -> int:
+    directory = cgroup_path(path, kernel.cgroup2_mount()) or path
+    try:
+        cgroup = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise KernelError(f"open cgroup {directory}", error.errno or 0) from None
+    with kernel.holding(cgroup):
+        return _create(prog_fd, cgroup, attachment, 0)
+
+
+def _interface_link(
+    prog_fd: int, attachment: Attachment, target: InterfaceTarget, index: int
+) -> tuple[int, str]:
+    if attachment.hook.kind is not HookKind.XDP:
+        return _create(prog_fd, index, attachment, 0), ""
+    try:
+        return _create(prog_fd, index, attachment, _XDP_FLAGS[target.mode]), ""
+    except KernelError as error:
+        if target.mode is not XdpMode.AUTO or error.errno not in _NOT_NATIVE:
+            raise
+        reason = os.strerror(error.errno)
+    fd = _create(prog_fd, index, attachment, XDP_FLAGS_SKB_MODE)
+    return fd, (
+        f"{attachment} runs in generic mode, which is slower: the driver of {target.name}"
+        f" does not run it natively ({reason}); mode: generic says so without a warning"
+    )
+
+
+def _create(prog_fd: int, target: int, attachment: Attachment, flags: int) -> int:
+    try:
+        return kernel.link_create(prog_fd, target, attachment.hook.attach_type, flags)
+    except KernelError as error:
+        remedy = ""
+        match error.errno, attachment.hook.kind:
+            case ((errno.EBUSY | errno.EEXIST), HookKind.XDP):
+                remedy = (
+                    "the interface runs another XDP program, or this one in another mode:"
+                    " detach that first"
+                )
+            case errno.EINVAL, HookKind.TCX:
+                remedy = "the kernel may lack TCX, which came with Linux 6.6"
+            case errno.E2BIG, HookKind.CGROUP:
+                remedy = "a cgroup takes 64 programs of a kind: detach some"
+            case errno.EPERM, HookKind.CGROUP:
+                remedy = (
+                    "a program attached to a parent cgroup forbids it, or one was attached"
+                    " here without BPF_F_ALLOW_MULTI"
+                )
+        raise KernelError(f"attach {attachment}", error.errno, remedy) from None

@@ -1,0 +1,88 @@
+"""`check`: whether a manifest and its objects are right, without asking the kernel."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from bpfkeeperd.compare import Machine
+from bpfkeeperd.desired import ObjectSource, resolve
+from bpfkeeperd.elf import ElfFacts, read_elf
+from bpfkeeperd.errors import KeeperError
+from bpfkeeperd.manifest import read_manifest
+from bpfkeeperd.maptypes import type_name
+from bpfkeeperd.sources import Sources, close_all
+from bpfkeeperd.state import MapSpec, ObjectSpec
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectReport:
+    file: str
+    sha256: str
+    elf: ElfFacts
+    spec: ObjectSpec
+    kept_maps: Mapping[str, str]
+    """ELF name to pin name."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckReport:
+    """What a manifest would keep."""
+
+    file: str
+    objects: Mapping[str, ObjectReport]
+    maps: tuple[str, ...]
+    faults: Mapping[str, str]
+    """Objects that cannot be used, and why."""
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.file}: {len(self.objects)} objects, {len(self.maps)} kept maps"
+            f"{f', {len(self.faults)} objects cannot be used' if self.faults else ''}"
+        ]
+        for name, report in self.objects.items():
+            lines.append(f"object {name}: {report.file} (license {report.elf.license or 'none'})")
+            for spec in report.spec.maps:
+                kept = report.kept_maps.get(spec.name)
+                lines.append(f"  map {_map_text(spec)}{f', kept as {kept}' if kept else ''}")
+            lines += [
+                f"  program {program.name} (section {program.section})"
+                for program in report.spec.programs
+            ]
+        lines += [f"object {name}: {fault}" for name, fault in self.faults.items()]
+        return "\n".join(lines)
+
+
+def check_manifest(path: str) -> CheckReport:
+    """Reads a manifest and its objects, and puts them together.
+
+    Raises:
+        ManifestError: everything that is wrong with the manifest.
+    """
+    manifest = read_manifest(path)
+    sources, opened = Sources().read(manifest)
+    close_all(opened)
+    # Canonical form differs between machines only in sizes, which no check depends on.
+    desired = resolve(manifest, sources, Machine(possible_cpus=1, page_size=4096))
+    faults = dict(desired.faults)
+    objects = {}
+    for name, source in sources.items():
+        if isinstance(source, ObjectSource):
+            try:
+                elf = read_elf(source.data)
+            except KeeperError as error:
+                faults[name] = str(error)
+                continue
+            objects[name] = ObjectReport(
+                manifest.objects[name].file,
+                source.sha256,
+                elf,
+                source.spec,
+                desired.objects[name].maps,
+            )
+    return CheckReport(manifest.file, objects, tuple(desired.maps), faults)
+
+
+def _map_text(spec: MapSpec) -> str:
+    return (
+        f"{spec.name} ({type_name(spec.type)}, key {spec.key_size} B, value {spec.value_size} B,"
+        f" max_entries {spec.max_entries})"
+    )

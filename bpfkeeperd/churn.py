@@ -1,0 +1,81 @@
+"""Which map IDs changed, and why: deduced from what is pinned, not from what was meant. Pure."""
+
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, field, replace
+
+from bpfkeeperd.state import MapIdChange
+
+
+@dataclass(frozen=True, slots=True)
+class MapRecord:
+    """What is remembered of one name."""
+
+    id: int
+    """The map ID last seen."""
+    made: bool = False
+    """The keeper made this pin; it may remove it."""
+    changes: Mapping[MapIdChange, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What bpffs cannot hold, kept in the state file."""
+
+    boot_id: str = ""
+    """The boot in which the IDs below mean something."""
+    maps: Mapping[str, MapRecord] = field(default_factory=dict)
+
+    def last_ids(self, boot_id: str) -> dict[str, int]:
+        """The last ID of each name; none when they are from before this boot."""
+        if boot_id != self.boot_id:
+            return {}
+        return {name: record.id for name, record in self.maps.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class IdChange:
+    name: str
+    old: int
+    new: int
+    reason: MapIdChange
+
+    def __str__(self) -> str:
+        return f"map {self.name} has a new ID: {self.old} became {self.new} ({self.reason})"
+
+
+def follow(
+    memory: Memory,
+    pinned: Mapping[str, int],
+    *,
+    boot_id: str,
+    made: Set[str] = frozenset(),
+    recreated: Set[str] = frozenset(),
+) -> tuple[Memory, tuple[IdChange, ...]]:
+    """Compares the IDs under the names now with the last ones.
+
+    ``made`` are the pins that the keeper made since the last look, ``recreated`` those of them that
+    took the place of another map.
+    """
+    maps = dict(memory.maps)
+    changes = []
+    for name, map_id in pinned.items():
+        record = maps.get(name)
+        if record is None:
+            maps[name] = MapRecord(map_id, made=name in made)
+            continue
+        if boot_id != memory.boot_id:
+            reason = MapIdChange.REBOOT
+        elif map_id == record.id:
+            if name in made and not record.made:
+                maps[name] = replace(record, made=True)
+            continue
+        elif name in recreated:
+            reason = MapIdChange.RECREATED
+        elif name in made:
+            reason = MapIdChange.LOST
+        else:
+            reason = MapIdChange.REPLACED
+        counts = {**record.changes, reason: record.changes.get(reason, 0) + 1}
+        maps[name] = MapRecord(map_id, made=name in made, changes=counts)
+        changes.append(IdChange(name, record.id, map_id, reason))
+    return Memory(boot_id, maps), tuple(changes)

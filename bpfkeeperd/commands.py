@@ -1,0 +1,235 @@
+"""What each command does, and its exit code. Text goes to standard output, errors are raised."""
+
+import json
+import os
+from argparse import Namespace
+from collections.abc import Mapping
+from dataclasses import asdict
+
+from bpfkeeperd.errors import BusyError, KeeperError, ManifestError
+
+OK, FAILED, BAD_MANIFEST, CHANGES, CONFIG = 0, 1, 2, 3, 78
+"""Exit codes; CONFIG (EX_CONFIG) is that of `run` for a manifest that is wrong, which tells the
+service manager not to try again."""
+
+
+def run(options: Namespace) -> int:
+    from bpfkeeperd import service
+    from bpfkeeperd.daemon import Daemon
+
+    service.set_up_log(10 if options.verbose else 20)
+    try:
+        Daemon(options.config, state_directory(options), run_directory(options)).run()
+    except ManifestError as error:
+        service.log.error("%s", error)
+        return CONFIG
+    except KeeperError as error:
+        service.log.error("%s", error)
+        return FAILED
+    return OK
+
+
+def check(options: Namespace) -> int:
+    from bpfkeeperd.check import check_manifest
+
+    report = check_manifest(options.config)
+    print(json.dumps(asdict(report), indent=2) if options.json else report)
+    return FAILED if report.faults else OK
+
+
+def plan(options: Namespace) -> int:
+    from bpfkeeperd.keeper import look
+    from bpfkeeperd.lock import reading
+    from bpfkeeperd.manifest import read_manifest
+
+    manifest = read_manifest(options.config)
+    with reading(f"{manifest.pin_root}/bpfkeeperd"):
+        seen = look(manifest, _memory(options, manifest.pin_root), force=options.force)
+    actions = [str(action) for action in seen.plan.actions]
+    refusals = [str(refusal) for refusal in seen.plan.refusals]
+    if options.json:
+        kept = list(seen.plan.kept_maps)
+        print(json.dumps({"actions": actions, "refusals": refusals, "kept": kept}, indent=2))
+    else:
+        for line in actions:
+            print(line)
+        for line in refusals:
+            print(f"NOT DONE: {line}")
+        if seen.plan.kept_maps:
+            print(f"keep {len(seen.plan.kept_maps)} maps: {', '.join(seen.plan.kept_maps)}")
+        if not actions and not refusals:
+            print("nothing to do")
+    if options.exit_code and actions:
+        return CHANGES
+    return FAILED if refusals else OK
+
+
+def apply(options: Namespace) -> int:
+    from bpfkeeperd.keeper import Keeper
+    from bpfkeeperd.steps import failpoint
+
+    keeper = Keeper(options.config, state_directory(options), failpoint(), lambda: None)
+    try:
+        outcome, changes = keeper.reload(force=options.force)
+    finally:
+        keeper.close()
+    return _print_outcome(options, asdict(outcome), [str(change) for change in changes])
+
+
+def reload(options: Namespace) -> int:
+    from bpfkeeperd.control import control_path, request_reload
+
+    path = control_path(run_directory(options), options.config)
+    outcome = request_reload(
+        path, force=options.force, wait=options.wait, timeout_seconds=options.timeout
+    )
+    if outcome is None:
+        print("reload asked for")
+        return OK
+    return _print_outcome(options, asdict(outcome), [])
+
+
+def _print_outcome(options: Namespace, outcome: dict[str, object], changes: list[str]) -> int:
+    from bpfkeeperd.state import Failure, Outcome, ReloadResult
+
+    outcome["id_changes"] = changes
+    if options.json:
+        print(json.dumps(outcome, indent=2))
+    else:
+        failures = outcome["failures"]
+        assert isinstance(failures, tuple)
+        for key in ("done", "notes", "id_changes", "refusals"):
+            lines = outcome[key]
+            assert isinstance(lines, tuple | list)
+            for line in lines:
+                print(f"NOT DONE: {line}" if key == "refusals" else line)
+        for failure in failures:
+            print(f"FAILED: {failure['message']}")
+            if failure["detail"] and options.verbose:
+                print(failure["detail"])
+        fields = {name: value for name, value in outcome.items() if name != "id_changes"}
+        fields["failures"] = tuple(Failure(**failure) for failure in failures)
+        print(Outcome(**fields).summary)  # type: ignore[arg-type]
+    match outcome["result"]:
+        case ReloadResult.OK:
+            return OK
+        case ReloadResult.REJECTED:
+            return BAD_MANIFEST if options.command == "apply" else FAILED
+        case _:
+            return FAILED
+
+
+def status(options: Namespace) -> int:
+    from bpfkeeperd.render import status_text
+
+    snapshot, problems = _look(options)
+    counts, problem = _counts()
+    if problem:
+        problems = [*problems, problem]
+    if options.json:
+        print(json.dumps({**asdict(snapshot), "problems": problems}, indent=2))
+    else:
+        print(status_text(snapshot, counts, problems))
+    up = all(attachment.up for attachment in snapshot.attachments)
+    return OK if up and all(entry.id is not None for entry in snapshot.maps) else FAILED
+
+
+def maps(options: Namespace) -> int:
+    from bpfkeeperd.render import maps_table
+
+    snapshot, _ = _look(options)
+    counts, problem = _counts()
+    if options.json:
+        rows = [{**asdict(entry), "entries": counts.get(entry.id or 0)} for entry in snapshot.maps]
+        print(json.dumps(rows, indent=2))
+        return OK
+    print(maps_table(snapshot.maps, counts))
+    if problem:
+        print(problem)
+    return OK
+
+
+def unload(options: Namespace) -> int:
+    from bpfkeeperd.layout import Layout
+    from bpfkeeperd.lock import RootLock
+    from bpfkeeperd.manifest import read_manifest
+    from bpfkeeperd.observe import check_pin_root
+    from bpfkeeperd.statefile import read_state, state_path, write_state
+    from bpfkeeperd.unload import unload as take_down
+
+    root = read_manifest(options.config).pin_root
+    if not check_pin_root(root):
+        print("nothing is loaded")
+        return OK
+    path = state_path(state_directory(options), root)
+    try:
+        lock = RootLock(root)
+    except BusyError:
+        raise BusyError("a daemon keeps this pin root: stop it first, then unload") from None
+    with lock:
+        memory, note = read_state(path)
+        lines, remaining = take_down(Layout(root), memory, with_maps=options.maps)
+        if remaining != memory:
+            write_state(path, remaining)
+    for line in [*lines, *([note] if note else [])]:
+        print(line)
+    kept = [name for name, record in remaining.maps.items() if record.made]
+    if kept and not options.maps:
+        print(f"maps stay pinned with their contents: {', '.join(kept)} (unload --maps)")
+    if not lines:
+        print("nothing was loaded")
+    return OK
+
+
+def schema(options: Namespace) -> int:
+    from bpfkeeperd.schema import json_schema
+
+    print(json.dumps(json_schema(), indent=2))
+    return OK
+
+
+def _look(options: Namespace):  # type: ignore[no-untyped-def]
+    from bpfkeeperd.drift import drift
+    from bpfkeeperd.keeper import look
+    from bpfkeeperd.lock import reading
+    from bpfkeeperd.manifest import read_manifest
+    from bpfkeeperd.snapshot import status as snapshot
+    from bpfkeeperd.state import ReloadStatus
+
+    manifest = read_manifest(options.config)
+    memory = _memory(options, manifest.pin_root)
+    with reading(f"{manifest.pin_root}/bpfkeeperd"):
+        seen = look(manifest, memory)
+    now = snapshot(
+        seen.desired,
+        seen.observed,
+        memory,
+        reuses={},
+        drift=drift(seen.plan),
+        reloads=ReloadStatus(),
+    )
+    return now, [str(refusal) for refusal in seen.plan.refusals]
+
+
+def _memory(options: Namespace, pin_root: str):  # type: ignore[no-untyped-def]
+    from bpfkeeperd.statefile import read_state, state_path
+
+    return read_state(state_path(state_directory(options), pin_root))[0]
+
+
+def _counts() -> tuple[Mapping[int, int], str]:
+    from bpfkeeperd.counting import MapCounter
+
+    try:
+        with MapCounter.open() as counter:
+            return counter.counts(), ""
+    except KeeperError as error:
+        return {}, f"map fullness is not shown: {error}"
+
+
+def state_directory(options: Namespace) -> str:
+    return str(options.state_dir or os.environ.get("STATE_DIRECTORY") or "/var/lib/bpfkeeperd")
+
+
+def run_directory(options: Namespace) -> str:
+    return str(options.run_dir or os.environ.get("RUNTIME_DIRECTORY") or "/run/bpfkeeperd")

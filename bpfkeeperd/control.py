@@ -1,0 +1,174 @@
+"""The control socket: how `bpfkeeperd reload` asks the daemon, and learns what came of it.
+
+One request, one answer, each a line of JSON. The socket is named after the manifest's path, so that
+it is found even while the manifest is wrong.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import struct
+from collections.abc import Mapping
+from dataclasses import asdict
+from types import TracebackType
+from typing import Any, Self
+
+from bpfkeeperd.errors import KeeperError, NoDaemonError
+from bpfkeeperd.layout import escape
+from bpfkeeperd.state import Failure, Outcome, ReloadResult
+
+REQUEST_MAX = 4096
+"""Bytes of a request."""
+_PEER = struct.Struct("3i")
+
+
+def control_path(directory: str, manifest_file: str) -> str:
+    """Where the daemon of a manifest listens."""
+    return f"{directory}/{escape(os.path.realpath(manifest_file).strip('/'))}.sock"
+
+
+def _reachable(path: str) -> tuple[str, int]:
+    """The same socket under a path that is short enough for sockaddr_un, and a descriptor of its
+    directory to close afterwards."""
+    directory = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    return f"/proc/self/fd/{directory}/{os.path.basename(path)}", directory
+
+
+class ControlServer:
+    """Listens for requests; a context manager that takes the socket away.
+
+    It never waits for a client: what cannot be read or sent at once is dropped.
+    """
+
+    __slots__ = ("_path", "_socket")
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+        try:
+            os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
+            address, directory = _reachable(path)
+            try:
+                if os.path.lexists(path):  # of a daemon that died: the pin root's lock is ours
+                    os.unlink(path)
+                before = os.umask(0o177)
+                try:
+                    self._socket.bind(address)
+                finally:
+                    os.umask(before)
+            finally:
+                os.close(directory)
+            self._socket.listen(16)
+        except OSError as error:
+            self._socket.close()
+            raise KeeperError(f"cannot listen on {path}: {error.strerror or error}") from None
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def accept(self) -> socket.socket | None:
+        """A client of this user or root; None when there is none."""
+        try:
+            client, _ = self._socket.accept()
+        except OSError:
+            return None
+        client.setblocking(False)
+        peer = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
+        if _PEER.unpack(peer)[1] not in (0, os.geteuid()):
+            client.close()
+            return None
+        return client
+
+    def close(self) -> None:
+        self._socket.close()
+        with contextlib.suppress(OSError):
+            os.unlink(self._path)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def read_request(client: socket.socket) -> dict[str, object] | None:
+    """A client's request; None when it sent none that can be understood."""
+    try:
+        request = json.loads(client.recv(REQUEST_MAX))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return request if isinstance(request, dict) else None
+
+
+def answer(client: socket.socket, outcome: Outcome) -> None:
+    """Sends an outcome, with logs cut to what one message can hold, and hangs up."""
+    data = asdict(outcome)
+    for limit in (64 << 10, 1024, 0):
+        data["failures"] = [
+            {"message": failure.message[: limit + 4096], "detail": failure.detail[-limit:]}
+            for failure in outcome.failures[:100]
+        ]
+        message = json.dumps(data).encode()
+        try:
+            client.send(message)
+            break
+        except OSError:
+            data["done"], data["notes"] = data["done"][:100], data["notes"][:100]
+            data["refusals"] = data["refusals"][:100]
+    client.close()
+
+
+def request_reload(path: str, *, force: bool, wait: bool, timeout_seconds: float) -> Outcome | None:
+    """Has the daemon reload; its outcome, or None when not waiting for it.
+
+    Raises:
+        NoDaemonError: nobody listens.
+        KeeperError: no answer in time.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
+        client.settimeout(timeout_seconds)
+        try:
+            address, directory = _reachable(path)
+            try:
+                client.connect(address)
+            finally:
+                os.close(directory)
+        except (FileNotFoundError, ConnectionRefusedError):
+            raise NoDaemonError(
+                "no daemon runs for this manifest: start it, or use `bpfkeeperd apply`"
+            ) from None
+        except OSError as error:
+            raise KeeperError(f"cannot reach the daemon at {path}: {error.strerror}") from None
+        try:
+            client.send(json.dumps({"command": "reload", "force": force, "wait": wait}).encode())
+            data = client.recv(16 << 20) if wait else b""
+        except TimeoutError:
+            raise KeeperError(
+                f"the daemon gave no answer within {timeout_seconds:g} s: the reload may still be"
+                " under way"
+            ) from None
+        except OSError as error:
+            raise KeeperError(f"cannot talk to the daemon: {error.strerror}") from None
+    if not wait:
+        return None
+    if not data:
+        raise KeeperError("the daemon ended before the reload was over")
+    return _decode(json.loads(data))
+
+
+def _decode(data: Mapping[str, Any]) -> Outcome:
+    return Outcome(
+        result=ReloadResult(data["result"]),
+        done=tuple(data["done"]),
+        failures=tuple(Failure(**failure) for failure in data["failures"]),
+        refusals=tuple(data["refusals"]),
+        notes=tuple(data["notes"]),
+        kept_maps=data["kept_maps"],
+        duration_seconds=data["duration_seconds"],
+    )

@@ -1,0 +1,209 @@
+"""The daemon: one loop that waits for signals, requests and the next look."""
+
+import gc
+import select
+import signal
+import socket
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+
+from bpfkeeperd import service
+from bpfkeeperd.churn import IdChange
+from bpfkeeperd.control import ControlServer, answer, control_path, read_request
+from bpfkeeperd.counting import MapCounter
+from bpfkeeperd.errors import KeeperError
+from bpfkeeperd.httpserver import MetricsServer
+from bpfkeeperd.keeper import Keeper
+from bpfkeeperd.metrics import Metrics
+from bpfkeeperd.service import MessageId, fields, log
+from bpfkeeperd.state import Outcome, ReloadResult
+from bpfkeeperd.steps import failpoint
+
+LOOK_SECONDS = 30.0
+"""How often the daemon looks for drift."""
+REQUEST_SECONDS = 5.0
+"""How long a client of the control socket may take to send its request."""
+
+
+class Daemon:
+    """Serves one manifest until it is told to stop."""
+
+    def __init__(self, manifest_file: str, state_directory: str, run_directory: str) -> None:
+        self._stopping = False
+        self._reload_asked = False
+        self._force = False
+        self._clients: dict[int, tuple[socket.socket, float]] = {}  # that said nothing yet
+        self._waiting: list[socket.socket] = []  # for the next reload's outcome
+        self._drift: Mapping[str, int] = {}
+        self._look_problem = ""
+        self._wake_reader, self._wake_writer = socket.socketpair()
+        self._wake_reader.setblocking(False)
+        self._wake_writer.setblocking(False)
+        self._keeper = Keeper(manifest_file, state_directory, failpoint(), service.notify_long_work)
+        self._control_path = control_path(run_directory, manifest_file)
+
+    def run(self) -> None:
+        """Loads, serves, and returns after SIGTERM or SIGINT; everything stays attached."""
+        with ExitStack() as stack:
+            stack.callback(self._keeper.close)
+            self._catch_signals()
+            control = stack.enter_context(ControlServer(self._control_path))
+            for note in self._keeper.notes:
+                log.warning("%s", note)
+            outcome = self._reload()
+            self._serve_metrics(stack)
+            gc.collect()
+            gc.freeze()  # what is there now stays: no need to look at it again and again
+            service.notify_ready(outcome.summary)
+            self._loop(control)
+            service.notify_stopping()
+            log.info("stopped; programs stay attached and maps stay pinned")
+
+    def _catch_signals(self) -> None:
+        signal.set_wakeup_fd(self._wake_writer.fileno(), warn_on_full_buffer=False)
+        signal.signal(signal.SIGHUP, lambda *_: self._ask_reload())
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self._stop())
+
+    def _ask_reload(self) -> None:
+        self._reload_asked = True
+
+    def _stop(self) -> None:
+        self._stopping = True
+
+    def _serve_metrics(self, stack: ExitStack) -> None:
+        listen = self._keeper.manifest.metrics_listen
+        if listen is None:
+            return
+        counter: MapCounter | None = None
+        try:
+            counter = stack.enter_context(MapCounter.open())
+        except KeeperError as error:
+            log.warning("map fullness is not shown: %s", error)
+        metrics = Metrics(
+            status=lambda: self._keeper.status,
+            counts=counter.counts if counter else dict,
+            counted_by=counter.counted_by if counter else lambda _: "",
+        )
+        server = stack.enter_context(MetricsServer(listen, metrics.render))
+        host, port = server.address
+        log.info("metrics are served at http://%s:%d/metrics", host, port)
+
+    def _loop(self, control: ControlServer) -> None:
+        watchdog = service.watchdog_seconds()
+        tick = min(LOOK_SECONDS, watchdog / 2) if watchdog else LOOK_SECONDS
+        next_look = time.monotonic() + LOOK_SECONDS
+        while not self._stopping:
+            if self._reload_asked:
+                service.notify_reloading()
+                service.notify_ready(self._reload().summary)
+                next_look = time.monotonic() + LOOK_SECONDS
+            elif time.monotonic() >= next_look:
+                self._look()
+                next_look = time.monotonic() + LOOK_SECONDS
+            if watchdog:
+                service.notify_watchdog()
+            timeout = max(0.0, min(tick, next_look - time.monotonic()))
+            if self._clients:
+                timeout = min(timeout, REQUEST_SECONDS)
+            if not self._reload_asked and not self._stopping:
+                self._wait(control, timeout)
+
+    def _wait(self, control: ControlServer, timeout_seconds: float) -> None:
+        poll = select.poll()
+        for fd in (self._wake_reader.fileno(), control.fileno(), *self._clients):
+            poll.register(fd, select.POLLIN)
+        for fd, _ in poll.poll(timeout_seconds * 1000):
+            if fd == self._wake_reader.fileno():
+                self._wake_reader.recv(4096)
+            elif fd == control.fileno():
+                client = control.accept()
+                if client:
+                    deadline = time.monotonic() + REQUEST_SECONDS
+                    self._clients[client.fileno()] = (client, deadline)
+            else:
+                self._serve(self._clients.pop(fd)[0])
+        now = time.monotonic()
+        for fd in [fd for fd, (_, deadline) in self._clients.items() if deadline < now]:
+            self._clients.pop(fd)[0].close()
+
+    def _serve(self, client: socket.socket) -> None:
+        request = read_request(client)
+        if not request or request.get("command") != "reload":
+            client.close()
+            return
+        self._reload_asked = True
+        self._force = self._force or request.get("force") is True
+        if request.get("wait") is True:
+            self._waiting.append(client)
+        else:
+            client.close()
+
+    def _reload(self) -> Outcome:
+        """One reload for everybody who asked before it began."""
+        force, waiting = self._force, self._waiting
+        self._reload_asked, self._force, self._waiting = False, False, []
+        outcome, changes = self._keeper.reload(force=force)
+        _log_outcome(outcome)
+        _log_changes(changes)
+        self._look_problem = ""
+        self._drift = self._keeper.status.drift
+        for client in waiting:
+            answer(client, outcome)
+        return outcome
+
+    def _look(self) -> None:
+        """Reports what changed since the last look: drift, and map IDs."""
+        try:
+            _log_changes(self._keeper.look())
+        except KeeperError as error:
+            if str(error) != self._look_problem:
+                self._look_problem = str(error)
+                log.error("%s", error, extra=fields(MessageId.DRIFT))
+            return
+        if self._look_problem:
+            self._look_problem = ""
+            log.info("the pin root can be read again")
+        drift = self._keeper.status.drift
+        if drift != self._drift:
+            kinds = [f"{kind} {count}" for kind, count in drift.items() if count]
+            text = ", ".join(kinds) or "none any more"
+            log.warning("drift from the manifest: %s", text, extra=fields(MessageId.DRIFT))
+            self._drift = drift
+
+
+def _log_outcome(outcome: Outcome) -> None:
+    for line in outcome.done:
+        log.info("%s", line)
+    for note in outcome.notes:
+        log.warning("%s", note)
+    for failure in outcome.failures:
+        log.error("%s", failure.message)
+        if failure.detail:
+            log.debug("%s", failure.detail)
+    for refusal in outcome.refusals:
+        log.error("%s", refusal)
+    values = fields(
+        {
+            ReloadResult.OK: MessageId.RELOAD_OK,
+            ReloadResult.FAILED: MessageId.RELOAD_FAILED,
+            ReloadResult.REJECTED: MessageId.RELOAD_REJECTED,
+        }[outcome.result],
+        result=outcome.result,
+        kept_maps=outcome.kept_maps,
+    )
+    level = log.info if outcome.result is ReloadResult.OK else log.error
+    level("%s", outcome.summary, extra=values)
+
+
+def _log_changes(changes: tuple[IdChange, ...]) -> None:
+    for change in changes:
+        values = fields(
+            MessageId.MAP_ID_CHANGED,
+            map=change.name,
+            old_id=change.old,
+            new_id=change.new,
+            reason=change.reason,
+        )
+        log.warning("%s", change, extra=values)

@@ -1,0 +1,374 @@
+"""A tree of YAML nodes against the table of fields: values with their places, and every problem.
+
+What a value looks like is settled here, what values mean together is settled in manifest.py.
+"""
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import assert_never
+
+from bpfkeeperd.errors import Mark
+from bpfkeeperd.fields import (
+    Boolean,
+    Either,
+    Integer,
+    Kind,
+    ListOf,
+    MapOf,
+    Struct,
+    Text,
+    Word,
+)
+from bpfkeeperd.values import Fault, short, shown
+from bpfkeeperd.yamlnodes import BrokenNode, Faults, ListNode, MappingNode, Node, ScalarNode
+
+_DECIMAL = re.compile("-?(0|[1-9][0-9]*)")
+_HEX = re.compile("0[xX][0-9a-fA-F]+")
+_DIGITS_MAX = 40
+"""More than any bound has; Python's int() raises at thousands of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What messages call a node, and the mark of its name."""
+
+    label: str
+    mark: Mark
+
+    def under(self, name: str, mark: Mark) -> "Place":
+        """The place of a member or a field."""
+        return Place(f"{self.label}.{short(name)}" if self.label else short(name), mark)
+
+    def item(self, index: int, mark: Mark) -> "Place":
+        """The place of an item of a list, counted from 0."""
+        return Place(f"{self.label}[{index}]", mark)
+
+    def __str__(self) -> str:
+        return self.label or "the manifest"
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A decoded value and where it stands: by its key, or as an item of a list."""
+
+    mark: Mark
+    data: "Data"
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """What stands under a name in a mapping."""
+
+    mark: Mark
+    """Of the name."""
+    value: Value
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """The fields of a struct, defaults filled in."""
+
+    fields: Mapping[str, Value]
+    faulty: bool = False
+    """A field that was written is not among them, since it has a fault."""
+
+    def text(self, name: str) -> str | None:
+        data = self._data(name)
+        return data if isinstance(data, str) else None
+
+    def number(self, name: str) -> int | None:
+        data = self._data(name)
+        return data if isinstance(data, int) else None
+
+    def items(self, name: str) -> tuple[Value, ...]:
+        data = self._data(name)
+        return data if isinstance(data, tuple) else ()
+
+    def members(self, name: str) -> Mapping[str, Member]:
+        data = self._data(name)
+        return data if isinstance(data, dict) else {}
+
+    def record(self, name: str) -> "Record":
+        data = self._data(name)
+        return data if isinstance(data, Record) else Record({})
+
+    def _data(self, name: str) -> "Data | None":
+        value = self.fields.get(name)
+        return value.data if value else None
+
+
+Data = str | int | tuple[Value, ...] | dict[str, Member] | Record
+
+
+Pairs = Sequence[tuple[ScalarNode, Node]]
+ScalarKind = Text | Integer | Boolean | Word
+
+
+def decode(kind: Kind, node: Node, place: Place, faults: Faults) -> Value | None:
+    """The value of a node; None when it has none, which then is in ``faults``.
+
+    A list or mapping of which nothing is written, not even brackets, is an empty one.
+    """
+    if isinstance(node, BrokenNode):
+        return None
+    if isinstance(kind, Either):
+        kind = _chosen(kind, node)
+    if isinstance(kind, Either) or not _has_form(kind, node):
+        faults.add(node.mark, f"{place} must be {_noun(kind)}, not {_form(node)}", _write(kind))
+        return None
+    match kind:
+        case ListOf():
+            items = node.items if isinstance(node, ListNode) else ()
+            return Value(node.mark, _list(kind, items, place, faults))
+        case MapOf():
+            pairs = node.pairs if isinstance(node, MappingNode) else ()
+            return Value(node.mark, _map(kind, pairs, place, faults))
+        case Struct():
+            pairs = node.pairs if isinstance(node, MappingNode) else ()
+            return Value(node.mark, _struct(kind, pairs, place, faults))
+        case Text() | Integer() | Boolean() | Word():
+            return _scalar(kind, node, place, faults) if isinstance(node, ScalarNode) else None
+        case _:
+            assert_never(kind)
+
+
+def _chosen(kind: Either, node: Node) -> Kind:
+    """The kind of several that a node is meant for; all of them where that is not to be told."""
+    for one in kind.kinds:
+        if isinstance(one, Integer) and isinstance(node, ScalarNode) and node.text[:1].isalpha():
+            continue  # a word where a number or a list of words can stand: brackets are missing
+        if _has_form(one, node):
+            return one
+    return kind
+
+
+def _has_form(kind: Kind, node: Node) -> bool:
+    """Whether a node is of the form (scalar, list, mapping) that a kind has."""
+    null = isinstance(node, ScalarNode) and node.is_null
+    match kind:
+        case ListOf():
+            return null or isinstance(node, ListNode)
+        case MapOf() | Struct():
+            return null or isinstance(node, MappingNode)
+        case Text() | Integer() | Boolean() | Word():
+            return isinstance(node, ScalarNode)
+        case Either():
+            return any(_has_form(one, node) for one in kind.kinds)
+        case _:
+            assert_never(kind)
+
+
+def _noun(kind: Kind) -> str:
+    match kind:
+        case ListOf():
+            return "a list"
+        case MapOf() | Struct():
+            return "a mapping"
+        case Text() | Word():
+            return "text"
+        case Integer():
+            return "an integer"
+        case Boolean():
+            return "true or false"
+        case Either():
+            return " or ".join(_noun(one) for one in kind.kinds)
+        case _:
+            assert_never(kind)
+
+
+def _form(node: Node) -> str:
+    match node:
+        case ListNode():
+            return "a list"
+        case MappingNode():
+            return "a mapping"
+        case ScalarNode() as scalar:
+            return shown(scalar.text)
+        case BrokenNode():
+            return "something else"
+        case _:
+            assert_never(node)
+
+
+def _write(kind: Kind) -> str:
+    match kind:
+        case ListOf(example=example) | MapOf(example=example) | Struct(example=example):
+            return f"write {example}" if example else ""
+        case Word():
+            return _one_of(kind.choices)
+        case Either(kinds=kinds):
+            return " or ".join(filter(None, (_write(one) for one in kinds)))
+        case _:
+            return ""
+
+
+def _list(kind: ListOf, nodes: Sequence[Node], place: Place, faults: Faults) -> tuple[Value, ...]:
+    values = (
+        decode(kind.item, node, place.item(index, node.mark), faults)
+        for index, node in enumerate(nodes)
+    )
+    return tuple(value for value in values if value is not None)
+
+
+def _map(kind: MapOf, pairs: Pairs, place: Place, faults: Faults) -> dict[str, Member]:
+    members: dict[str, Member] = {}
+    for key, node in _unique(pairs, place, faults):
+        name = kind.key.check(key.text)
+        value = decode(kind.value, node, place.under(key.text, key.mark), faults)
+        if isinstance(name, Fault):
+            faults.add(key.mark, f"a name in {place} {name.message}", name.remedy)
+        elif value is not None:
+            members[name] = Member(key.mark, value)
+    return members
+
+
+def _unique(pairs: Pairs, place: Place, faults: Faults) -> Iterator[tuple[ScalarNode, Node]]:
+    """The pairs of a mapping; a key that was there already is reported and left out."""
+    first: dict[str, Mark] = {}
+    for key, node in pairs:
+        mark = first.setdefault(key.text, key.mark)
+        if mark is key.mark:
+            yield key, node
+        else:
+            message = f"{place} has {shown(key.text)} twice"
+            faults.add(key.mark, message, f"the first is at {mark}, remove one of them")
+
+
+def _struct(kind: Struct, pairs: Pairs, place: Place, faults: Faults) -> Record:
+    by_name = {field.name: field for field in kind.fields}
+    fields: dict[str, Value] = {}
+    given: dict[str, Mark] = {}
+    for key, node in _unique(pairs, place, faults):
+        field = by_name.get(key.text)
+        if field is None:
+            remedy = kind.elsewhere.get(key.text) or _did_you_mean(key.text, tuple(by_name))
+            faults.add(key.mark, f"{place} has no field {shown(key.text)}", remedy)
+            # The field that was meant is not missing on top of that.
+            given.setdefault(_nearest(key.text, tuple(by_name)), key.mark)
+            continue
+        given[field.name] = key.mark
+        value = decode(field.kind, node, place.under(field.name, key.mark), faults)
+        if value is not None:
+            fields[field.name] = Value(key.mark, value.data)
+    _check_presence(kind, given, place, faults)
+    faulty = given.keys() - fields.keys()
+    for field in kind.fields:
+        if field.name not in given and field.default is not None:
+            fields[field.name] = Value(place.mark, field.default)
+        elif field.name not in given and isinstance(field.kind, Struct) and not field.required:
+            nested = _struct(field.kind, (), place.under(field.name, place.mark), faults)
+            fields[field.name] = Value(place.mark, nested)
+    return Record(fields, bool(faulty))
+
+
+def _check_presence(kind: Struct, given: Mapping[str, Mark], place: Place, faults: Faults) -> None:
+    """Reports the fields that are missing, on their own account or on another field's."""
+    for field in kind.fields:
+        if field.required and field.name not in given:
+            remedy = _write(kind) if place.label else f"begin the file with {kind.example}"
+            faults.add(place.mark, f"{place} has no {field.name}", remedy)
+    chosen = [name for name in kind.one_of if name in given]
+    if kind.one_of and not chosen:
+        message = f"{place} has none of {', '.join(kind.one_of)}"
+        faults.add(place.mark, message, _write(kind))
+    for name in chosen[1:]:
+        message = f"{place} has both {chosen[0]} and {name}"
+        faults.add(given[name], message, "keep one, and write the other as an item of its own")
+    known = set(given) if chosen else {*given, *kind.one_of}
+    for field in kind.fields:
+        missing = [name for name in field.needs if name not in known]
+        if field.name in given and missing:
+            known.update(missing)
+            message = f"{place} has {field.name} but no {' and no '.join(missing)}"
+            remedy = f"add {' and '.join(missing)}, or remove {field.name}"
+            faults.add(given[field.name], message, remedy)
+
+
+def _scalar(kind: ScalarKind, node: ScalarNode, place: Place, faults: Faults) -> Value | None:
+    data = _scalar_data(kind, node)
+    if isinstance(data, Fault):
+        faults.add(node.mark, f"{place} {data.message}", data.remedy)
+        return None
+    return Value(node.mark, data)
+
+
+def _scalar_data(kind: ScalarKind, node: ScalarNode) -> str | int | Fault:
+    if node.is_null:
+        return Fault("has no value", "write one, or leave it out if it is optional")
+    match kind:
+        case Text():
+            return kind.check(node.text)
+        case Integer():
+            return _integer(kind, node)
+        case Boolean():
+            return _boolean(node)
+        case Word():
+            return _word(kind, node.text)
+        case _:
+            assert_never(kind)
+
+
+def _integer(kind: Integer, node: ScalarNode) -> int | Fault:
+    text = node.text
+    if not (_DECIMAL.fullmatch(text) or _HEX.fullmatch(text)):
+        return Fault(f"must be an integer, not {shown(text)}", _integer_remedy(kind, text))
+    if not node.plain:
+        return Fault(f"must be an integer, not the text {shown(text)}", "write it without quotes")
+    number = int(text, 0) if len(text) <= _DIGITS_MAX else None
+    if number is not None and kind.low <= number <= kind.high:
+        return number
+    bounds = f"{kind.low}" if kind.low == kind.high else f"from {kind.low} to {kind.high}"
+    return Fault(f"must be {bounds}, not {text if number is not None else shown(text)}")
+
+
+def _integer_remedy(kind: Integer, text: str) -> str:
+    if kind.low == kind.high:
+        return f"write {kind.low}"
+    if re.fullmatch("0[0-7]+", text) and len(text) <= _DIGITS_MAX:
+        decimal = text.lstrip("0") or "0"
+        return f"write {decimal}, or {int(text, 8):#x} if it was meant as octal"
+    digits = re.sub("[_, ]", "", text)
+    if len(text) <= _DIGITS_MAX and _DECIMAL.fullmatch(digits):
+        return f"write {digits}"
+    return "write decimal digits, or hexadecimal ones after 0x"
+
+
+def _boolean(node: ScalarNode) -> bool | Fault:
+    if node.plain and node.text in ("true", "false"):
+        return node.text == "true"
+    word = node.text.lower()
+    remedy = ""
+    if word in ("yes", "on", "1", "true", "y"):
+        remedy = "write true, without quotes"
+    if word in ("no", "off", "0", "false", "n"):
+        remedy = "write false, without quotes"
+    return Fault(f"must be true or false, not {shown(node.text)}", remedy)
+
+
+def _word(kind: Word, text: str) -> str | Fault:
+    if text in kind.choices:
+        return text
+    if text in kind.refused:
+        return kind.refused[text]
+    return Fault(f"cannot be {shown(text)}", _did_you_mean(text, kind.choices))
+
+
+def _did_you_mean(word: str, known: Sequence[str]) -> str:
+    """The nearest of the known words; all of them where none is near."""
+    near = _nearest(word, known)
+    return f"did you mean {near}?" if near else _one_of(known)
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
+    """The one that was probably meant; empty where none is near."""
+    word = word.lower().removeprefix("bpf_map_type_").removeprefix("bpf_f_")
+    # The comparison takes quadratic time, and what is that long is no slip of the hand.
+    near = difflib.get_close_matches(word, known, n=1) if len(word) <= 40 else []
+    return near[0] if near else ""
+
+
+def _one_of(words: Sequence[str]) -> str:
+    *others, last = words
+    return f"write {', '.join(others)} or {last}" if others else f"write {last}"

@@ -1,0 +1,67 @@
+"""What a plan says about now: how many differences of which kind from the manifest. Pure."""
+
+from collections import Counter
+from collections.abc import Mapping
+
+from bpfkeeperd.actions import (
+    Action,
+    Attach,
+    CreateMap,
+    Detach,
+    LoadObject,
+    Plan,
+    RecreateMap,
+    RemovePrograms,
+    RestoreLink,
+    RestoreMap,
+    Swap,
+)
+
+KINDS = (
+    "map_missing",
+    "map_differs",
+    "map_pin_lost",
+    "object_not_loaded",
+    "object_held_back",
+    "attachment_missing",
+    "attachment_replaced",
+    "attachment_pin_lost",
+    "target_missing",
+    "leftover",
+)
+
+
+def drift(plan: Plan) -> Mapping[str, int]:
+    """Every kind with its number; all zero when everything is as the manifest says."""
+    counts = Counter(dict.fromkeys(KINDS, 0))
+    for action in plan.actions:
+        counts[_kind(action)] += 1
+    for refusal in plan.refusals:
+        match refusal.kind:
+            case "map":
+                counts["map_differs"] += 1
+            case "object":
+                counts["object_held_back"] += 1
+            case _:
+                counts["target_missing"] += 1
+    return counts
+
+
+def _kind(action: Action) -> str:
+    match action:
+        case RestoreMap():
+            return "map_pin_lost"
+        case RestoreLink():
+            return "attachment_pin_lost"
+        case CreateMap():
+            return "map_missing"
+        case RecreateMap():
+            return "map_differs"
+        case LoadObject():
+            return "object_not_loaded"
+        case Attach():
+            return "attachment_missing"
+        case Swap():
+            return "attachment_replaced"
+        case Detach() | RemovePrograms():
+            return "leftover"

@@ -1,0 +1,127 @@
+"""What a manifest says, decoded: plain values, each with the place where it stands."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from bpfkeeperd.errors import Mark
+
+DEFAULT_PIN_ROOT = "/sys/fs/bpf"
+DEFAULT_METRICS_LISTEN = "127.0.0.1:9435"
+
+NOWHERE = Mark(file="", line=0, column=0)
+
+
+class MismatchPolicy(StrEnum):
+    """What to do with a pinned map whose definition differs from the wanted one."""
+
+    FAIL = "fail"
+    """Touch nothing, hold back every object that uses the map, say what differs."""
+    RECREATE = "recreate"
+    """Make a new, empty map under the name: the contents are lost."""
+
+
+class XdpMode(StrEnum):
+    """Where in the receive path an XDP program runs."""
+
+    AUTO = "auto"
+    """In the driver where it can, else in the generic path, which is said aloud."""
+    NATIVE = "native"
+    GENERIC = "generic"
+
+
+@dataclass(frozen=True, slots=True)
+class CgroupTarget:
+    """A cgroup v2 directory: absolute, or relative to the cgroup2 mount."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class InterfaceTarget:
+    """A network interface by name, in the daemon's network namespace or in another."""
+
+    name: str
+    netns: str | None = None
+    """A name under /run/netns or an absolute path to a namespace file."""
+    mode: XdpMode = XdpMode.AUTO
+    """For XDP only."""
+
+
+Target = CgroupTarget | InterfaceTarget
+
+
+@dataclass(frozen=True, slots=True)
+class AttachEntry:
+    target: Target
+    mark: Mark = field(default=NOWHERE, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramEntry:
+    """What the manifest wants of one program; without ``attach`` it is loaded and pinned only."""
+
+    name: str
+    attach: tuple[AttachEntry, ...] = ()
+    mark: Mark = field(default=NOWHERE, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectEntry:
+    name: str
+    file: str
+    """Absolute; what was relative in the manifest is relative to the file it stands in."""
+    sha256: str | None = None
+    """64 lower-case hex digits: refuse any other file."""
+    pin_maps: Mapping[str, str] = field(default_factory=dict)
+    """ELF map name to pin name, besides the maps the object declares LIBBPF_PIN_BY_NAME."""
+    programs: Mapping[str, ProgramEntry] = field(default_factory=dict)
+    mark: Mark = field(default=NOWHERE, compare=False)
+    pin_marks: Mapping[str, Mark] = field(default_factory=dict, compare=False)
+    """For each ELF name in ``pin_maps``, where it stands."""
+
+
+@dataclass(frozen=True, slots=True)
+class MapDefinition:
+    """A map of the manifest's own, created by the keeper."""
+
+    type: str
+    """As in bpftool and libbpf, lower case without the prefix: ``hash``, ``lru_hash``."""
+    key_size: int
+    value_size: int
+    max_entries: int
+    flags: int = 0
+    map_extra: int = 0
+    numa_node: int | None = None
+    entries: tuple[tuple[int, int], ...] = ()
+    """(key, value) as unsigned integers, stored in the machine's byte order, at creation only."""
+
+
+@dataclass(frozen=True, slots=True)
+class MapEntry:
+    name: str
+    """The pin name."""
+    on_mismatch: MismatchPolicy
+    definition: MapDefinition | None = None
+    """None: an object declares the map, this entry only says its policy."""
+    mark: Mark = field(default=NOWHERE, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """One manifest with its drop-ins merged."""
+
+    file: str
+    """Absolute path of the main file."""
+    pin_root: str = DEFAULT_PIN_ROOT
+    metrics_listen: tuple[str, int] | None = ("127.0.0.1", 9435)
+    """None: no metrics endpoint (``listen: none``)."""
+    on_mismatch: MismatchPolicy = MismatchPolicy.FAIL
+    """For maps without an entry of their own."""
+    maps: Mapping[str, MapEntry] = field(default_factory=dict)
+    objects: Mapping[str, ObjectEntry] = field(default_factory=dict)
+
+    def policy(self, map_name: str) -> MismatchPolicy:
+        """The policy of a map, by its pin name."""
+        entry = self.maps.get(map_name)
+        return entry.on_mismatch if entry else self.on_mismatch

@@ -1,0 +1,104 @@
+"""Descriptors that a daemon holds of everything it keeps.
+
+A pin is one reference and can be removed by hand or with its whole bpffs. A held descriptor keeps a
+map with its contents, and a link with its program, alive until the pin is restored.
+"""
+
+import os
+from collections.abc import Collection
+from types import TracebackType
+from typing import Self
+
+from bpfkeeperd import kernel
+from bpfkeeperd.desired import Desired
+from bpfkeeperd.layout import Layout, LinkKey
+from bpfkeeperd.observed import Observed
+from bpfkeeperd.state import LinkInfo, MapInfo
+
+
+class Held:
+    """Maps by name, links by key; a context manager that closes them all."""
+
+    __slots__ = ("_links", "_maps")
+
+    def __init__(self) -> None:
+        self._maps: dict[str, tuple[int, int]] = {}  # name: (map ID, descriptor)
+        self._links: dict[LinkKey, tuple[int, int]] = {}
+
+    def map_fd(self, name: str, map_id: int) -> int | None:
+        """The held descriptor, if it is of this map; it stays this object's."""
+        held = self._maps.get(name)
+        return held[1] if held and held[0] == map_id else None
+
+    def link_fd(self, key: LinkKey, link_id: int) -> int | None:
+        """The held descriptor, if it is of this link; it stays this object's."""
+        held = self._links.get(key)
+        return held[1] if held and held[0] == link_id else None
+
+    def map_info(self, name: str) -> MapInfo | None:
+        """Of the map that is held under a name, pinned or not."""
+        held = self._maps.get(name)
+        return kernel.map_info(held[1]) if held else None
+
+    def link_infos(self, besides: Collection[LinkKey]) -> dict[LinkKey, LinkInfo]:
+        """Of the held links that are not among those found pinned."""
+        return {
+            key: kernel.link_info(fd) for key, (_, fd) in self._links.items() if key not in besides
+        }
+
+    def follow(self, observed: Observed, layout: Layout, desired: Desired) -> None:
+        """Takes hold of what is pinned now, and lets go of what nobody wants any more.
+
+        A map or link that is wanted and whose pin is gone stays held.
+        """
+        for name in [name for name in self._maps if name not in desired.maps]:
+            os.close(self._maps.pop(name)[1])
+        for name, found in observed.maps.items():
+            held = self._maps.get(name)
+            if found.pinned is None or (held and held[0] == found.pinned.id):
+                continue
+            opened = kernel.pinned_map(layout.map(name))
+            if opened:
+                if held:
+                    os.close(held[1])
+                self._maps[name] = (opened[1].id, opened[0])
+        self._follow_links(observed, layout, desired)
+
+    def _follow_links(self, observed: Observed, layout: Layout, desired: Desired) -> None:
+        wanted = desired.link_keys()
+        for key in list(self._links):
+            link = observed.links.get(key)
+            if key not in wanted and not (link and link.pinned):
+                self.drop_link(key)
+        for key, link in observed.links.items():
+            held = self._links.get(key)
+            if not link.pinned or (held and held[0] == link.info.id):
+                continue
+            fd = kernel.pinned(layout.link_at(key), kernel.PinKind.LINK)
+            if fd is not None:
+                if held:
+                    os.close(held[1])
+                self._links[key] = (link.info.id, fd)
+
+    def drop_link(self, key: LinkKey) -> None:
+        """Lets go of a link that was detached."""
+        held = self._links.pop(key, None)
+        if held:
+            os.close(held[1])
+
+    def close(self) -> None:
+        for _, fd in (*self._maps.values(), *self._links.values()):
+            os.close(fd)
+        self._maps.clear()
+        self._links.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,334 @@
+"""The metrics endpoint: an HTTP server whose cost no client can drive up.
+
+One thread serves all connections with a selector. A client that says nothing, says it slowly or
+does not take its answer holds a descriptor for a short while and never a thread, so that scrapes
+go on beside any number of them; a thread for each connection, even with a bound on their number,
+would let those clients have all of them.
+"""
+
+import contextlib
+import errno
+import logging
+import os
+import selectors
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from email.utils import formatdate
+from http import HTTPStatus
+from types import TracebackType
+from typing import Self
+
+from bpfkeeperd.errors import KeeperError
+
+log = logging.getLogger(__name__)
+
+REQUEST_SECONDS = 2.0
+"""From accept until the request must be there, whole."""
+ANSWER_SECONDS = 8.0
+"""From then on until the client must have taken the answer; Prometheus itself waits 10 s."""
+REQUEST_BYTES = 8192
+"""Request line and headers together."""
+CONNECTIONS = 128
+ANSWERS = 16
+"""Connections that have yet to take their answer: each holds a text of its own."""
+GRACE_SECONDS = 0.1
+"""How long a connection is safe from being closed in favour of a new one."""
+CLOSE_SECONDS = 5.0
+"""How long closing waits for a scrape that is being rendered."""
+_ACCEPTS_A_TURN = 16
+_BACKLOG = 1024
+
+Render = Callable[[], tuple[bytes, str]]
+"""Gives the text of a scrape, and its content type."""
+
+
+@dataclass(slots=True, eq=False)
+class _Connection:
+    socket: socket.socket
+    accepted: float
+    deadline: float
+    request: bytes = b""
+    answer: memoryview = field(default_factory=lambda: memoryview(b""))
+    """What of the answer is still to be sent."""
+    answered: bool = False
+    """All is sent; the rest of what the client says is read and dropped."""
+
+
+class MetricsServer:
+    """Answers GET and HEAD of /metrics from its own thread, until it is closed.
+
+    Args:
+        listen: Host and port, or a listening TCP socket, which the server then owns.
+        render: Called in the server's thread for each scrape.
+
+    Raises:
+        KeeperError: it cannot listen there.
+    """
+
+    def __init__(self, listen: tuple[str, int] | socket.socket, render: Render) -> None:
+        self._render = render
+        self._connections: dict[socket.socket, _Connection] = {}  # in the order of their accept
+        self._listener = (
+            _inherited(listen) if isinstance(listen, socket.socket) else _listening(*listen)
+        )
+        self._listener.setblocking(False)
+        self.address: tuple[str, int] = self._listener.getsockname()[:2]
+        """Host and port as they are, also when port 0 or an inherited socket was asked for."""
+        self._selector = selectors.DefaultSelector()
+        self._closing, self._close_signal = socket.socketpair()
+        self._selector.register(self._closing, selectors.EVENT_READ)
+        self._listening = False
+        self._warned = False
+        self._thread = threading.Thread(target=self._serve, name="metrics", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stops serving and frees the port; a second call does nothing."""
+        with contextlib.suppress(OSError):
+            self._close_signal.send(b"x")
+        self._thread.join(CLOSE_SECONDS)
+        self._close_signal.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _serve(self) -> None:
+        try:
+            while self._turn():
+                pass
+        finally:
+            for connection in list(self._connections.values()):
+                self._drop(connection)
+            self._selector.close()
+            self._listener.close()
+            self._closing.close()
+
+    def _turn(self) -> bool:
+        """One round of what can be done now; False when the server is to close."""
+        self._listen(self._has_room())
+        for key, _ in self._selector.select(self._patience()):
+            if key.fileobj is self._closing:
+                return False
+            if key.fileobj is self._listener:
+                self._accept()
+            else:
+                self._advance(key.data)
+        now = time.monotonic()
+        for connection in list(self._connections.values()):
+            if now >= connection.deadline:
+                self._drop(connection)
+        return True
+
+    def _oldest(self) -> _Connection | None:
+        return next(iter(self._connections.values()), None)
+
+    def _has_room(self) -> bool:
+        """Whether one more connection can be taken, if need be in the place of the oldest."""
+        oldest = self._oldest()
+        return (
+            oldest is None
+            or len(self._connections) < CONNECTIONS
+            or time.monotonic() >= oldest.accepted + GRACE_SECONDS
+        )
+
+    def _patience(self) -> float | None:
+        """Seconds until something is due even if no socket has news."""
+        due = [connection.deadline for connection in self._connections.values()]
+        oldest = self._oldest()
+        if oldest is not None and not self._listening:
+            due.append(oldest.accepted + GRACE_SECONDS)
+        return max(0.0, min(due) - time.monotonic()) if due else None
+
+    def _listen(self, wanted: bool) -> None:
+        """Newcomers that there is no room for wait in the kernel's backlog, not here."""
+        if wanted and not self._listening:
+            self._selector.register(self._listener, selectors.EVENT_READ)
+        elif not wanted and self._listening:
+            self._selector.unregister(self._listener)
+        self._listening = wanted
+
+    def _accept(self) -> None:
+        """Takes waiting connections, in small lots: those that are here speak in between.
+
+        When the house is full, the one that has been here longest goes: a real scraper sends its
+        request at once and takes its answer at once, so it is the least likely to be one.
+        """
+        for _ in range(_ACCEPTS_A_TURN):
+            if not self._has_room():
+                return
+            try:
+                accepted, _ = self._listener.accept()
+            except OSError as error:
+                self._not_accepted(error)
+                return
+            if len(self._connections) >= CONNECTIONS:
+                self._drop_oldest()
+            accepted.setblocking(False)
+            now = time.monotonic()
+            connection = _Connection(accepted, now, now + REQUEST_SECONDS)
+            self._connections[accepted] = connection
+            self._selector.register(accepted, selectors.EVENT_READ, connection)
+
+    def _not_accepted(self, error: OSError) -> None:
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+            if not self._warned:
+                log.warning("cannot accept a metrics connection: %s", error.strerror)
+                self._warned = True
+            self._drop_oldest()
+            time.sleep(0.1)  # the connection still waits: without a pause this would spin
+
+    def _drop_oldest(self) -> None:
+        oldest = self._oldest()
+        if oldest is not None:
+            self._drop(oldest)
+
+    def _drop(self, connection: _Connection) -> None:
+        del self._connections[connection.socket]
+        self._selector.unregister(connection.socket)
+        connection.socket.close()
+
+    def _advance(self, connection: _Connection) -> None:
+        if connection.socket not in self._connections:
+            return  # made room for another in this very turn
+        try:
+            if connection.answered:
+                going_on = bool(connection.socket.recv(REQUEST_BYTES))
+            elif connection.answer:
+                going_on = self._send(connection)
+            else:
+                going_on = self._receive(connection)
+        except BlockingIOError:
+            return
+        except OSError:  # the client went away, in one of many ways
+            going_on = False
+        if not going_on:
+            self._drop(connection)
+
+    def _receive(self, connection: _Connection) -> bool:
+        received = connection.socket.recv(REQUEST_BYTES + 1 - len(connection.request))
+        if not received:
+            return False
+        connection.request += received
+        head, end, _ = connection.request.partition(b"\r\n\r\n")
+        if not end and len(connection.request) <= REQUEST_BYTES:
+            return True
+        untaken = [other for other in self._connections.values() if other.answer]
+        if len(untaken) >= ANSWERS:
+            self._drop(untaken[0])
+        connection.answer = memoryview(
+            self._answer(head) if end else _response(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+        )
+        connection.request = b""
+        connection.deadline = time.monotonic() + ANSWER_SECONDS
+        self._selector.modify(connection.socket, selectors.EVENT_WRITE, connection)
+        return self._send(connection)
+
+    def _send(self, connection: _Connection) -> bool:
+        sent = connection.socket.send(connection.answer)
+        connection.answer = connection.answer[sent:]
+        if not connection.answer:
+            # Closing now, with something of the client's unread, would make the kernel send a
+            # reset, which can overtake the answer: wait for the client to close.
+            connection.answered = True
+            connection.deadline = min(connection.deadline, time.monotonic() + REQUEST_SECONDS)
+            connection.socket.shutdown(socket.SHUT_WR)
+            self._selector.modify(connection.socket, selectors.EVENT_READ, connection)
+        return True
+
+    def _answer(self, head: bytes) -> bytes:
+        words = head.partition(b"\r\n")[0].split(b" ")
+        if len(words) != 3 or not words[2].startswith(b"HTTP/1."):
+            return _response(HTTPStatus.BAD_REQUEST)
+        method, target, _ = words
+        if target.partition(b"?")[0] != b"/metrics":
+            return _response(HTTPStatus.NOT_FOUND, with_body=method != b"HEAD")
+        if method not in (b"GET", b"HEAD"):
+            return _response(HTTPStatus.METHOD_NOT_ALLOWED)
+        try:
+            body, content_type = self._render()
+        except Exception:
+            log.exception("cannot render the metrics")
+            return _response(HTTPStatus.INTERNAL_SERVER_ERROR, with_body=method != b"HEAD")
+        return _response(HTTPStatus.OK, body, content_type, with_body=method != b"HEAD")
+
+
+def _response(
+    status: HTTPStatus,
+    body: bytes | None = None,
+    content_type: str = "text/plain; charset=utf-8",
+    *,
+    with_body: bool = True,
+) -> bytes:
+    if body is None:
+        body = f"{status.value} {status.phrase}\n".encode()
+    lines = [
+        f"HTTP/1.1 {status.value} {status.phrase}",
+        f"Date: {formatdate(usegmt=True)}",
+        f"Content-Type: {content_type}",
+        f"Content-Length: {len(body)}",
+        "Connection: close",
+    ]
+    if status is HTTPStatus.METHOD_NOT_ALLOWED:
+        lines.append("Allow: GET, HEAD")
+    head = "\r\n".join(lines).encode() + b"\r\n\r\n"
+    return head + body if with_body else head
+
+
+_REMEDIES = {
+    errno.EADDRINUSE: "another process listens there (ss -ltnp names it): stop it, or choose"
+    " another port in metrics.listen",
+    errno.EADDRNOTAVAIL: "no interface of this machine has this address: correct metrics.listen",
+    errno.EACCES: "ports below 1024 take CAP_NET_BIND_SERVICE: choose another in metrics.listen",
+}
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise KeeperError(
+            f"cannot listen on {place}: {reason}: write an address of this machine into"
+            " metrics.listen"
+        ) from error
+    family, kind, protocol, _, address = found[0]
+    try:
+        listener = socket.socket(family, kind, protocol)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(_BACKLOG)
+        except BaseException:
+            listener.close()
+            raise
+    except OSError as error:
+        number = error.errno or 0
+        text = f"cannot listen on {place}: {os.strerror(number)}"
+        remedy = _REMEDIES.get(number, "")
+        raise KeeperError(f"{text}: {remedy}" if remedy else text) from error
+    return listener
+
+
+def _inherited(listener: socket.socket) -> socket.socket:
+    if (
+        listener.family not in (socket.AF_INET, socket.AF_INET6)
+        or listener.type != socket.SOCK_STREAM
+        or not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    ):
+        raise KeeperError(
+            "cannot serve metrics on the inherited socket: it is no listening TCP socket:"
+            " correct ListenStream= of the socket unit"
+        )
+    return listener

@@ -1,0 +1,244 @@
+"""The bpf(2) commands that the keeper uses, each a thin function that raises `KernelError`."""
+
+import errno
+import functools
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from bpfkeeperd._libbpf import ffi, lib
+from bpfkeeperd.errors import KernelError
+from bpfkeeperd.kernel.scan import PinKind
+from bpfkeeperd.maptypes import type_name
+from bpfkeeperd.state import LinkInfo, MapInfo, ProgramInfo
+
+TRACE_ITER = 28
+"""BPF_TRACE_ITER of ``enum bpf_attach_type``."""
+
+lib.keeper_init()
+
+_KIND_NAMES = {PinKind.MAP: "a map", PinKind.PROGRAM: "a program", PinKind.LINK: "a link"}
+
+
+def _checked(result: int, action: str, remedy: str = "") -> int:
+    if result < 0:
+        raise KernelError(action, -result, remedy)
+    return result
+
+
+@contextmanager
+def holding(fd: int) -> Iterator[int]:
+    """Closes a descriptor at the end of the block."""
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def pinned(path: str, kind: PinKind) -> int | None:
+    """A descriptor of what is pinned at a path; None when nothing is.
+
+    BPF_OBJ_GET returns any kind of object, and a program's info can pass for a map's, so the kind
+    is checked.
+
+    Raises:
+        KernelError: the pin cannot be opened, or is of another kind (EINVAL).
+    """
+    fd: int = lib.bpf_obj_get(os.fsencode(path))
+    if fd == -errno.ENOENT:
+        return None
+    _checked(fd, f"open the pin {path}")
+    actual = lib.keeper_kind(fd)
+    if actual == kind:
+        return fd
+    os.close(fd)
+    found = _KIND_NAMES.get(actual, "something else")
+    raise KernelError(
+        f"use the pin {path}",
+        errno.EINVAL,
+        f"it holds {found}, not {_KIND_NAMES[kind]}: move it away or choose another name",
+    )
+
+
+def pinned_map(path: str) -> tuple[int, MapInfo] | None:
+    """A pinned map's descriptor and info; None when nothing is pinned there."""
+    fd = pinned(path, PinKind.MAP)
+    if fd is None:
+        return None
+    try:
+        return fd, map_info(fd)
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def pin(fd: int, path: str) -> None:
+    """Pins an object; an existing pin is an error (EEXIST), never replaced."""
+    _checked(lib.bpf_obj_pin(fd, os.fsencode(path)), f"pin at {path}")
+
+
+def map_info(fd: int) -> MapInfo:
+    """What the kernel says of a map, without the layouts of its BTF (see `btf_layouts`)."""
+    info = ffi.new("struct keeper_map_info *")
+    _checked(lib.keeper_map_info(fd, info), "read a map's info")
+    return MapInfo(
+        id=info.id,
+        name=ffi.string(info.name).decode("utf-8", "replace"),
+        type=info.type,
+        key_size=info.key_size,
+        value_size=info.value_size,
+        max_entries=info.max_entries,
+        flags=info.flags,
+        map_extra=info.map_extra,
+        btf=(info.btf_id, info.btf_key_type_id, info.btf_value_type_id),
+    )
+
+
+@functools.lru_cache(maxsize=4096)
+def btf_layouts(btf_id: int, key_type: int, value_type: int) -> tuple[str | None, str | None]:
+    """The layouts of a map's key and value from the kernel's BTF; None for what is not known.
+
+    Reading BTF by ID needs CAP_SYS_ADMIN; without it nothing is known. IDs are never used twice
+    before 2^31 of them were given out, so an answer stays true.
+    """
+    if not btf_id:
+        return None, None
+    btf = lib.btf__load_from_kernel_by_id(btf_id)
+    if btf == ffi.NULL:
+        return None, None
+    try:
+        return layout(btf, key_type), layout(btf, value_type)
+    finally:
+        lib.btf__free(btf)
+
+
+def layout(btf: object, type_id: int) -> str | None:
+    """A BTF type flattened to lines ``bit offset:bits:kind:path``; None for no type."""
+    if not type_id:
+        return None
+    text = lib.keeper_layout(btf, type_id)
+    if text == ffi.NULL:
+        return None
+    try:
+        return bytes(ffi.string(text)).decode("utf-8", "replace")
+    finally:
+        lib.free(text)
+
+
+def program_info(fd: int) -> ProgramInfo:
+    info = ffi.new("struct keeper_prog_info *")
+    _checked(lib.keeper_prog_info(fd, info), "read a program's info")
+    return ProgramInfo(info.id, info.type, tuple(info.map_ids[0 : info.nr_map_ids]))
+
+
+def link_info(fd: int) -> LinkInfo:
+    info = ffi.new("struct keeper_link_info *")
+    _checked(lib.keeper_link_info(fd, info), "read a link's info")
+    return LinkInfo(info.id, info.prog_id, info.type, info.target_id, info.attach_type)
+
+
+def map_by_id(map_id: int) -> int | None:
+    """A descriptor of a map by its ID; None when there is none (any more).
+
+    Raises:
+        KernelError: EPERM without CAP_SYS_ADMIN.
+    """
+    fd: int = lib.bpf_map_get_fd_by_id(map_id)
+    if fd == -errno.ENOENT:
+        return None
+    return _checked(fd, f"open the map with ID {map_id}")
+
+
+def program_by_id(program_id: int) -> int | None:
+    """A descriptor of a program by its ID; None when there is none (any more).
+
+    Raises:
+        KernelError: EPERM without CAP_SYS_ADMIN.
+    """
+    fd: int = lib.bpf_prog_get_fd_by_id(program_id)
+    if fd == -errno.ENOENT:
+        return None
+    return _checked(fd, f"open the program with ID {program_id}")
+
+
+def map_create(
+    map_type: int,
+    name: str,
+    key_size: int,
+    value_size: int,
+    max_entries: int,
+    *,
+    flags: int = 0,
+    map_extra: int = 0,
+    numa_node: int = 0,
+) -> int:
+    """Creates a map. The kernel takes 15 characters of a name, of ``[A-Za-z0-9_.]``."""
+    kernel_name = "".join(c if c.isascii() and (c.isalnum() or c in "_.") else "_" for c in name)
+    return _checked(
+        lib.keeper_map_create(
+            map_type,
+            kernel_name[:15].encode(),
+            key_size,
+            value_size,
+            max_entries,
+            flags,
+            map_extra,
+            numa_node,
+        ),
+        f"create map {name} (type {type_name(map_type)}, key_size {key_size}, value_size"
+        f" {value_size}, max_entries {max_entries}, flags {flags:#x})",
+    )
+
+
+def map_update(fd: int, key: bytes, value: bytes) -> None:
+    _checked(lib.bpf_map_update_elem(fd, key, value, 0), "update a map entry")
+
+
+def map_delete(fd: int, key: bytes) -> None:
+    _checked(lib.bpf_map_delete_elem(fd, key), "delete a map entry")
+
+
+def map_lookup(fd: int, key: bytes, value_size: int) -> bytes | None:
+    """One value; None for a key that is not there. Per-CPU maps give one value per possible CPU:
+    the caller sizes the buffer."""
+    value = ffi.new("char[]", value_size)
+    result = lib.bpf_map_lookup_elem(fd, key, value)
+    if result == -errno.ENOENT:
+        return None
+    _checked(result, "look up a map entry")
+    return bytes(ffi.buffer(value))
+
+
+def map_keys(fd: int, key_size: int) -> Iterator[bytes]:
+    """All keys, one system call each: for small maps and for tests."""
+    key, following = ffi.NULL, ffi.new("char[]", key_size)
+    while (result := lib.bpf_map_get_next_key(fd, key, following)) != -errno.ENOENT:
+        _checked(result, "read a map's next key")
+        key = ffi.new("char[]", bytes(ffi.buffer(following)))
+        yield bytes(ffi.buffer(following))
+
+
+def link_create(prog_fd: int, target_fd: int, attach_type: int, flags: int = 0) -> int:
+    """Attaches a program; the target is a descriptor, or an interface index for XDP and TCX."""
+    return _checked(
+        lib.keeper_link_create(prog_fd, target_fd, attach_type, flags), "attach a program"
+    )
+
+
+def link_update(link_fd: int, prog_fd: int, old_prog_fd: int | None = None) -> None:
+    """Swaps a link's program; with ``old_prog_fd`` only while the link runs that one (else EPERM).
+
+    The kernel does not check that the new program's attach type fits: the caller must.
+    """
+    old = -1 if old_prog_fd is None else old_prog_fd
+    _checked(lib.keeper_link_update(link_fd, prog_fd, old), "swap the program of a link")
+
+
+def iter_create(link_fd: int) -> int:
+    """A descriptor that reads what an iterator program writes, once."""
+    return _checked(lib.bpf_iter_create(link_fd), "create an iterator")
+
+
+def release_memory() -> None:
+    """Gives back to the system what libbpf freed after parsing the kernel's BTF."""
+    lib.malloc_trim(0)

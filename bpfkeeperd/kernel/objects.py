@@ -1,0 +1,171 @@
+"""Object files through libbpf: opened, described, given kept maps, loaded.
+
+libbpf is the reader as well as the loader: what it opens is what it loads, so description and
+loading cannot disagree, and a reload opens each file once.
+"""
+
+from types import TracebackType
+from typing import Any, Self
+
+from bpfkeeperd._libbpf import ffi, lib
+from bpfkeeperd.elf import check_header, first_complaint
+from bpfkeeperd.errors import ObjectError, errno_text
+from bpfkeeperd.hooks import hook_of_section
+from bpfkeeperd.kernel.bpf import layout
+from bpfkeeperd.state import MapSpec, ObjectSpec, ProgramSpec
+from bpfkeeperd.verifier import load_failure
+
+
+class OpenObject:
+    """One object file opened by libbpf; a context manager that closes it.
+
+    Closing also closes the descriptors of programs and maps; what is pinned or attached stays.
+    """
+
+    __slots__ = ("_data", "_maps", "_object", "_programs", "name", "spec")
+
+    def __init__(self, data: bytes, name: str) -> None:
+        self.name = name
+        self._data = data  # libbpf keeps pointing into it
+        check_header(data)
+        options = ffi.new("struct bpf_object_open_opts *")
+        options.sz = ffi.sizeof("struct bpf_object_open_opts")
+        object_name = ffi.new("char[]", name.encode())
+        options.object_name = object_name
+        lib.keeper_log_clear()
+        self._object = lib.bpf_object__open_mem(data, len(data), options)
+        if self._object == ffi.NULL:
+            raise ObjectError(
+                f"cannot read the object: {first_complaint(_log()) or errno_text(ffi.errno)}",
+                _log(),
+            )
+        self._maps: dict[str, Any] = {}
+        self._programs: dict[str, Any] = {}
+        self.spec = self._describe()
+
+    def _describe(self) -> ObjectSpec:
+        btf = lib.bpf_object__btf(self._object)
+        maps, programs = [], []
+        pointer = lib.bpf_object__next_map(self._object, ffi.NULL)
+        while pointer != ffi.NULL:
+            spec = _map_spec(pointer, btf)
+            lib.bpf_map__set_pin_path(pointer, ffi.NULL)  # the keeper pins, not libbpf
+            self._maps[spec.name] = pointer
+            maps.append(spec)
+            pointer = lib.bpf_object__next_map(self._object, pointer)
+        pointer = lib.bpf_object__next_program(self._object, ffi.NULL)
+        while pointer != ffi.NULL:
+            program = _program_spec(pointer)
+            self._programs[program.name] = pointer
+            programs.append(program)
+            pointer = lib.bpf_object__next_program(self._object, pointer)
+        return ObjectSpec(tuple(maps), tuple(programs))
+
+    def reuse_map(self, name: str, fd: int) -> None:
+        """Has the programs use this map instead of a new one. Nothing is compared: compare first.
+
+        The descriptor stays the caller's.
+        """
+        result = lib.bpf_map__reuse_fd(self._maps[name], fd)
+        if result < 0:
+            raise ObjectError(f"cannot use the kept map {name}: {errno_text(-result)}", _log())
+
+    def set_autoload(self, program: str, load: bool) -> None:
+        lib.bpf_program__set_autoload(self._programs[program], load)
+
+    def load(self) -> None:
+        """Creates the missing maps and loads the programs: the verifier speaks now.
+
+        Raises:
+            ObjectError: with the program and the telling line of the verifier's log.
+        """
+        for spec in self.spec.programs:
+            if spec.hook is not None:
+                pointer = self._programs[spec.name]
+                if not spec.type:  # a section name that this libbpf does not know
+                    lib.bpf_program__set_type(pointer, spec.hook.prog_type)
+                if spec.expected_attach_type != spec.hook.expected_attach_type:
+                    lib.bpf_program__set_expected_attach_type(
+                        pointer, spec.hook.expected_attach_type
+                    )
+        lib.keeper_log_clear()
+        result = lib.bpf_object__load(self._object)
+        if result < 0:
+            log = _log()
+            raise ObjectError(load_failure(log, errno_text(-result)), log)
+
+    def program_fd(self, name: str) -> int:
+        """A loaded program's descriptor; it stays the object's."""
+        fd: int = lib.bpf_program__fd(self._programs[name])
+        return fd
+
+    def map_fd(self, name: str) -> int:
+        """A created or reused map's descriptor; it stays the object's."""
+        fd: int = lib.bpf_map__fd(self._maps[name])
+        return fd
+
+    def close(self) -> None:
+        """Closes the object; a second call does nothing."""
+        if self._object != ffi.NULL:
+            lib.bpf_object__close(self._object)
+            self._object = ffi.NULL
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def open_object(data: bytes, name: str) -> OpenObject:
+    """Opens an object file's bytes without loading it; ``name`` goes into its maps' names.
+
+    Raises:
+        ObjectError: not an object that libbpf takes.
+    """
+    return OpenObject(data, name)
+
+
+def _log() -> str:
+    return bytes(ffi.string(lib.keeper_log())).decode("utf-8", "replace")
+
+
+def _text(pointer: Any) -> str:
+    return bytes(ffi.string(pointer)).decode("utf-8", "surrogateescape")
+
+
+def _map_spec(pointer: Any, btf: Any) -> MapSpec:
+    inner = lib.bpf_map__inner_map(pointer)
+    has_btf = btf != ffi.NULL
+    return MapSpec(
+        name=_text(lib.bpf_map__name(pointer)),
+        type=lib.bpf_map__type(pointer),
+        key_size=lib.bpf_map__key_size(pointer),
+        value_size=lib.bpf_map__value_size(pointer),
+        max_entries=lib.bpf_map__max_entries(pointer),
+        flags=lib.bpf_map__map_flags(pointer),
+        map_extra=lib.bpf_map__map_extra(pointer),
+        numa_node=lib.bpf_map__numa_node(pointer),
+        pinned=lib.bpf_map__pin_path(pointer) != ffi.NULL,
+        internal=lib.bpf_map__is_internal(pointer),
+        key_layout=layout(btf, lib.bpf_map__btf_key_type_id(pointer)) if has_btf else None,
+        value_layout=layout(btf, lib.bpf_map__btf_value_type_id(pointer)) if has_btf else None,
+        inner=_map_spec(inner, btf) if inner != ffi.NULL else None,
+    )
+
+
+def _program_spec(pointer: Any) -> ProgramSpec:
+    section = _text(lib.bpf_program__section_name(pointer))
+    return ProgramSpec(
+        name=_text(lib.bpf_program__name(pointer)),
+        section=section,
+        type=lib.bpf_program__type(pointer),
+        expected_attach_type=lib.bpf_program__expected_attach_type(pointer),
+        autoload=lib.bpf_program__autoload(pointer),
+        hook=hook_of_section(section),
+    )

@@ -1,0 +1,99 @@
+"""Where things are on this machine: mounts, cgroups, network namespaces, interfaces, CPUs."""
+
+import errno
+import functools
+import os
+import re
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from bpfkeeperd._libbpf import lib
+from bpfkeeperd.errors import KernelError
+
+BPFFS_MAGIC = 0xCAFE4A11
+
+
+def is_bpffs(path: str) -> bool:
+    """Whether a path is on a bpffs; False too when it is not there."""
+    return bool(lib.keeper_fs_magic(os.fsencode(path)) == BPFFS_MAGIC)
+
+
+def cgroup2_mount() -> str | None:
+    """Where cgroup v2 is mounted; on a machine with v1 as well this is not /sys/fs/cgroup."""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
+        for line in mounts:
+            fields, _, rest = line.partition(" - ")
+            if rest.startswith("cgroup2 "):
+                place = fields.split(" ")[4]
+                return re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), place)
+    return None
+
+
+def netns_path(netns: str) -> str:
+    """The file of a network namespace: as given when absolute, else as ``ip netns`` names it."""
+    return netns if netns.startswith("/") else f"/run/netns/{netns}"
+
+
+@contextmanager
+def inside_netns(path: str | None) -> Iterator[None]:
+    """Runs a block in another network namespace; this thread only. None: where it is already.
+
+    Raises:
+        KernelError: there is no such namespace, or it cannot be entered (needs CAP_SYS_ADMIN).
+    """
+    if path is None:
+        yield
+        return
+    try:
+        target = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise KernelError(f"open network namespace {path}", error.errno or 0) from None
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        result = lib.keeper_setns(target)
+        if result < 0:
+            raise KernelError(f"enter network namespace {path}", -result)
+        try:
+            yield
+        finally:
+            result = lib.keeper_setns(home)
+            if result < 0:  # nothing this process does from here on would be where it should be
+                raise SystemExit(f"cannot return to the own network namespace: errno {-result}")
+    finally:
+        os.close(home)
+        os.close(target)
+
+
+def interfaces(netns: str | None = None) -> dict[str, int]:
+    """Name to index of all interfaces of a network namespace, given by its path."""
+    with inside_netns(netns):
+        return {name: index for index, name in socket.if_nameindex()}
+
+
+def interface_index(name: str) -> int:
+    """The index of an interface in the network namespace of this thread."""
+    try:
+        return socket.if_nametoindex(name)
+    except OSError as error:
+        raise KernelError(f"find interface {name}", error.errno or errno.ENODEV) from None
+
+
+@functools.cache
+def possible_cpus() -> int:
+    """How many CPUs this machine may ever have: what per-CPU maps are sized by."""
+    with open("/sys/devices/system/cpu/possible", encoding="ascii") as file:
+        last = file.read().strip().rpartition(",")[2].rpartition("-")[2]
+    return int(last) + 1
+
+
+@functools.cache
+def page_size() -> int:
+    return os.sysconf("SC_PAGESIZE")
+
+
+@functools.cache
+def boot_id() -> str:
+    """This boot's ID; map IDs start again from 1 after each boot."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip()

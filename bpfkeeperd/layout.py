@@ -1,0 +1,92 @@
+"""Where everything stands under a pin root. Pure: names in, paths out.
+
+bpffs refuses a dot anywhere in a name and ends a name at 255 bytes, so whatever comes from outside
+(a cgroup path, an interface name) is escaped, reversibly, the way systemd-escape does it.
+"""
+
+import functools
+import hashlib
+import re
+
+LinkKey = tuple[str, str, str]
+"""Object, program and target, escaped: the names of a link's pin."""
+
+NAME_MAX = 255
+OWN_DIRECTORY = "bpfkeeperd"
+"""The keeper's own directory in the pin root; no map can have this name."""
+RESERVED_NAMES = frozenset({OWN_DIRECTORY})
+
+_PLAIN = re.compile(r"[A-Za-z0-9_:]+\Z")
+_SAFE = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_:")
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def escape(text: str) -> str:
+    r"""Makes any text a bpffs name: ``/`` becomes ``-``, all but ``[A-Za-z0-9_:]`` ``\xNN``.
+
+    A result over 200 bytes is cut and ends in a hash of the whole, so that it stays one name.
+    """
+    if _PLAIN.match(text):
+        return text
+    escaped = "".join(
+        "-" if byte == 0x2F else chr(byte) if byte in _SAFE else f"\\x{byte:02x}"
+        for byte in text.encode("utf-8", "surrogateescape")
+    )
+    if len(escaped) > 200:
+        digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+        return f"{escaped[:160]}~{digest[:32]}"
+    return escaped
+
+
+def unescape(name: str) -> str:
+    """The text that `escape` made a name of; a cut name comes back as it is."""
+    if "~" in name:
+        return name
+    out = re.sub(
+        rb"\\x([0-9a-f]{2})",
+        lambda match: bytes([int(match[1], 16)]),
+        name.replace("-", "/").encode("ascii", "surrogateescape"),
+    )
+    return out.decode("utf-8", "surrogateescape")
+
+
+def name_fault(name: str) -> str | None:
+    """Why bpffs, or the keeper's own layout, refuses this map name; None when it is fine."""
+    if not name:
+        return "a name cannot be empty"
+    if "." in name:
+        return "bpffs refuses a dot in a name"
+    if "/" in name or "\0" in name:
+        return "a name cannot hold a slash or a null byte"
+    if len(name.encode("utf-8", "surrogateescape")) > NAME_MAX:
+        return f"bpffs takes names of at most {NAME_MAX} bytes"
+    if name in RESERVED_NAMES:
+        return "this name is the keeper's own directory in the pin root"
+    return None
+
+
+class Layout:
+    """The paths under one pin root."""
+
+    __slots__ = ("links", "objects", "own", "root", "staging")
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self.own = f"{root}/{OWN_DIRECTORY}"
+        self.objects = f"{self.own}/objects"
+        self.links = f"{self.own}/links"
+        self.staging = f"{self.own}/staging"
+
+    def map(self, name: str) -> str:
+        """Where a kept map is pinned: under its full name, as libbpf does."""
+        return f"{self.root}/{name}"
+
+    def object(self, name: str) -> str:
+        return f"{self.objects}/{escape(name)}"
+
+    def programs(self, name: str, digest: str) -> str:
+        """The directory of the loaded programs of one object file."""
+        return f"{self.objects}/{escape(name)}/{digest}"
+
+    def link_at(self, key: LinkKey) -> str:
+        return f"{self.links}/{key[0]}/{key[1]}/{key[2]}"

@@ -1,0 +1,103 @@
+"""Who may change a pin root: one keeper at a time, for as long as it lives."""
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Self
+
+from bpfkeeperd.errors import BusyError, PinRootError
+
+
+class RootLock:
+    """An exclusive flock on the pin root; a context manager that gives it back.
+
+    It is held on the directory that is there now: `refresh` moves it to the new one when the bpffs
+    was mounted anew.
+    """
+
+    __slots__ = ("_fd", "root")
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self._fd = self._acquire()
+
+    def _acquire(self) -> int:
+        try:
+            fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise PinRootError(f"cannot open pin root {self.root}: {error.strerror}") from None
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(fd)
+            raise BusyError(
+                f"another keeper holds the pin root {self.root}: use `bpfkeeperd reload`, or stop"
+                " it first"
+            ) from None
+        return fd
+
+    def refresh(self) -> None:
+        """Holds the directory that is at the pin root now."""
+        try:
+            now = os.stat(self.root)
+        except OSError as error:
+            raise PinRootError(f"cannot look at pin root {self.root}: {error.strerror}") from None
+        if not os.path.samestat(now, os.fstat(self._fd)):
+            fd = self._acquire()
+            os.close(self._fd)
+            self._fd = fd
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+@contextmanager
+def reading(directory: str) -> Iterator[None]:
+    """Waits until no reload is under way, and keeps one from starting; nothing is written.
+
+    A directory that is not there, or not for this user, cannot be in use: there is nothing to wait
+    for.
+    """
+    yield from _locked(directory, fcntl.LOCK_SH, patience_seconds=30)
+
+
+@contextmanager
+def writing(directory: str) -> Iterator[None]:
+    """Keeps readers out while a reload is under way; a reader that hangs is not waited for."""
+    yield from _locked(directory, fcntl.LOCK_EX, patience_seconds=1)
+
+
+def _locked(directory: str, operation: int, patience_seconds: float) -> Iterator[None]:
+    try:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        yield
+        return
+    try:
+        deadline = time.monotonic() + patience_seconds
+        while True:
+            try:
+                fcntl.flock(fd, operation | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    break
+                time.sleep(0.01)
+            else:
+                break
+        yield
+    finally:
+        os.close(fd)

@@ -1,0 +1,319 @@
+"""The manifest: from the bytes of its files to a Manifest, or to every problem in them at once."""
+
+import os
+import posixpath
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from bpfkeeperd import fields
+from bpfkeeperd.decode import Member, Place, Record, Value, decode
+from bpfkeeperd.entries import (
+    AttachEntry,
+    CgroupTarget,
+    InterfaceTarget,
+    Manifest,
+    MapDefinition,
+    MapEntry,
+    MismatchPolicy,
+    ObjectEntry,
+    ProgramEntry,
+    Target,
+    XdpMode,
+)
+from bpfkeeperd.errors import KeeperError, Mark
+from bpfkeeperd.values import absolute, host_and_port, short, shown
+from bpfkeeperd.yamlnodes import (
+    SIZE_MAX_BYTES,
+    Faults,
+    MappingNode,
+    Node,
+    ScalarNode,
+    read_tree,
+)
+
+DROP_IN_DIRECTORY = "conf.d"
+
+
+def read_manifest(path: str, *, read_file: Callable[[str], bytes] | None = None) -> Manifest:
+    """The manifest at a path, with the drop-ins ``conf.d/*.yaml`` beside it merged by name.
+
+    ``read_file`` may refuse a file: an OSError becomes ``cannot read manifest PATH: why``, a
+    KeeperError goes through. Names that begin with a dot are no drop-ins.
+    """
+    main = os.path.abspath(path)
+    paths = (main, *_drop_ins(os.path.join(os.path.dirname(main), DROP_IN_DIRECTORY)))
+    return parse_manifest([(name, _read(name, read_file or _content)) for name in paths])
+
+
+def _drop_ins(directory: str) -> list[str]:
+    try:
+        names = os.listdir(directory)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise KeeperError(
+            f"cannot read the manifest's drop-ins {directory}: {error.strerror}"
+        ) from error
+    wanted = (name for name in names if name.endswith(".yaml") and not name.startswith("."))
+    return [os.path.join(directory, name) for name in sorted(wanted)]
+
+
+def _read(path: str, read_file: Callable[[str], bytes]) -> bytes:
+    try:
+        return read_file(path)
+    except OSError as error:
+        raise KeeperError(f"cannot read manifest {path}: {error.strerror or error}") from error
+
+
+def _content(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(SIZE_MAX_BYTES + 1)
+
+
+def parse_manifest(sources: Sequence[tuple[str, bytes]]) -> Manifest:
+    """The manifest in (path, content) pairs, the main file first; pure.
+
+    Raises a ManifestError with all problems of all files. Paths are absolute; a relative one
+    counts from the root directory.
+    """
+    faults = Faults([name for name, _ in sources])
+    records = [
+        _record(name, data, fields.DROP_IN if index else fields.MANIFEST, faults)
+        for index, (name, data) in enumerate(sources)
+    ]
+    main = records[0]
+    policy = MismatchPolicy(main.record("defaults").text("on_mismatch") or MismatchPolicy.FAIL)
+    manifest = Manifest(
+        file=sources[0][0],
+        pin_root=main.text("pin_root") or "",
+        metrics_listen=host_and_port(main.record("metrics").text("listen") or "none"),
+        on_mismatch=policy,
+        maps={
+            name: _map(name, member, policy, faults)
+            for name, member in _merged(
+                "map", [record.members("maps") for record in records], faults
+            )
+        },
+        objects={
+            name: _object(name, member, faults)
+            for name, member in _merged(
+                "object", [record.members("objects") for record in records], faults
+            )
+        },
+    )
+    faults.raise_any()
+    return manifest
+
+
+def _record(name: str, data: bytes, grammar: fields.Struct, faults: Faults) -> Record:
+    """The fields of one file, as far as they can be read."""
+    tree = read_tree(name, data, faults)
+    if tree is None or _of_another_version(tree, faults):
+        return Record({})
+    value = decode(grammar, tree, Place("", tree.mark), faults)
+    return value.data if value and isinstance(value.data, Record) else Record({})
+
+
+def _of_another_version(tree: Node, faults: Faults) -> bool:
+    """Whether a file is written for another version: then nothing else in it can be judged."""
+    for key, value in tree.pairs if isinstance(tree, MappingNode) else ():
+        match value:
+            case ScalarNode(text=text, plain=True) if key.text == "version":
+                if text.isdecimal() and text.isascii() and text != str(fields.VERSION):
+                    faults.add(
+                        value.mark,
+                        f"version is {shown(text)}",
+                        f"this program understands version {fields.VERSION} only",
+                    )
+                    return True
+            case _:
+                pass
+    return False
+
+
+def _merged(
+    noun: str, parts: Sequence[Mapping[str, Member]], faults: Faults
+) -> Iterator[tuple[str, Member]]:
+    """The members of all files; a name in two of them is reported."""
+    first: dict[str, Mark] = {}
+    for part in parts:
+        for name, member in part.items():
+            if name in first:
+                faults.add(
+                    member.mark,
+                    f"{noun} {shown(name)} is in two files",
+                    f"the first is at {first[name]}, remove one of them",
+                )
+            else:
+                first[name] = member.mark
+                yield name, member
+
+
+def _map(name: str, member: Member, default: MismatchPolicy, faults: Faults) -> MapEntry:
+    record = _fields_of(member.value)
+    policy = MismatchPolicy(record.text("on_mismatch") or default)
+    return MapEntry(name, policy, _definition(name, record, faults), member.mark)
+
+
+def _fields_of(value: Value) -> Record:
+    return value.data if isinstance(value.data, Record) else Record({})
+
+
+def _definition(name: str, record: Record, faults: Faults) -> MapDefinition | None:
+    """The map to create; None for an entry that is policy only, or has a fault."""
+    _check_content(name, record, faults)
+    map_type = record.text("type")
+    max_entries = record.number("max_entries")
+    if map_type is None or max_entries is None:
+        return None
+    node = record.number("numa_node")
+    flags = _flags(record)
+    return MapDefinition(
+        type=map_type,
+        key_size=record.number("key_size") or 0,
+        value_size=record.number("value_size") or 0,
+        max_entries=max_entries,
+        flags=flags if node is None else flags | fields.MAP_FLAGS["numa_node"],
+        map_extra=record.number("map_extra") or 0,
+        numa_node=node,
+        entries=tuple((key, value) for _, key, value in _content_of(record)),
+    )
+
+
+def _flags(record: Record) -> int:
+    flags = record.number("flags") or 0
+    for item in record.items("flags"):
+        if isinstance(item.data, str):
+            flags |= fields.MAP_FLAGS[item.data]
+    return flags
+
+
+def _content_of(record: Record) -> Iterator[tuple[Mark, int, int]]:
+    """The entries of a map that are readable: where, key, value."""
+    for item in record.items("entries"):
+        key, value = _fields_of(item).number("key"), _fields_of(item).number("value")
+        if key is not None and value is not None:
+            yield item.mark, key, value
+
+
+def _check_content(name: str, record: Record, faults: Faults) -> None:
+    """Reports the entries that the map they are for could not hold."""
+    key_size, value_size = record.number("key_size"), record.number("value_size")
+    max_entries = record.number("max_entries")
+    is_array = record.text("type") in ("array", "percpu_array")
+    first: dict[int, Mark] = {}
+    for mark, key, value in _content_of(record):
+        if key in first:
+            remedy = f"the first is at {first[key]}, remove one of them"
+            faults.add(mark, f"maps.{short(name)}.entries has the key {key} twice", remedy)
+        first.setdefault(key, mark)
+        _check_fit(mark, "key", key, key_size, faults)
+        _check_fit(mark, "value", value, value_size, faults)
+        if is_array and max_entries is not None and key >= max_entries:
+            remedy = f"an array of {max_entries} entries has the keys below {max_entries}"
+            faults.add(mark, f"key {key} is outside of the array", remedy)
+    place = record.fields.get("entries")
+    if place and max_entries is not None and len(first) > max_entries:
+        faults.add(
+            place.mark,
+            f"maps.{short(name)} has {len(first)} entries, max_entries is {max_entries}",
+            f"raise max_entries to {len(first)} or more",
+        )
+
+
+def _check_fit(mark: Mark, what: str, number: int, size: int | None, faults: Faults) -> None:
+    if size == 0:
+        faults.add(mark, f"an entry needs a {what}, but {what}_size is 0", f"write {what}_size")
+    elif size is not None and number.bit_length() > 8 * size:
+        noun = "byte" if size == 1 else "bytes"
+        remedy = f"at most {(1 << 8 * size) - 1} fits"
+        faults.add(mark, f"{what} {number} does not fit into {what}_size {size} {noun}", remedy)
+
+
+def _object(name: str, member: Member, faults: Faults) -> ObjectEntry:
+    record = _fields_of(member.value)
+    base = posixpath.dirname(posixpath.join("/", member.mark.file))
+    pins, marks = _pin_maps(name, record.fields.get("pin_maps"), faults)
+    return ObjectEntry(
+        name=name,
+        file=absolute(posixpath.join(base, record.text("file") or "")),
+        sha256=record.text("sha256"),
+        pin_maps=pins,
+        programs={
+            program: _program(name, program, found, faults)
+            for program, found in record.members("programs").items()
+        },
+        mark=member.mark,
+        pin_marks=marks,
+    )
+
+
+def _pin_maps(
+    name: str, value: Value | None, faults: Faults
+) -> tuple[dict[str, str], dict[str, Mark]]:
+    """ELF name to pin name, and to where it stands; two for one pin are reported."""
+    pins: dict[str, str] = {}
+    marks: dict[str, Mark] = {}
+    first: dict[str, Mark] = {}
+    for elf_name, pin_name, mark, pin_mark in _pin_pairs(value):
+        if pin_name in first:
+            faults.add(
+                pin_mark,
+                f"objects.{short(name)}.pin_maps has the pin {shown(pin_name)} twice",
+                f"the first is at {first[pin_name]}, a pin is one map",
+            )
+        first.setdefault(pin_name, pin_mark)
+        pins[elf_name] = pin_name
+        marks[elf_name] = mark
+    return pins, marks
+
+
+def _pin_pairs(value: Value | None) -> Iterator[tuple[str, str, Mark, Mark]]:
+    """ELF name, pin name, and where each stands, of either form of pin_maps."""
+    match value.data if value else None:
+        case tuple() as items:
+            for item in items:
+                if isinstance(item.data, str):
+                    yield item.data, item.data, item.mark, item.mark
+        case dict() as members:
+            for elf_name, member in members.items():
+                if isinstance(member.value.data, str):
+                    yield elf_name, member.value.data, member.mark, member.value.mark
+        case _:
+            pass
+
+
+def _program(object_name: str, name: str, member: Member, faults: Faults) -> ProgramEntry:
+    entries: list[AttachEntry] = []
+    first: dict[tuple[str, str | None], Mark] = {}
+    same: tuple[str, str | None]
+    for item in _fields_of(member.value).items("attach"):
+        target = _target(_fields_of(item))  # none where a fault was found
+        if target is None:
+            continue
+        # The mode is no part of it: an interface has one XDP program.
+        match target:
+            case CgroupTarget(path=path):
+                same = (f"cgroup {path}", None)
+            case InterfaceTarget(name=interface, netns=netns):
+                same = (f"interface {interface}", netns)
+        if same in first:
+            faults.add(
+                item.mark,
+                f"objects.{short(object_name)}.programs.{short(name)} has {same[0]} twice",
+                f"the first is at {first[same]}, remove one of them",
+            )
+        first.setdefault(same, item.mark)
+        entries.append(AttachEntry(target, item.mark))
+    return ProgramEntry(name, tuple(entries), member.mark)
+
+
+def _target(record: Record) -> Target | None:
+    cgroup, interface = record.text("cgroup"), record.text("interface")
+    if record.faulty:
+        return None
+    if cgroup is not None:
+        return CgroupTarget(cgroup)
+    if interface is not None:
+        mode = XdpMode(record.text("mode") or XdpMode.AUTO)
+        return InterfaceTarget(interface, record.text("netns"), mode)
+    return None

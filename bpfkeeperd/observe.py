@@ -1,0 +1,208 @@
+"""Looks at bpffs and the kernel; changes nothing."""
+
+import functools
+import os
+import stat
+from collections.abc import Iterable, Mapping
+
+from bpfkeeperd import kernel
+from bpfkeeperd.attach import cgroup_path
+from bpfkeeperd.desired import Desired
+from bpfkeeperd.entries import CgroupTarget, InterfaceTarget, Target
+from bpfkeeperd.errors import KernelError, PinRootError, errno_text
+from bpfkeeperd.held import Held
+from bpfkeeperd.layout import OWN_DIRECTORY, Layout, LinkKey
+from bpfkeeperd.observed import Observed, ObservedLink, ObservedMap
+from bpfkeeperd.state import LinkInfo, MapInfo, ProgramInfo
+
+
+def check_pin_root(root: str) -> bool:
+    """Whether a pin root is there; False when it still has to be made, on a bpffs.
+
+    Raises:
+        PinRootError: it is not on a bpffs, or the keeper's directory in it is somebody else's.
+    """
+    try:
+        found = os.stat(root)
+    except FileNotFoundError:
+        parent = os.path.dirname(root)
+        if kernel.is_bpffs(parent):
+            return False
+        raise PinRootError(
+            f"pin root {root} is not there, and {parent} is not on a bpffs:"
+            f" mount -t bpf bpf {_mount_point(root)}"
+        ) from None
+    except OSError as error:
+        raise PinRootError(f"cannot look at pin root {root}: {error.strerror}") from None
+    if not stat.S_ISDIR(found.st_mode):
+        raise PinRootError(f"pin root {root} is not a directory")
+    if not kernel.is_bpffs(root):
+        raise PinRootError(
+            f"pin root {root} is not on a bpffs: mount -t bpf bpf {_mount_point(root)}"
+        )
+    own = f"{root}/{OWN_DIRECTORY}"
+    try:
+        owner = os.lstat(own)
+    except FileNotFoundError:
+        return True
+    except PermissionError:
+        raise PinRootError(f"cannot look into pin root {root}: it takes root") from None
+    if not stat.S_ISDIR(owner.st_mode) or owner.st_uid != os.geteuid() or owner.st_mode & 0o022:
+        raise PinRootError(
+            f"{own} is not a directory of this user alone ({stat.filemode(owner.st_mode)}, user"
+            f" {owner.st_uid}): run as that user, or move it away if nobody knows it"
+        )
+    return True
+
+
+def make_pin_root(root: str) -> None:
+    """Makes a pin root one level below a bpffs, as libbpf does.
+
+    Raises:
+        PinRootError: as `check_pin_root`, or it cannot be made.
+    """
+    if check_pin_root(root):
+        return
+    try:
+        os.mkdir(root, 0o700)
+    except OSError as error:
+        raise PinRootError(f"cannot make pin root {root}: {error.strerror}") from None
+
+
+def _mount_point(root: str) -> str:
+    return "/sys/fs/bpf" if root.startswith("/sys/fs/bpf") else root
+
+
+def observe(desired: Desired, layout: Layout, held: Held, last_ids: Mapping[str, int]) -> Observed:
+    """Everything that a plan needs to know.
+
+    ``last_ids`` are the map IDs last seen under each name since this boot: a map whose pin is gone
+    may still be alive under one of them.
+
+    Raises:
+        KernelError: bpffs cannot be read.
+    """
+    links: dict[LinkKey, ObservedLink] = {}
+    programs: dict[str, dict[str, dict[str, ProgramInfo]]] = {}
+    unreadable = []
+    for pin in kernel.scan(layout.objects, depth=3, kind=kernel.PinKind.PROGRAM):
+        if pin.error:
+            unreadable.append(f"objects/{'/'.join(pin.path)}: {errno_text(pin.error)}")
+        digests = programs.setdefault(pin.path[0], {})
+        if len(pin.path) > 1:
+            loaded = digests.setdefault(pin.path[1], {})
+            if len(pin.path) > 2:
+                loaded[pin.path[2]] = ProgramInfo(pin.id, pin.type, pin.map_ids)
+    for pin in kernel.scan(layout.links, depth=3, kind=kernel.PinKind.LINK):
+        if pin.error:
+            unreadable.append(f"links/{'/'.join(pin.path)}: {errno_text(pin.error)}")
+        if len(pin.path) == 3:
+            link = LinkInfo(pin.id, pin.prog_id, pin.type, pin.target_id, pin.attach_type)
+            links[pin.path[0], pin.path[1], pin.path[2]] = ObservedLink(link)
+    for key, info in held.link_infos(besides=links).items():
+        links[key] = ObservedLink(info, pinned=False)
+    maps = {name: _observe_map(layout.map(name), name, held, last_ids) for name in desired.maps}
+    return Observed(
+        maps=maps,
+        programs=programs,
+        links=links,
+        targets=_observe_targets(
+            attachment.target
+            for wanted in desired.objects.values()
+            for attachment in wanted.attachments
+        ),
+        map_names=_unpinned_names(maps.values(), programs),
+        unreadable=tuple(unreadable),
+    )
+
+
+def _observe_map(path: str, name: str, held: Held, last_ids: Mapping[str, int]) -> ObservedMap:
+    try:
+        found = kernel.pinned_map(path)
+    except KernelError as error:
+        return ObservedMap(fault=str(error))
+    if found:
+        fd, info = found
+        os.close(fd)
+        return ObservedMap(pinned=info, layouts=kernel.btf_layouts(*info.btf))
+    lost = held.map_info(name) or _alive(last_ids.get(name))
+    if lost is None:
+        return ObservedMap()
+    return ObservedMap(lost=lost, layouts=kernel.btf_layouts(*lost.btf))
+
+
+def _alive(map_id: int | None) -> MapInfo | None:
+    """A map by its ID, when it is still there and may be asked for."""
+    if map_id is None:
+        return None
+    try:
+        fd = kernel.map_by_id(map_id)
+        if fd is None:
+            return None
+        with kernel.holding(fd):
+            return kernel.map_info(fd)
+    except KernelError:  # without CAP_SYS_ADMIN nobody can tell
+        return None
+
+
+def _unpinned_names(
+    maps: Iterable[ObservedMap], programs: Mapping[str, Mapping[str, Mapping[str, ProgramInfo]]]
+) -> dict[int, str]:
+    pinned = {found.pinned.id for found in maps if found.pinned}
+    used = {
+        map_id
+        for digests in programs.values()
+        for loaded in digests.values()
+        for program in loaded.values()
+        for map_id in program.map_ids
+    }
+    return {map_id: name for map_id in used - pinned if (name := _kernel_name(map_id))}
+
+
+@functools.lru_cache(maxsize=4096)
+def _kernel_name(map_id: int) -> str:
+    """A map's name by its ID, which is not used again before 2^31 more were given out."""
+    info = _alive(map_id)
+    return info.name if info else ""
+
+
+def _observe_targets(targets: Iterable[Target]) -> dict[Target, int | str]:
+    found: dict[Target, int | str] = {}
+    mount: str | None = None
+    by_netns: dict[str | None, dict[str, int] | str] = {}
+    for target in targets:
+        if target in found:
+            continue
+        match target:
+            case CgroupTarget(path):
+                mount = mount or kernel.cgroup2_mount()
+                found[target] = _cgroup_id(cgroup_path(path, mount))
+            case InterfaceTarget(name, netns):
+                if netns not in by_netns:
+                    by_netns[netns] = _interfaces(netns)
+                indexes = by_netns[netns]
+                where = f" in network namespace {netns}" if netns else ""
+                found[target] = (
+                    indexes
+                    if isinstance(indexes, str)
+                    else indexes.get(name, f"there is no interface {name}{where}")
+                )
+    return found
+
+
+def _cgroup_id(path: str | None) -> int | str:
+    if path is None:
+        return "no cgroup2 is mounted here: mount -t cgroup2 none /sys/fs/cgroup"
+    try:
+        return os.stat(path).st_ino
+    except FileNotFoundError:
+        return f"there is no cgroup {path}"
+    except OSError as error:
+        return f"cannot look at cgroup {path}: {error.strerror}"
+
+
+def _interfaces(netns: str | None) -> dict[str, int] | str:
+    try:
+        return kernel.interfaces(kernel.netns_path(netns) if netns else None)
+    except KernelError as error:
+        return str(error)

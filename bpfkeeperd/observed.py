@@ -1,0 +1,43 @@
+"""What is: pins, programs, links and targets, as the kernel and bpffs tell it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from bpfkeeperd.entries import Target
+from bpfkeeperd.layout import LinkKey
+from bpfkeeperd.state import LinkInfo, MapInfo, ProgramInfo
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedMap:
+    """What is found under the name of a kept map."""
+
+    pinned: MapInfo | None = None
+    lost: MapInfo | None = None
+    """Nothing is pinned, but the map that was is still alive."""
+    fault: str = ""
+    """What is pinned cannot be used, and why."""
+    layouts: tuple[str | None, str | None] = (None, None)
+    """Of key and value, of the map that is pinned or lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedLink:
+    info: LinkInfo
+    pinned: bool = True
+    """False: the pin is gone, a descriptor that the daemon holds keeps the link alive."""
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    maps: Mapping[str, ObservedMap] = field(default_factory=dict)
+    """By pin name; for each map of the manifest."""
+    programs: Mapping[str, Mapping[str, Mapping[str, ProgramInfo]]] = field(default_factory=dict)
+    """Escaped object name, digest, escaped program name."""
+    links: Mapping[LinkKey, ObservedLink] = field(default_factory=dict)
+    targets: Mapping[Target, int | str] = field(default_factory=dict)
+    """A cgroup's ID, an interface's index, or why there is none."""
+    map_names: Mapping[int, str] = field(default_factory=dict)
+    """Maps in use by kept programs that are not pinned under their name: ID to kernel name."""
+    unreadable: tuple[str, ...] = ()
+    """Pins in the keeper's own directory that could not be read, with the reason."""

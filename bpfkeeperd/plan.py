@@ -1,0 +1,318 @@
+"""All policy: what is and what should be become an ordered plan. Pure.
+
+A plan made right after it was applied is empty; no loaded object is left on a map that nobody can
+see; an object that is held back keeps everything it has.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from bpfkeeperd.actions import (
+    REPLACED,
+    Attach,
+    Change,
+    CreateMap,
+    Detach,
+    LinkAction,
+    LoadObject,
+    MapAction,
+    Plan,
+    RecreateMap,
+    Refusal,
+    Removal,
+    RemovePrograms,
+    Restore,
+    RestoreLink,
+    RestoreMap,
+    Swap,
+)
+from bpfkeeperd.compare import differences, layout_differences
+from bpfkeeperd.desired import Attachment, Desired, WantedMap, WantedObject
+from bpfkeeperd.entries import MismatchPolicy
+from bpfkeeperd.hooks import LINK_TYPES
+from bpfkeeperd.layout import LinkKey, escape
+from bpfkeeperd.observed import Observed, ObservedLink, ObservedMap
+from bpfkeeperd.state import LinkInfo, ProgramInfo
+
+_NO_PROGRAMS: Mapping[str, ProgramInfo] = {}
+
+
+@dataclass(slots=True)
+class _Draft:
+    """What has been decided so far."""
+
+    desired: Desired
+    observed: Observed
+    map_actions: dict[str, MapAction] = field(default_factory=dict)
+    refused_maps: dict[str, str] = field(default_factory=dict)
+    held_objects: dict[str, str] = field(default_factory=dict)
+    """Held back, with everything they have left as it is."""
+    loads: dict[str, LoadObject] = field(default_factory=dict)
+    links: dict[str, list[LinkAction]] = field(default_factory=dict)
+    moved_links: set[LinkKey] = field(default_factory=set)
+    restores: list[Restore] = field(default_factory=list)
+    refusals: list[Refusal] = field(default_factory=list)
+
+
+def plan(desired: Desired, observed: Observed, *, force: bool = False) -> Plan:
+    """What has to be done; ``force`` loads every object again, changed or not."""
+    draft = _Draft(desired, observed)
+    for wanted in desired.maps.values():
+        _decide_map(draft, wanted)
+    _hold_back(draft)
+    for wanted_object in desired.objects.values():
+        if wanted_object.name not in draft.held_objects:
+            reason = "forced" if force else _reason_to_load(draft, wanted_object)
+            if reason:
+                draft.loads[wanted_object.name] = LoadObject(wanted_object, reason)
+    orphans = _orphan_links(draft)
+    for wanted_object in desired.objects.values():
+        for attachment in wanted_object.attachments:
+            _decide_attachment(draft, wanted_object, attachment, orphans)
+    changes, removals = _group(draft, orphans)
+    return Plan(
+        restores=tuple(draft.restores),
+        changes=changes,
+        removals=removals,
+        refusals=tuple(_refusals(draft)),
+        kept_maps=tuple(
+            name
+            for name, found in observed.maps.items()
+            if (found.pinned or found.lost) and name not in draft.map_actions
+        ),
+    )
+
+
+def serves(info: LinkInfo, attachment: Attachment, target_id: int | str | None) -> bool:
+    """Whether a link is alive and at this attachment's hook and target."""
+    return (
+        info.target_id == target_id
+        and info.type == LINK_TYPES[attachment.hook.kind]
+        and info.attach_type == attachment.hook.attach_type
+    )
+
+
+def _decide_map(draft: _Draft, wanted: WantedMap) -> None:
+    found = draft.observed.maps.get(wanted.name, ObservedMap())
+    if found.fault:
+        draft.refused_maps[wanted.name] = found.fault
+        return
+    current = found.pinned or found.lost
+    if current is None:
+        draft.map_actions[wanted.name] = CreateMap(wanted)
+        return
+    differing = differences(wanted.spec, current) + layout_differences(wanted.spec, *found.layouts)
+    if differing and wanted.policy is MismatchPolicy.RECREATE:
+        if found.pinned:
+            draft.map_actions[wanted.name] = RecreateMap(wanted, current, differing)
+        else:
+            draft.map_actions[wanted.name] = CreateMap(wanted)
+        return
+    if found.pinned is None:
+        draft.restores.append(RestoreMap(wanted, current))
+    if differing:
+        draft.refused_maps[wanted.name] = (
+            f"the pinned map (ID {current.id}) differs: {'; '.join(differing)}."
+            " Nothing is touched (on_mismatch: fail); on_mismatch: recreate would make a new map"
+            " and drop the contents"
+        )
+
+
+def _hold_back(draft: _Draft) -> None:
+    """Refused maps hold back their users; a held user holds back the maps it shares."""
+    desired = draft.desired
+    for name, wanted in desired.objects.items():
+        if wanted.fault:
+            draft.held_objects[name] = wanted.fault
+    changed = True
+    while changed:
+        changed = False
+        for name, reason in list(draft.refused_maps.items()):
+            for user in desired.maps[name].users:
+                if user not in draft.held_objects:
+                    draft.held_objects[user] = f"held back by map {name}: {reason}"
+                    changed = True
+        for name, action in list(draft.map_actions.items()):
+            for user in action.map.users:
+                # Without its users a map cannot be exchanged: they would go on with the old one,
+                # which nobody could see. One that is not loaded at all goes on with nothing.
+                if user in draft.held_objects and draft.observed.programs.get(escape(user)):
+                    del draft.map_actions[name]
+                    draft.refused_maps[name] = f"object {user}, which uses it, is held back"
+                    changed = True
+                    break
+
+
+def _loaded(draft: _Draft, wanted: WantedObject) -> Mapping[str, ProgramInfo]:
+    digests = draft.observed.programs.get(escape(wanted.name), {})
+    return digests.get(wanted.digest, _NO_PROGRAMS)
+
+
+def _reason_to_load(draft: _Draft, wanted: WantedObject) -> str:
+    """Why an object has to be loaded (again); empty when it is fine as it is."""
+    digests = draft.observed.programs.get(escape(wanted.name), {})
+    if wanted.digest not in digests:
+        return "its file or settings changed" if digests else "not loaded yet"
+    loaded = digests[wanted.digest]
+    if loaded.keys() != {escape(program) for program in wanted.programs}:
+        return "not all of its programs are pinned"
+    for pin_name in wanted.maps.values():
+        action = draft.map_actions.get(pin_name)
+        if action:
+            return f"map {pin_name} is {'new' if isinstance(action, CreateMap) else 'recreated'}"
+    return _stale_map(draft, wanted, loaded)
+
+
+def _stale_map(draft: _Draft, wanted: WantedObject, loaded: Mapping[str, ProgramInfo]) -> str:
+    """Whether a program goes on with a map that is not the one pinned under its name."""
+    names = draft.observed.map_names
+    if not names:
+        return ""
+    others = {spec.name[:15] for spec in wanted.source.spec.maps if spec.name not in wanted.maps}
+    kept = {elf_name[:15]: pin_name for elf_name, pin_name in wanted.maps.items()}
+    lost = {
+        found.lost.id for found in draft.observed.maps.values() if found.lost
+    }  # those are about to be pinned again
+    for program in loaded.values():
+        for map_id in program.map_ids:
+            name = names.get(map_id)
+            if name in kept and name not in others and map_id not in lost:
+                return f"it runs on map ID {map_id}, which is not the one pinned as {kept[name]}"
+    return ""
+
+
+def _orphan_links(draft: _Draft) -> dict[LinkKey, ObservedLink]:
+    """Links that no attachment of the manifest wants and that no held object owns."""
+    wanted = draft.desired.link_keys()
+    untouchable = {escape(name) for name in (*draft.held_objects, *draft.desired.faults)}
+    return {
+        key: link
+        for key, link in draft.observed.links.items()
+        if key not in wanted and key[0] not in untouchable
+    }
+
+
+def _decide_attachment(
+    draft: _Draft,
+    wanted: WantedObject,
+    attachment: Attachment,
+    orphans: Mapping[LinkKey, ObservedLink],
+) -> None:
+    key = attachment.key
+    link = draft.observed.links.get(key)
+    target_id = draft.observed.targets.get(attachment.target)
+    if link and not link.pinned and link.info.target_id:
+        draft.restores.append(RestoreLink(key, link.info))
+    if isinstance(target_id, str):
+        draft.refusals.append(Refusal("attachment", str(attachment), target_id))
+        return
+    if wanted.name in draft.held_objects:
+        return
+    load = draft.loads.get(wanted.name)
+    actions = draft.links.setdefault(wanted.name, [])
+    if link and serves(link.info, attachment, target_id):
+        running = _loaded(draft, wanted).get(escape(attachment.program))
+        if load:
+            actions.append(Swap(attachment, link.info, key, load.reason))
+        elif running and running.id != link.info.prog_id:
+            reason = f"it runs program ID {link.info.prog_id}, not the kept one"
+            actions.append(Swap(attachment, link.info, key, reason))
+        return
+    for orphan_key, orphan in orphans.items():
+        usable = orphan.pinned and orphan_key not in draft.moved_links
+        if usable and serves(orphan.info, attachment, target_id) and _same_mode(orphan_key, key):
+            draft.moved_links.add(orphan_key)
+            actions.append(Swap(attachment, orphan.info, orphan_key, "it takes over a link"))
+            return
+    reason = "its target came back or the link was detached" if link else "not attached yet"
+    actions.append(Attach(attachment, reason))
+
+
+def _same_mode(one: LinkKey, other: LinkKey) -> bool:
+    """XDP modes are part of the target's name: a link cannot change its mode."""
+    return [escape(mode) in one[2] for mode in ("+native", "+generic")] == [
+        escape(mode) in other[2] for mode in ("+native", "+generic")
+    ]
+
+
+def _refusals(draft: _Draft) -> list[Refusal]:
+    maps = [Refusal("map", name, reason) for name, reason in draft.refused_maps.items()]
+    objects = [
+        Refusal("object", name, reason)
+        for name, reason in (*draft.desired.faults.items(), *draft.held_objects.items())
+    ]
+    return [*maps, *objects, *draft.refusals]
+
+
+def _group(
+    draft: _Draft, orphans: Mapping[LinkKey, ObservedLink]
+) -> tuple[tuple[Change, ...], tuple[Removal, ...]]:
+    """Puts together what must succeed or fail together; the rest of the removals stands alone."""
+    removals = _removals(draft, orphans)
+    groups = _components(draft)
+    changes = []
+    for maps, objects in groups:
+        loads = [draft.loads[name] for name in objects if name in draft.loads]
+        own = [
+            removal for name in objects if name in draft.loads for removal in removals.pop(name, ())
+        ]
+        change = Change(
+            maps=tuple(draft.map_actions[name] for name in maps),
+            loads=tuple(loads),
+            links=tuple(action for name in objects for action in draft.links.get(name, ())),
+            removals=tuple(own),
+        )
+        if change.actions:
+            changes.append(change)
+    return tuple(changes), tuple(removal for rest in removals.values() for removal in rest)
+
+
+def _components(draft: _Draft) -> list[tuple[list[str], list[str]]]:
+    """Objects with the maps to be made, joined wherever they share such a map."""
+    group_of = {name: name for name in draft.desired.objects}
+
+    def root(name: str) -> str:
+        while group_of[name] != name:
+            name = group_of[name]
+        return name
+
+    for action in draft.map_actions.values():
+        for user in action.map.users[1:]:
+            if user not in draft.held_objects:
+                group_of[root(user)] = root(action.map.users[0])
+    groups: dict[str, tuple[list[str], list[str]]] = {}
+    for name in draft.desired.objects:
+        if name not in draft.held_objects:
+            groups.setdefault(root(name), ([], []))[1].append(name)
+    alone = []
+    for name, action in draft.map_actions.items():
+        users = [user for user in action.map.users if user not in draft.held_objects]
+        if users:
+            groups[root(users[0])][0].append(name)
+        elif action.map.definition:
+            alone.append(([name], list[str]()))
+    return [*alone, *groups.values()]
+
+
+def _removals(draft: _Draft, orphans: Mapping[LinkKey, ObservedLink]) -> dict[str, list[Removal]]:
+    """By object name (the escaped one for what is not in the manifest)."""
+    names = {escape(name): name for name in draft.desired.objects}
+    untouchable = {escape(name) for name in (*draft.held_objects, *draft.desired.faults)}
+    removals: dict[str, list[Removal]] = {}
+    for key, link in orphans.items():
+        if key not in draft.moved_links and link.pinned:
+            reason = "not in the manifest any more"
+            removals.setdefault(names.get(key[0], key[0]), []).append(Detach(key, reason))
+    for escaped, digests in draft.observed.programs.items():
+        if escaped in untouchable:
+            continue
+        name = names.get(escaped)
+        wanted = draft.desired.objects[name].digest if name else ""
+        unwanted = [digest for digest in digests if digest != wanted]
+        for digest in unwanted:
+            reason = REPLACED if name else "not in the manifest any more"
+            last = not name and digest == unwanted[-1]
+            removals.setdefault(name or escaped, []).append(
+                RemovePrograms(escaped, digest, reason, last)
+            )
+    return removals

@@ -1,0 +1,94 @@
+"""The service manager: readiness, watchdog, journal. Only this module knows systemd.
+
+Everything here works outside systemd too: notifications go nowhere, the log goes to stderr.
+"""
+
+import logging
+import os
+import sys
+import time
+from enum import StrEnum
+
+from systemd import daemon as sd_daemon
+
+log = logging.getLogger("bpfkeeperd")
+
+
+class MessageId(StrEnum):
+    """MESSAGE_ID of the journal entries that others may look for."""
+
+    RELOAD_OK = "5a1a5f1b0f9c4d6c8f3f9b7c3a6e21d4"
+    RELOAD_FAILED = "c0d9c7a8a9d34c4f9d4f6d0c5b8e7f12"
+    RELOAD_REJECTED = "0b6f7e2d4c1a49f88f0e3a7d9c5b6e34"
+    MAP_ID_CHANGED = "9d3b2c7e6f5a4e8d9a1b0c2d3e4f5a67"
+    DRIFT = "7e4f1a2b3c5d4e6f8a9b0c1d2e3f4a58"
+
+
+def set_up_log(level: int = logging.INFO) -> None:
+    """Logs to the journal when that is where stderr goes, else to stderr."""
+    handler: logging.Handler
+    if _stderr_is_journal():
+        from systemd import journal
+
+        handler = journal.JournalHandler(SYSLOG_IDENTIFIER="bpfkeeperd")
+        handler.setFormatter(logging.Formatter("%(message)s"))
+    else:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("bpfkeeperd: %(message)s"))
+    log.addHandler(handler)
+    log.setLevel(level)
+    log.propagate = False
+    # Half of what a log line costs is finding out what nobody reads here.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+
+
+def _stderr_is_journal() -> bool:
+    """As sd_journal_stream: JOURNAL_STREAM holds device and inode of the stream to the journal."""
+    device, _, inode = os.environ.get("JOURNAL_STREAM", "").partition(":")
+    try:
+        status = os.fstat(sys.stderr.fileno())
+    except (OSError, ValueError, AttributeError):
+        return False
+    return (str(status.st_dev), str(status.st_ino)) == (device, inode)
+
+
+def fields(message_id: MessageId, **values: object) -> dict[str, object]:
+    """Journal fields of a log record, the own ones prefixed BPFKEEPERD_."""
+    own = {f"BPFKEEPERD_{name.upper()}": str(value) for name, value in values.items()}
+    return {"MESSAGE_ID": str(message_id), **own}
+
+
+def _notify(text: str) -> None:
+    try:
+        sd_daemon.notify(text)
+    except Exception as error:  # whatever is wrong with the socket, the maps come first
+        log.debug("cannot notify the service manager: %s", error)
+
+
+def notify_ready(status: str) -> None:
+    _notify(f"READY=1\nSTATUS={status}")
+
+
+def notify_reloading() -> None:
+    _notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}\nSTATUS=reloading")
+
+
+def notify_stopping() -> None:
+    _notify("STOPPING=1\nSTATUS=stopping; programs stay attached, maps stay pinned")
+
+
+def notify_watchdog() -> None:
+    _notify("WATCHDOG=1")
+
+
+def notify_long_work(seconds: int = 120) -> None:
+    """Asks for patience before a load that may take long."""
+    _notify(f"EXTEND_TIMEOUT_USEC={seconds * 1_000_000}\nWATCHDOG=1")
+
+
+def watchdog_seconds() -> float | None:
+    """How often the service manager wants to hear from this process; None: it does not care."""
+    usec, pid = os.environ.get("WATCHDOG_USEC", ""), os.environ.get("WATCHDOG_PID", "")
+    if not usec.isdigit() or (pid and pid != str(os.getpid())):
+        return None
+    return int(usec) / 1_000_000

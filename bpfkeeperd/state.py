@@ -1,0 +1,202 @@
+"""The values that flow through the pipeline: what should be, what is, and what came of it.
+
+Spec = from a file, Info = from the kernel, Entry (entries.py) = from the manifest.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from bpfkeeperd.entries import MismatchPolicy
+from bpfkeeperd.hooks import Hook
+
+
+@dataclass(frozen=True, slots=True)
+class MapSpec:
+    """A map as an object file or the manifest declares it. Sizes in bytes."""
+
+    name: str
+    """The full ELF name; the kernel keeps 15 characters of it."""
+    type: int
+    key_size: int
+    value_size: int
+    max_entries: int
+    flags: int = 0
+    map_extra: int = 0
+    numa_node: int = 0
+    pinned: bool = False
+    """Declared LIBBPF_PIN_BY_NAME."""
+    internal: bool = False
+    """Global data (.rodata, .data, .bss, .kconfig): libbpf's own, never pinned by name."""
+    key_layout: str | None = None
+    value_layout: str | None = None
+    """One line per leaf, ``bit offset:bits:kind:name``; None without BTF."""
+    inner: "MapSpec | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramSpec:
+    """A program as an object file declares it."""
+
+    name: str
+    section: str
+    type: int
+    """``enum bpf_prog_type``; 0 when the section name does not say."""
+    expected_attach_type: int
+    autoload: bool = True
+    hook: Hook | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectSpec:
+    maps: tuple[MapSpec, ...]
+    programs: tuple[ProgramSpec, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MapInfo:
+    """A map as the kernel has it."""
+
+    id: int
+    name: str
+    """At most 15 characters."""
+    type: int
+    key_size: int
+    value_size: int
+    max_entries: int
+    flags: int
+    map_extra: int
+    btf: tuple[int, int, int] = (0, 0, 0)
+    """BTF ID, key type ID, value type ID; 0 for none."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramInfo:
+    """A loaded program as the kernel has it."""
+
+    id: int
+    type: int
+    map_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LinkInfo:
+    """An attachment as the kernel has it."""
+
+    id: int
+    prog_id: int
+    type: int
+    target_id: int
+    """cgroup ID or interface index; 0 when the target is gone."""
+    attach_type: int
+
+
+class MapIdChange(StrEnum):
+    """Why the ID under a map's name changed."""
+
+    RECREATED = "recreated"
+    MIGRATED = "migrated"
+    REPLACED = "replaced"
+    """By someone else: another map was pinned under the name."""
+    LOST = "lost"
+    """The pin went, nothing held the map any more, a new one was made."""
+    REBOOT = "reboot"
+
+
+class ReloadResult(StrEnum):
+    """How a reload ended."""
+
+    OK = "ok"
+    FAILED = "failed"
+    """Something was refused or rolled back; what it concerns stays as it was."""
+    REJECTED = "rejected"
+    """The manifest is wrong; nothing was touched."""
+
+
+@dataclass(frozen=True, slots=True)
+class MapStatus:
+    """One map of the manifest, as last observed."""
+
+    name: str
+    id: int | None
+    """None while nothing is pinned under the name."""
+    type: int
+    key_size: int
+    value_size: int
+    max_entries: int
+    policy: MismatchPolicy
+    reuses: int = 0
+    """Reloads of this daemon that kept the map."""
+    changes: Mapping[MapIdChange, int] = field(default_factory=dict)
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AttachmentStatus:
+    """One attachment that the manifest wants, as last observed."""
+
+    object: str
+    program: str
+    hook: str
+    target: str
+    up: bool
+    prog_id: int | None = None
+    link_id: int | None = None
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ReloadStatus:
+    """All reloads of this daemon, the start included."""
+
+    results: Mapping[ReloadResult, int] = field(default_factory=dict)
+    duration_seconds_sum: float = 0.0
+    duration_buckets: tuple[tuple[float, int], ...] = ()
+    """(upper bound in seconds, reloads that took at most that long), cumulative, the last +Inf."""
+    last_success_timestamp_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What metrics and ``status`` show: an immutable snapshot, made after each observation."""
+
+    maps: tuple[MapStatus, ...] = ()
+    attachments: tuple[AttachmentStatus, ...] = ()
+    drift: Mapping[str, int] = field(default_factory=dict)
+    """Kind of difference from the manifest to how many there are now."""
+    reloads: ReloadStatus = ReloadStatus()
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    message: str
+    detail: str = ""
+    """libbpf's or the verifier's whole log; may be empty."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of one reload."""
+
+    result: ReloadResult
+    done: tuple[str, ...] = ()
+    """One line for each action that was done."""
+    failures: tuple[Failure, ...] = ()
+    """What was tried and undone, or why the manifest was rejected."""
+    refusals: tuple[str, ...] = ()
+    """What the manifest wants and is not done, and why."""
+    notes: tuple[str, ...] = ()
+    kept_maps: int = 0
+    duration_seconds: float = 0.0
+
+    @property
+    def summary(self) -> str:
+        """One line, as the service's status shows it."""
+        took = f"in {self.duration_seconds * 1000:.0f} ms"
+        if self.result is ReloadResult.REJECTED:
+            return "manifest rejected: nothing was changed, what ran goes on running"
+        what = f"{len(self.done)} actions" if self.done else "nothing to do"
+        if self.result is ReloadResult.OK:
+            return f"applied {took}: {what}, {self.kept_maps} maps kept"
+        wrong = len(self.failures) + len(self.refusals)
+        return f"applied in part {took}: {what}, {self.kept_maps} maps kept, {wrong} problems"

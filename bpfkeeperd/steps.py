@@ -1,0 +1,55 @@
+"""Every change to the kernel goes through a named step, so that a test can stop at each."""
+
+import os
+import signal
+from collections.abc import Callable
+from enum import StrEnum
+
+FAILPOINT_VARIABLE = "BPFKEEPERD_FAILPOINT"
+
+
+class Step(StrEnum):
+    """Named just before it is done."""
+
+    SWEEP_STAGING = "sweep_staging"
+    RESTORE_MAP = "restore_map"
+    RESTORE_LINK = "restore_link"
+    CREATE_MAP = "create_map"
+    LOAD_OBJECT = "load_object"
+    PIN_MAP = "pin_map"
+    STAGE_MAP = "stage_map"
+    STAGE_PROGRAMS = "stage_programs"
+    ATTACH = "attach"
+    SWAP = "swap"
+    COMMIT_MAP = "commit_map"
+    COMMIT_PROGRAMS = "commit_programs"
+    COMMIT_LINK = "commit_link"
+    DETACH = "detach"
+    REMOVE_PROGRAMS = "remove_programs"
+    WRITE_STATE = "write_state"
+
+
+OnStep = Callable[[Step, str], None]
+"""Called with a step and what it is about to be done to."""
+
+
+def no_failpoint(step: Step, subject: str) -> None:
+    """Goes on."""
+
+
+def failpoint() -> OnStep:
+    """What the environment asks for: ``BPFKEEPERD_FAILPOINT=swap:3`` kills this process with
+    SIGKILL just before its third swap. Without the variable nothing is ever stopped."""
+    name, _, count = os.environ.get(FAILPOINT_VARIABLE, "").partition(":")
+    if not name:
+        return no_failpoint
+    wanted, left = Step(name), int(count or 1)
+
+    def on_step(step: Step, subject: str) -> None:
+        nonlocal left
+        if step is wanted:
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    return on_step

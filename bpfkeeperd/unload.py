@@ -1,0 +1,48 @@
+"""The explicit way down: detaches everything the keeper attached, and removes what it pinned."""
+
+import os
+
+from bpfkeeperd import kernel
+from bpfkeeperd.churn import Memory
+from bpfkeeperd.errors import KeeperError
+from bpfkeeperd.kernel import PinKind
+from bpfkeeperd.layout import Layout, unescape
+from bpfkeeperd.remove import remove_tree
+
+
+def unload(layout: Layout, memory: Memory, *, with_maps: bool) -> tuple[list[str], Memory]:
+    """Returns a line for each thing that is gone now, and what remains to be remembered.
+
+    Maps lose their pins only ``with_maps``, and only those whose pin the keeper made: with the last
+    reference their contents are gone.
+
+    Raises:
+        KeeperError: something cannot be removed; what was removed before stays removed.
+    """
+    lines = []
+    try:
+        for pin in kernel.scan(layout.links, depth=3, kind=PinKind.LINK):
+            if pin.kind == PinKind.LINK:
+                name, program, target = (unescape(part) for part in pin.path)
+                os.unlink(f"{layout.links}/{'/'.join(pin.path)}")
+                lines.append(f"detached {name}/{program} from {target}")
+        if os.path.isdir(layout.own):
+            remove_tree(layout.own)
+            lines.append("unloaded all programs")
+        maps = dict(memory.maps)
+        for name, record in memory.maps.items():
+            if with_maps and record.made and _is_pinned(layout, name, record.id):
+                os.unlink(layout.map(name))
+                lines.append(f"unpinned map {name} (ID {record.id}): its contents are gone")
+                del maps[name]
+    except OSError as error:
+        raise KeeperError(f"cannot remove {error.filename}: {error.strerror}") from None
+    return lines, Memory(memory.boot_id, maps)
+
+
+def _is_pinned(layout: Layout, name: str, map_id: int) -> bool:
+    found = kernel.pinned_map(layout.map(name))
+    if found is None:
+        return False
+    os.close(found[0])
+    return found[1].id == map_id

@@ -1,0 +1,154 @@
+"""What a text in a manifest must look like, by the field it stands in.
+
+Each check takes the text and returns its normal form, or a Fault that says what is wrong. The
+message of a Fault goes on from the name of the field: ``must be …``.
+"""
+
+import ipaddress
+import posixpath
+import re
+from dataclasses import dataclass
+
+from bpfkeeperd.layout import name_fault
+
+INTERFACE_MAX_BYTES = 15
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What is wrong with a value, and what to write instead."""
+
+    message: str
+    remedy: str = ""
+
+
+def short(text: str) -> str:
+    """Text of the manifest, cut where it is too long to read."""
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def shown(text: str) -> str:
+    """Text of the manifest as messages show it: short, in double quotes."""
+    return f'"{short(text)}"'
+
+
+def any_text(text: str) -> str | Fault:
+    return text or Fault("cannot be empty")
+
+
+def pin_name(text: str) -> str | Fault:
+    """A name under which a map can be pinned."""
+    fault = name_fault(text)
+    return Fault(f"cannot be {shown(text)}", fault) if fault else text
+
+
+def pin_root(text: str) -> str | Fault:
+    if not text.startswith("/"):
+        return Fault(f"must be an absolute path, not {shown(text)}", "write /sys/fs/bpf")
+    if ".." in text.split("/"):
+        return Fault('cannot hold ".."', "write the path out")
+    path = absolute(text)
+    return (
+        Fault("cannot be /", "write the path of a bpffs, such as /sys/fs/bpf")
+        if path == "/"
+        else path
+    )
+
+
+def absolute(path: str) -> str:
+    """The normal form of an absolute path; POSIX leaves a meaning to two leading slashes."""
+    return "/" + posixpath.normpath(path).lstrip("/")
+
+
+def listen(text: str) -> str | Fault:
+    """``none``, or a HOST:PORT that `host_and_port` takes apart."""
+    if text == "none":
+        return text
+    host, colon, port = text.rpartition(":")
+    if not colon or not host:
+        remedy = "for example 127.0.0.1:9435, or none for no endpoint"
+        return Fault(f"must be HOST:PORT, not {shown(text)}", remedy)
+    if not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65535:
+        return Fault(f"cannot be {shown(text)}", "write a port from 0 to 65535 after the colon")
+    if host.startswith("[") and host.endswith("]"):
+        good = _is_address(host[1:-1], ipaddress.IPv6Address)
+    elif ":" in host:
+        return Fault(f"has an IPv6 address without brackets, {shown(text)}", "write [ADDRESS]:PORT")
+    elif re.fullmatch("[0-9.]+", host):
+        good = _is_address(host, ipaddress.IPv4Address)
+    else:
+        good = bool(re.fullmatch("[A-Za-z0-9_.-]+", host))
+    return (
+        text
+        if good
+        else Fault(f"cannot be {shown(text)}", "write an IPv4 address, [IPv6] or a host name")
+    )
+
+
+def _is_address(
+    text: str, family: type[ipaddress.IPv4Address] | type[ipaddress.IPv6Address]
+) -> bool:
+    try:
+        family(text)
+    except ValueError:
+        return False
+    return True
+
+
+def host_and_port(text: str) -> tuple[str, int] | None:
+    """What `listen` let through, taken apart; None for ``none``."""
+    if text == "none":
+        return None
+    host, _, port = text.rpartition(":")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def sha256(text: str) -> str | Fault:
+    if re.fullmatch("[0-9A-Fa-f]{64}", text):
+        return text.lower()
+    remedy = "sha256sum FILE prints it"
+    if len(text) != 64:
+        return Fault(f"must be 64 hexadecimal digits, this has {len(text)} characters", remedy)
+    wrong = next(char for char in text if char not in "0123456789abcdefABCDEF")
+    return Fault(f"must be 64 hexadecimal digits, {shown(wrong)} is none", remedy)
+
+
+def interface(text: str) -> str | Fault:
+    """A name that the kernel takes for a network interface (net/core/dev.c, dev_valid_name)."""
+    if not text:
+        return Fault("cannot be empty")
+    size = len(text.encode())
+    if size > INTERFACE_MAX_BYTES:
+        return Fault(f"{shown(text)} has {size} bytes, at most {INTERFACE_MAX_BYTES} can be")
+    if text in (".", "..") or re.search(r"[\s/:]", text):
+        return Fault(
+            f"cannot be {shown(text)}", "write a name without slash, colon or blank, as in eth0"
+        )
+    return text
+
+
+def netns(text: str) -> str | Fault:
+    """The name of a network namespace, or the absolute path of one."""
+    if not text:
+        return Fault("cannot be empty", "leave it out for the daemon's own namespace")
+    if ".." in text.split("/"):
+        return Fault('cannot hold ".."', "write the path out")
+    if text.startswith("/"):
+        return absolute(text)
+    if "/" in text or text == ".":
+        return Fault(
+            f"cannot be {shown(text)}", "write a name under /run/netns or an absolute path"
+        )
+    return text
+
+
+def cgroup(text: str) -> str | Fault:
+    """A cgroup v2 directory, absolute or relative to the mount; ``.`` is the root cgroup."""
+    if not text:
+        return Fault("cannot be empty", "write . for the root cgroup")
+    if ".." in text.split("/"):
+        return Fault('cannot hold ".."', "write the path out")
+    if not text.startswith("/"):
+        return posixpath.normpath(text)
+    path = absolute(text)
+    return Fault("cannot be /", "write . for the root cgroup") if path == "/" else path

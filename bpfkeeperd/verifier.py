@@ -1,0 +1,43 @@
+"""What libbpf and the verifier say of a failed load, brought down to the line that tells."""
+
+import re
+
+_BEGIN = re.compile(r"^libbpf: prog '(?P<program>[^']*)': -- BEGIN PROG LOAD LOG --$", re.M)
+_END = "-- END PROG LOAD LOG --"
+_REFUSED = re.compile(
+    r"^libbpf: prog '(?P<program>[^']*)': BPF program load failed: (?P<why>.*)$", re.M
+)
+_NOISE = re.compile(
+    r"processed \d+ insns|verification time|stack depth|peak_states|"
+    r"failed to load object|failed to load program|BPF program load failed|"
+    r"max_states_per_insn|mark_precise:|arg#\d+ reference type"
+)
+_SOURCE_LINE = re.compile(r"^; ")
+
+
+def load_failure(log: str, fallback: str) -> str:
+    """One line for a failed load: the program and the verifier's telling line, or libbpf's.
+
+    The telling line is the last one that is neither a source line nor statistics; how many lines
+    stand before it is said, so that nobody thinks it was all.
+    """
+    refused = _REFUSED.search(log)
+    begin = _BEGIN.search(log)
+    if begin:
+        lines = [line for line in log[begin.end() :].split(_END)[0].splitlines() if line.strip()]
+        lines = [line for line in lines if not line.startswith("libbpf: ")]
+        telling = [line for line in lines if not _NOISE.search(line)]
+        telling = [line for line in telling if not _SOURCE_LINE.match(line)] or telling
+        if telling:
+            last = telling[-1].strip()
+            omitted = len(lines) - 1
+            more = f" ({omitted} more lines of the verifier's log)" if omitted else ""
+            return f"the verifier refuses program {begin['program']}: {last}{more}"
+    if refused:
+        return f"the kernel refuses program {refused['program']}: {refused['why']}"
+    complaints = [
+        line.removeprefix("libbpf: ")
+        for line in log.splitlines()
+        if line.startswith("libbpf: ") and not _NOISE.search(line)
+    ]
+    return f"cannot load: {complaints[0] if complaints else fallback}"

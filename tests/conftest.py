@@ -1,0 +1,143 @@
+"""Fixtures of all tests: BPF objects compiled from source, places of a test's own, no leaks."""
+
+import os
+import platform
+import subprocess
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from bpfkeeperd import kernel
+from tests.machine import Netns, bpf_ids
+
+BPF_SOURCES = Path(__file__).parent / "bpf"
+
+BuildObject = Callable[..., Path]
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of the kernel and of the daemon need root; on CI nobody may lack it."""
+    if os.geteuid() == 0 or os.environ.get("CI"):
+        return
+    for item in items:
+        if {"kernel", "system"} & set(Path(item.path).parts):
+            item.add_marker(needs_root)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    """No program, map or link of the machine may be left when all tests are over."""
+    if os.geteuid() != 0:
+        yield
+        return
+    before = {kind: bpf_ids(kind) for kind in ("prog", "map", "link")}
+    yield
+    deadline = time.monotonic() + 10  # the kernel frees them some time after the last reference
+    while time.monotonic() < deadline:
+        left = {kind: bpf_ids(kind) - ids for kind, ids in before.items()}
+        if not any(left.values()):
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"left behind in the kernel, by ID: {left}")
+
+
+@pytest.fixture(autouse=True)
+def no_descriptor_left() -> Iterator[None]:
+    """A test closes what it opens."""
+    before = set(os.listdir("/proc/self/fd"))
+    yield
+    deadline = time.monotonic() + 2  # threads of a server that was just closed
+    while (left := set(os.listdir("/proc/self/fd")) - before) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    targets = []
+    for fd in left:
+        try:
+            targets.append(os.readlink(f"/proc/self/fd/{fd}"))
+        except OSError:
+            continue  # the listing's own
+    assert not targets, f"descriptors left open: {targets}"
+
+
+@pytest.fixture(scope="session")
+def build_object(tmp_path_factory: pytest.TempPathFactory) -> BuildObject:
+    """Compiles tests/bpf/NAME.bpf.c with macros, once for each set of them."""
+    directory = tmp_path_factory.mktemp("objects")
+    built: dict[tuple[object, ...], Path] = {}
+    include = f"/usr/include/{platform.machine()}-linux-gnu"
+
+    def build(name: str, **macros: object) -> Path:
+        key = (name, *sorted(macros.items()))
+        if key not in built:
+            path = directory / f"{name}{len(built)}.bpf.o"
+            flags = ["-O2", "-g", "-target", "bpf", "-Wall", "-Werror", "-I", include]
+            defines = [f"-D{macro}={value}" for macro, value in macros.items()]
+            source = BPF_SOURCES / f"{name}.bpf.c"
+            command = ["clang", *flags, *defines, "-c", str(source), "-o", str(path)]
+            subprocess.run(command, check=True)
+            subprocess.run(["llvm-strip", "-g", str(path)], check=True)
+            built[key] = path
+        return built[key]
+
+    return build
+
+
+def _mount(*arguments: str) -> None:
+    subprocess.run(["mount", *arguments], check=True)
+
+
+@pytest.fixture
+def bpffs(tmp_path: Path) -> Iterator[Path]:
+    """A bpffs of the test's own, unmounted afterwards with whatever is pinned in it."""
+    path = tmp_path / "bpffs"
+    path.mkdir()
+    _mount("-t", "bpf", "bpf", str(path))
+    yield path
+    while os.path.ismount(path):
+        subprocess.run(["umount", "-l", str(path)], check=True)
+
+
+@pytest.fixture
+def cgroup() -> Iterator[Path]:
+    """A child cgroup of the test's own."""
+    mount = kernel.cgroup2_mount()
+    assert mount, "no cgroup2 is mounted"
+    path = Path(mount) / f"bpfkeeperd-test-{uuid.uuid4().hex[:8]}"
+    path.mkdir()
+    yield path
+    for directory, _, _ in os.walk(path, topdown=False):
+        (Path(directory) / "cgroup.kill").write_text("1")
+        deadline = time.monotonic() + 5
+        while True:
+            try:
+                os.rmdir(directory)
+                break
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
+
+
+@pytest.fixture
+def netns() -> Iterator[Netns]:
+    """Two network namespaces of the test's own, joined by a veth pair: ``here`` and ``there``."""
+    name = f"keeper-{uuid.uuid4().hex[:8]}"
+    pair = Netns(name)
+    pair.make()
+    yield pair
+    pair.remove()
+
+
+@pytest.fixture
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """State and run directories of the test's own, in the environment."""
+    for name in ("state", "run"):
+        (tmp_path / name).mkdir()
+        monkeypatch.setenv(
+            {"state": "STATE_DIRECTORY", "run": "RUNTIME_DIRECTORY"}[name], str(tmp_path / name)
+        )
+    return tmp_path

@@ -1,0 +1,3 @@
+from tests.scenario import world
+
+__all__ = ["world"]

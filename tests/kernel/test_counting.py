@@ -1,0 +1,308 @@
+"""Counts against what is known to be in the maps, on the real kernel."""
+
+import ctypes
+import mmap
+import os
+import platform
+import random
+import resource
+import socket
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import pytest
+
+from bpfkeeperd import counting, kernel
+from bpfkeeperd.counting import MapCounter
+from bpfkeeperd.errors import KeeperError, KernelError, ObjectError
+from bpfkeeperd.maptypes import BY_NAME, MAP_TYPES, Count
+
+NO_PREALLOC = 1
+MAP_CREATE, MAP_UPDATE, MAP_LOOKUP_AND_DELETE = 0, 2, 21
+
+
+@pytest.fixture(autouse=True)
+def no_descriptor_left() -> Iterator[None]:
+    before = os.listdir("/proc/self/fd")
+    yield
+    assert os.listdir("/proc/self/fd") == before
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as opened:
+        yield opened
+
+
+@pytest.fixture
+def counter(stack: ExitStack) -> MapCounter:
+    return stack.enter_context(MapCounter.open())
+
+
+def bpf(command: int, attributes: bytes) -> int:
+    """The commands that the kernel module has no use for."""
+    number = {"x86_64": 321, "aarch64": 280}[platform.machine()]
+    libc = ctypes.CDLL(None, use_errno=True)
+    result: int = libc.syscall(number, command, attributes, len(attributes))
+    if result < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return result
+
+
+def create(
+    stack: ExitStack, name: str, key_size: int, value_size: int, max_entries: int, flags: int = 0
+) -> int:
+    fd = kernel.map_create(
+        BY_NAME[name].number, "counted", key_size, value_size, max_entries, flags=flags
+    )
+    stack.callback(os.close, fd)
+    return fd
+
+
+def count(counter: MapCounter, fd: int) -> int | None:
+    return counter.counts().get(kernel.map_info(fd).id)
+
+
+def walked(fd: int) -> int:
+    return sum(1 for _ in kernel.map_keys(fd, kernel.map_info(fd).key_size))
+
+
+def a_key(name: str, number: int) -> bytes:
+    """Eight bytes: a number, or for a trie the length of the prefix and 32 bits."""
+    return struct.pack("=II", 32 if name == "lpm_trie" else 0, number)
+
+
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        ("hash", 0),
+        ("hash", NO_PREALLOC),
+        ("percpu_hash", 0),
+        ("percpu_hash", NO_PREALLOC),
+        ("lru_hash", 0),
+        ("lru_percpu_hash", 0),
+        ("lpm_trie", NO_PREALLOC),
+    ],
+)
+def test_entries_come_and_go(counter: MapCounter, stack: ExitStack, name: str, flags: int) -> None:
+    fd = create(stack, name, 8, 8, 1000, flags)
+    value = bytes(8 * (kernel.possible_cpus() if BY_NAME[name].per_cpu else 1))
+    assert count(counter, fd) == 0
+    for number in range(300):
+        kernel.map_update(fd, a_key(name, number), value)
+    assert count(counter, fd) == walked(fd) == 300
+    for number in range(100):
+        kernel.map_delete(fd, a_key(name, number))
+        kernel.map_update(fd, a_key(name, number + 150), value)  # one that is there already
+    assert count(counter, fd) == walked(fd) == 200
+
+
+def test_a_full_hash(counter: MapCounter, stack: ExitStack) -> None:
+    fd = create(stack, "hash", 8, 8, 50)
+    for number in range(50):
+        kernel.map_update(fd, a_key("hash", number), bytes(8))
+    with pytest.raises(KernelError):
+        kernel.map_update(fd, a_key("hash", 50), bytes(8))
+    assert count(counter, fd) == 50
+
+
+@pytest.mark.parametrize("name", ["lru_hash", "lru_percpu_hash"])
+def test_an_lru_map_that_evicts(counter: MapCounter, stack: ExitStack, name: str) -> None:
+    fd = create(stack, name, 8, 8, 1000)
+    value = bytes(8 * (kernel.possible_cpus() if BY_NAME[name].per_cpu else 1))
+    for number in range(3000):
+        kernel.map_update(fd, a_key(name, number), value)
+    found = walked(fd)
+    assert 0 < found <= 1000
+    assert count(counter, fd) == found
+
+
+def test_prefixes_within_prefixes(counter: MapCounter, stack: ExitStack) -> None:
+    """A trie has nodes that are no entries: they must not count."""
+    fd = create(stack, "lpm_trie", 8, 4, 100, NO_PREALLOC)
+    keys = {
+        struct.pack("=I", bits) + bytes(address)
+        for bits, address in [
+            (0, (0, 0, 0, 0)),
+            (8, (10, 0, 0, 0)),
+            (24, (10, 1, 2, 0)),
+            (24, (10, 1, 3, 0)),
+            (32, (192, 168, 0, 1)),
+        ]
+    }
+    for key in keys:
+        kernel.map_update(fd, key, bytes(4))
+    assert count(counter, fd) == walked(fd) == len(keys)
+    kernel.map_delete(fd, struct.pack("=I", 8) + bytes((10, 0, 0, 0)))
+    assert count(counter, fd) == walked(fd) == len(keys) - 1
+
+
+def test_a_hash_of_maps(counter: MapCounter, stack: ExitStack) -> None:
+    inner = create(stack, "array", 4, 4, 1)
+    fd = bpf(MAP_CREATE, struct.pack("=IIIIIi", BY_NAME["hash_of_maps"].number, 4, 4, 10, 0, inner))
+    stack.callback(os.close, fd)
+    assert count(counter, fd) == 0
+    for number in range(3):
+        kernel.map_update(fd, struct.pack("=I", number), struct.pack("=I", inner))
+    assert count(counter, fd) == walked(fd) == 3
+    kernel.map_delete(fd, struct.pack("=I", 1))
+    assert count(counter, fd) == walked(fd) == 2
+
+
+def test_a_sockhash(counter: MapCounter, stack: ExitStack) -> None:
+    fd = create(stack, "sockhash", 4, 4, 10)
+    listener = stack.enter_context(closing(socket.create_server(("127.0.0.1", 0))))
+    sockets = []
+    for _ in range(2):
+        sockets.append(stack.enter_context(socket.create_connection(listener.getsockname())))
+        sockets.append(stack.enter_context(closing(listener.accept()[0])))
+    assert count(counter, fd) == 0
+    for number, connection in enumerate(sockets):
+        kernel.map_update(fd, struct.pack("=I", number), struct.pack("=I", connection.fileno()))
+    assert count(counter, fd) == walked(fd) == 4
+    kernel.map_delete(fd, struct.pack("=I", 2))
+    assert count(counter, fd) == walked(fd) == 3
+    sockets[0].close()  # a socket that closes leaves the map by itself
+    assert count(counter, fd) == walked(fd) == 2
+
+
+@pytest.mark.parametrize("name", ["queue", "stack"])
+@pytest.mark.parametrize("max_entries", [1, 7, 8])
+def test_a_queue_that_goes_round(
+    counter: MapCounter, stack: ExitStack, name: str, max_entries: int
+) -> None:
+    fd = create(stack, name, 0, 4, max_entries)
+    value = ctypes.create_string_buffer(4)
+    attributes = struct.pack("=I4xQQQ", fd, 0, ctypes.addressof(value), 0)
+    present, chance = 0, random.Random(1)
+    assert count(counter, fd) == 0
+    for _ in range(100):
+        if present < max_entries and (present == 0 or chance.random() < 0.55):
+            bpf(MAP_UPDATE, attributes)
+            present += 1
+        else:
+            bpf(MAP_LOOKUP_AND_DELETE, attributes)
+            present -= 1
+        assert count(counter, fd) == present
+
+
+def positions(stack: ExitStack, fd: int) -> Callable[[int], None]:
+    """Writes a ring buffer's position that belongs to user space, which maps its page."""
+    user_ringbuf = kernel.map_info(fd).type == BY_NAME["user_ringbuf"].number
+    page = kernel.page_size()
+    # The consumer's page is the first, the producer's the second.
+    mapped = mmap.mmap(
+        fd, page, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE, offset=page * user_ringbuf
+    )
+    stack.callback(mapped.close)
+
+    def write(position: int) -> None:
+        mapped[:8] = struct.pack("=Q", position % (1 << 64))
+
+    return write
+
+
+@pytest.mark.parametrize("name", ["ringbuf", "user_ringbuf"])
+def test_ring_buffers_in_bytes(counter: MapCounter, stack: ExitStack, name: str) -> None:
+    size = 2 * kernel.page_size()
+    fd = create(stack, name, 0, 0, size)
+    assert count(counter, fd) == 0
+    write = positions(stack, fd)
+    # Without a program the kernel's position stays 0: the other one makes the distance.
+    ahead = 1 if name == "user_ringbuf" else -1
+    for position, unread in [(24, 24), (size, size), (size + 8, size), (-8, 0), (1 << 62, size)]:
+        write(ahead * position)
+        assert count(counter, fd) == unread
+
+
+def test_what_cannot_be_counted_is_not_there(counter: MapCounter, stack: ExitStack) -> None:
+    array = create(stack, "array", 4, 4, 10)
+    hash_map = create(stack, "hash", 4, 4, 10)
+    counts = counter.counts()
+    assert kernel.map_info(array).id not in counts
+    assert counts[kernel.map_info(hash_map).id] == 0
+
+
+def test_counted_by_says_what_is_counted(counter: MapCounter) -> None:
+    said = {known.name: counter.counted_by(known.number) for known in MAP_TYPES}
+    assert {name for name, how in said.items() if how} == {
+        known.name for known in MAP_TYPES if known.count is not Count.NONE
+    }
+    assert (said["hash"], said["hash_of_maps"], said["lpm_trie"]) == ("kfunc", "kfunc", "field")
+    assert (said["array"], counter.counted_by(99)) == ("", "")
+
+
+def test_records_split_between_reads(
+    counter: MapCounter, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fds = [create(stack, "hash", 4, 4, 10) for _ in range(5)]
+    for fd in fds:
+        kernel.map_update(fd, bytes(4), bytes(4))
+    whole = counter.counts()
+    monkeypatch.setattr(counting, "_READ_BYTES", 7)
+    assert counter.counts() == whole
+    assert all(whole[kernel.map_info(fd).id] == 1 for fd in fds)
+
+
+def test_more_maps_than_a_read_takes(counter: MapCounter, stack: ExitStack) -> None:
+    """One read gives 32 KiB at most, 2048 records."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
+    ids = {kernel.map_info(create(stack, "hash", 4, 4, 1, NO_PREALLOC)).id for _ in range(2500)}
+    assert ids <= counter.counts().keys()
+
+
+def test_without_the_kfunc(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, stack: ExitStack
+) -> None:
+    """The kernel does refuse the first program: the kfunc goes by a name that it does not have."""
+    data = counting.OBJECT_FILE.read_bytes()
+    assert b"bpf_map_sum_elem_count" in data
+    other = tmp_path / "other.bpf.o"
+    other.write_bytes(data.replace(b"bpf_map_sum_elem_count", b"bpf_map_sum_elem_xxxxx"))
+    monkeypatch.setattr(counting, "OBJECT_FILE", other)
+    counter = stack.enter_context(MapCounter.open())
+    hash_map = create(stack, "hash", 8, 8, 10)
+    trie = create(stack, "lpm_trie", 8, 8, 10, NO_PREALLOC)
+    for name, fd in (("hash", hash_map), ("lpm_trie", trie)):
+        kernel.map_update(fd, a_key(name, 1), bytes(8))
+    assert count(counter, hash_map) is None
+    assert count(counter, trie) == 1
+    assert counter.counted_by(BY_NAME["hash"].number) == ""
+    assert counter.counted_by(BY_NAME["lpm_trie"].number) == "field"
+
+
+def test_neither_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refusing(data: bytes, program: str) -> int:
+        raise ObjectError(f"cannot load program {program}: no such kfunc")
+
+    monkeypatch.setattr(counting, "_attach", refusing)
+    with pytest.raises(KeeperError) as raised:
+        MapCounter.open()
+    assert str(raised.value) == (
+        "cannot count map entries: this kernel takes neither program (count_maps: cannot load"
+        " program count_maps: no such kfunc; count_maps_without_kfunc: cannot load program"
+        " count_maps_without_kfunc: no such kfunc): Linux 5.8 or newer with BTF, CAP_BPF and"
+        " CAP_PERFMON are needed"
+    )
+
+
+def test_the_object_file_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(counting, "OBJECT_FILE", tmp_path / "map_counts.bpf.o")
+    with pytest.raises(
+        KeeperError, match=r"map_counts\.bpf\.o: No such file or directory: install"
+    ):
+        MapCounter.open()
+
+
+def test_a_counter_holds_one_descriptor() -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    with MapCounter.open() as counter:
+        counter.counts()
+        assert len(os.listdir("/proc/self/fd")) == before + 1
+    counter.close()
+    with pytest.raises(KernelError, match="cannot create an iterator"):
+        counter.counts()

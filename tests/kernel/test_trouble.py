@@ -1,0 +1,553 @@
+"""What goes wrong: a clear message, nothing lost, nothing unserved, and it heals (I3, I5, I8)."""
+
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bpfkeeperd import kernel
+from bpfkeeperd.errors import KernelError
+from bpfkeeperd.keeper import Keeper
+from bpfkeeperd.state import MapIdChange, Outcome, ReloadResult
+from bpfkeeperd.steps import Step
+from tests.kernel.test_reload import plan_now
+from tests.machine import Netns, inside_cgroup, ip, send_datagrams
+from tests.scenario import World
+
+
+def refused(outcome: Outcome) -> str:
+    """Everything a reload that failed says."""
+    assert outcome.result is ReloadResult.FAILED, outcome
+    return "\n".join([*outcome.refusals, *(failure.message for failure in outcome.failures)])
+
+
+def check_still_served(world: World, *, programs: int = 1) -> None:
+    before = world.events()
+    send_datagrams(2)
+    assert world.events()[0] == before[0] + 2 * programs
+
+
+@pytest.mark.parametrize(
+    ("macros", "message"),
+    [
+        ({"ENTRIES": 32}, "max_entries is 16, wanted is 32"),
+        ({"TYPE": "BPF_MAP_TYPE_LRU_HASH"}, "type is hash, wanted is lru_hash"),
+        ({"WIDER": 1}, "value_size is 16, wanted is 24"),
+        ({"REORDERED": 1}, "value layout: events (int, 8 bytes) at byte 0, wanted is steps"),
+    ],
+)
+def test_differing_map_is_refused_and_everything_stays(
+    world: World, macros: dict[str, Any], message: str
+) -> None:
+    world.put("one")
+    world.put("other", HOOK='"cgroup_skb/ingress"', MAP="others")
+    entry = (
+        "objects:\n"
+        "  one: {file: one.bpf.o, pin_maps: [counts],\n"
+        "        programs: {count: {attach: [{cgroup: CGROUP}]}}}\n"
+        "  other: {file: other.bpf.o, pin_maps: [others],\n"
+        "          programs: {count: {attach: [{cgroup: CGROUP}]}}}\n"
+    )
+    world.write(entry)
+    with world.keeper() as keeper, inside_cgroup(world.cgroup):
+        world.reload(keeper)
+        send_datagrams(1)
+        ids, links = (world.map_id(), world.map_id("others")), world.link_ids()
+        world.put("one", **macros)
+        world.put("other", HOOK='"cgroup_skb/ingress"', MAP="others", STEP=50)
+        outcome = world.reload(keeper)
+        text = refused(outcome)
+        assert message in text and "map counts" in text and "object one" in text
+        assert (world.map_id(), world.map_id("others")) == ids
+        own = {path: link for path, link in links.items() if path.startswith("one/")}
+        now = world.link_ids()
+        assert own.items() <= now.items(), "a held object was touched"
+        assert now != links, "the other object did not go ahead"
+        check_still_served(world)
+        world.put("one", STEP=2)  # the cause goes
+        assert world.reload(keeper).result is ReloadResult.OK
+        check_still_served(world)
+    assert plan_now(world) == ()
+
+
+def test_every_differing_field_is_named(world: World) -> None:
+    world.put("one")
+    world.write_counter("one")
+    world.apply()
+    world.put("one", ENTRIES=32, WIDER=1, TYPE="BPF_MAP_TYPE_ARRAY")
+    text = refused(world.apply())
+    for field in ("type is hash", "value_size is 16", "max_entries is 16"):
+        assert field in text
+
+
+def test_verifier_refusal(world: World) -> None:
+    world.put("one")
+    world.write_counter("one")
+    with world.keeper() as keeper, inside_cgroup(world.cgroup):
+        world.reload(keeper)
+        send_datagrams(1)
+        before = world.everything()
+        world.put("one", REFUSED=1)
+        outcome = world.reload(keeper)
+        text = refused(outcome)
+        assert "object one: the verifier refuses program count: " in text
+        assert "invalid mem access 'map_value_or_null'" in text
+        assert "R0 invalid mem access" in outcome.failures[0].detail
+        assert world.everything() == before
+        check_still_served(world)
+
+
+def _garbage(path: Path) -> None:
+    path.write_bytes(b"not an object at all")
+
+
+def _half(path: Path) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+
+
+def _empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def _missing(path: Path) -> None:
+    path.unlink()
+
+
+def _directory(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_garbage, "this is no ELF file"),
+        (_half, "it is cut short or half written"),
+        (_empty, "the file is empty"),
+        (_missing, "cannot read it: No such file or directory"),
+        (_directory, "not a regular file"),
+    ],
+)
+def test_unusable_object_file(world: World, damage: Callable[[Path], None], message: str) -> None:
+    path = world.put("one")
+    world.put("two", HOOK='"cgroup_skb/ingress"', MAP="others")
+    world.write(
+        "objects:\n"
+        "  one: {file: one.bpf.o, pin_maps: [counts],\n"
+        "        programs: {count: {attach: [{cgroup: CGROUP}]}}}\n"
+        "  two: {file: two.bpf.o, pin_maps: [others]}\n"
+    )
+    with world.keeper() as keeper, inside_cgroup(world.cgroup):
+        world.reload(keeper)
+        send_datagrams(1)
+        before = world.everything()
+        damage(path)
+        text = refused(world.reload(keeper))
+        assert message in text and "object one" in text and str(path) in text
+        assert world.everything() == before
+        check_still_served(world)
+        assert {status.name for status in keeper.status.maps} == {"counts", "others"}
+    # A keeper that never saw the good file leaves what runs alone, too.
+    with inside_cgroup(world.cgroup):
+        before = world.everything()
+        text = refused(world.apply())
+        assert message in text
+        assert world.everything() == before
+        check_still_served(world)
+
+
+def test_wrong_sha256_is_refused(world: World) -> None:
+    world.put("one")
+    world.write(f"objects: {{one: {{file: one.bpf.o, sha256: {'0' * 64}}}}}\n")
+    assert "the manifest wants 0000" in refused(world.apply())
+
+
+def test_wrong_manifest_changes_nothing(world: World) -> None:
+    world.put("one")
+    world.write_counter("one")
+    with world.keeper() as keeper:
+        world.reload(keeper)
+        before = world.everything()
+        world.write("objects: {one: {fil: one.bpf.o}}\n")
+        outcome = world.reload(keeper)
+        assert outcome.result is ReloadResult.REJECTED
+        assert "did you mean" in outcome.failures[0].message
+        world.write("objects:\n  one: {file: one.bpf.o, programs: {cuont: {}}}\n")
+        outcome = world.reload(keeper)
+        assert outcome.result is ReloadResult.REJECTED
+        assert "object one has no program cuont: did you mean count?" in (
+            outcome.failures[0].message
+        )
+        assert world.everything() == before
+
+
+def test_pin_removed_by_hand_is_restored_with_its_id(world: World) -> None:
+    world.put("one")
+    world.write_counter("one")
+    with world.keeper() as keeper, inside_cgroup(world.cgroup):
+        world.reload(keeper)
+        send_datagrams(3)
+        map_id = world.map_id()
+        (world.pins / "counts").unlink()
+        keeper.look()
+        assert keeper.status.drift["map_pin_lost"] == 1
+        assert world.reload(keeper).result is ReloadResult.OK
+        assert world.map_id() == map_id
+        check_still_served(world)
+    # And by a keeper that holds no descriptor, as long as the map is alive.
+    (world.pins / "counts").unlink()
+    assert world.apply().result is ReloadResult.OK
+    assert world.map_id() == map_id
+    assert not world.changes
+
+
+def test_lost_map_is_made_anew_and_counted(world: World) -> None:
+    world.put("one", UNUSED=1)
+    world.write("objects: {one: {file: one.bpf.o, pin_maps: [counts]}}\n")
+    world.apply()
+    (world.pins / "counts").unlink()  # nothing holds it any more
+    assert world.apply().result is ReloadResult.OK
+    assert world.map_id()
+    assert [change.reason for change in world.changes] == [MapIdChange.LOST]
+
+
+def test_pin_replaced_by_another_map_moves_the_users_there(world: World) -> None:
+    world.put("one")
+    world.write_counter("one")
+    with world.keeper() as keeper, inside_cgroup(world.cgroup):
+        world.reload(keeper)
+        (world.pins / "counts").unlink()
+        fd = kernel.map_create(1, "counts", 4, 16, 16)
+        with kernel.holding(fd):
+            kernel.pin(fd, str(world.pins / "counts"))
+        map_id = world.map_id()
+        keeper.look()
+        assert keeper.status.drift["object_not_loaded"] == 1
+        outcome = world.reload(keeper)
+        assert outcome.result is ReloadResult.OK, outcome
+        assert world.map_id() == map_id, "the pin is the truth"
+        send_datagrams(1)
+        assert world.events() == (1, 1)
+    assert plan_now(world) == ()
+
+
+def test_replaced_map_is_counted(world: World) -> None:
+    world.put("one")
+    world.write_counter("one")
+    with world.keeper() as keeper:
+        world.reload(keeper)
+        (world.pins / "counts").unlink()
+        with kernel.holding(kernel.map_create(1, "counts", 4, 16, 16)) as fd:
+            kernel.pin(fd, str(world.pins / "counts"))
+        (change,) = keeper.look()
+        assert change.reason is MapIdChange.REPLACED
+        assert (change.name, change.new) == ("counts", world.map_id())
+        assert keeper.look() == ()
+
+
+def test_pin_that_holds_a_program(world: World) -> None:
+    world.put("one")
+    world.write_counter("one")
+    with world.keeper() as keeper, inside_cgroup(world.cgroup):
+        world.reload(keeper)
+        send_datagrams(1)
+        (world.pins / "counts").unlink()
+        programs = next(Path(world.layout.object("one")).iterdir())
+        os.link(programs / "count", world.pins / "counts")
+        links = world.link_ids()
+        text = refused(world.reload(keeper, force=True))
+        assert "it holds a program, not a map" in text
+        assert world.link_ids() == links
+        (world.pins / "counts").unlink()
+        assert world.reload(keeper).result is ReloadResult.OK
+        check_still_served(world)
+
+
+def test_link_detached_by_somebody_else(world: World) -> None:
+    world.put("one")
+    world.write_counter("one")
+    with world.keeper() as keeper, inside_cgroup(world.cgroup):
+        world.reload(keeper)
+        ((path, (link_id, _)),) = world.link_ids().items()
+        subprocess.run(["bpftool", "link", "detach", "id", str(link_id)], check=True)
+        keeper.look()
+        assert keeper.status.drift["attachment_missing"] == 1
+        assert [status.up for status in keeper.status.attachments] == [False]
+        assert world.reload(keeper).result is ReloadResult.OK
+        assert world.link_ids()[path][0] != link_id
+        check_still_served(world)
+        assert [status.up for status in keeper.status.attachments] == [True]
+    assert plan_now(world) == ()
+
+
+def test_link_pin_removed_by_hand(world: World) -> None:
+    world.put("one")
+    world.write_counter("one")
+    with world.keeper() as keeper, inside_cgroup(world.cgroup):
+        world.reload(keeper)
+        links = world.link_ids()
+        (path,) = links
+        os.unlink(f"{world.layout.links}/{path}")
+        check_still_served(world)  # the keeper's descriptor holds it
+        assert world.reload(keeper).result is ReloadResult.OK
+        assert world.link_ids() == links
+    assert plan_now(world) == ()
+
+
+def test_link_moved_to_another_program(world: World) -> None:
+    world.put("one", STEP=1)
+    world.put("two", STEP=5, MAP="others")
+    world.write_counter("one")
+    with world.keeper() as keeper, inside_cgroup(world.cgroup):
+        world.reload(keeper)
+        (path,) = world.link_ids()
+        link = kernel.pinned(f"{world.layout.links}/{path}", kernel.PinKind.LINK)
+        assert link is not None
+        with (
+            kernel.holding(link),
+            kernel.open_object((world.directory / "two.bpf.o").read_bytes(), "two") as two,
+        ):
+            two.load()
+            kernel.link_update(link, two.program_fd("count"))
+        keeper.look()
+        assert keeper.status.drift["attachment_replaced"] == 1
+        assert not keeper.status.attachments[0].up
+        assert world.reload(keeper).result is ReloadResult.OK
+        check_still_served(world)
+
+
+def test_cgroup_that_goes_and_comes_back(world: World) -> None:
+    child = world.cgroup / "child"
+    child.mkdir()
+    world.put("one")
+    world.write(
+        "objects:\n  one: {file: one.bpf.o, pin_maps: [counts],\n"
+        "        programs: {count: {attach: [{cgroup: CGROUP/child}, {cgroup: CGROUP}]}}}\n"
+    )
+    with world.keeper() as keeper:
+        world.reload(keeper)
+        map_id = world.map_id()
+        child.rmdir()
+        text = refused(world.reload(keeper))
+        assert f"there is no cgroup {child}" in text
+        assert [status.up for status in keeper.status.attachments] == [False, True]
+        child.mkdir()
+        assert world.reload(keeper).result is ReloadResult.OK
+        with inside_cgroup(child):
+            send_datagrams(1)
+        assert world.events()[0] == 2
+        assert world.map_id() == map_id
+    assert plan_now(world) == ()
+
+
+def test_interface_that_goes_and_comes_back(world: World, netns: Netns) -> None:
+    world.put("one", HOOK='"xdp"', VERDICT=2)
+    world.write(
+        "objects:\n  one: {file: one.bpf.o, pin_maps: [counts],\n"
+        f"        programs: {{count: {{attach: [{{interface: veth0, netns: {netns.here}}}]}}}}}}\n"
+    )
+    with world.keeper() as keeper:
+        assert world.reload(keeper).result is ReloadResult.OK
+        map_id = world.map_id()
+        netns.remove()
+        text = refused(world.reload(keeper))
+        assert f"cannot open network namespace /run/netns/{netns.here}" in text
+        netns.make()
+        ip("-n", netns.here, "link", "set", "veth0", "name", "other0")
+        text = refused(world.reload(keeper))
+        assert f"there is no interface veth0 in network namespace {netns.here}" in text
+        ip("-n", netns.here, "link", "set", "other0", "name", "veth0")
+        assert world.reload(keeper).result is ReloadResult.OK
+        netns.send(3)
+        assert world.events()[0] >= 3
+        assert world.map_id() == map_id
+    assert plan_now(world) == ()
+
+
+def test_interface_that_is_taken(world: World, netns: Netns, build_object: object) -> None:
+    """One bad target rolls its object back, and never stops the others."""
+    world.put("one", HOOK='"xdp"', VERDICT=2)
+    world.put("two", HOOK='"cgroup_skb/egress"', MAP="others")
+    where = f"{{interface: veth0, netns: {netns.here}}}"
+    world.write(
+        "objects:\n"
+        "  one: {file: one.bpf.o, pin_maps: [counts],\n"
+        f"        programs: {{count: {{attach: [{where}]}}}}}}\n"
+        "  two: {file: two.bpf.o, pin_maps: [others],\n"
+        "        programs: {count: {attach: [{cgroup: CGROUP}]}}}\n"
+    )
+    ip(
+        "-n",
+        netns.here,
+        "link",
+        "set",
+        "veth0",
+        "xdp",
+        "obj",
+        str(world.build("counter", HOOK='"xdp"', VERDICT=2, MAP="foreign")),
+        "sec",
+        "xdp",
+    )
+    with world.keeper() as keeper:
+        text = refused(world.reload(keeper))
+        assert "the interface runs another XDP program" in text and "rolled back" in text
+        assert world.map_id() is None and world.map_id("others")
+        ip("-n", netns.here, "link", "set", "veth0", "xdp", "off")
+        assert world.reload(keeper).result is ReloadResult.OK
+    assert plan_now(world) == ()
+
+
+def test_bpffs_unmounted_and_mounted_again(world: World) -> None:
+    world.put("one")
+    world.write_counter("one")
+    with world.keeper() as keeper, inside_cgroup(world.cgroup):
+        world.reload(keeper)
+        map_id, links = world.map_id(), world.link_ids()
+        send_datagrams(4)
+        subprocess.run(["umount", "-l", str(world.pins)], check=True)
+        text = refused(world.reload(keeper))
+        assert "is not on a bpffs: mount -t bpf bpf" in text
+        subprocess.run(["mount", "-t", "bpf", "bpf", str(world.pins)], check=True)
+        outcome = world.reload(keeper)
+        assert outcome.result is ReloadResult.OK, outcome
+        assert world.map_id() == map_id
+        assert world.events()[0] == 4
+        assert [link[0] for link in world.link_ids().values()] == [
+            link[0] for link in links.values()
+        ]
+        check_still_served(world)
+    assert plan_now(world) == ()
+
+
+def test_full_map_is_kept_as_it_is(world: World) -> None:
+    world.put("one", ENTRIES=1)
+    world.write_counter("one")
+    with world.keeper() as keeper, inside_cgroup(world.cgroup):
+        world.reload(keeper)
+        send_datagrams(1)
+        found = kernel.pinned_map(str(world.pins / "counts"))
+        assert found
+        with kernel.holding(found[0]), pytest.raises(KernelError, match="E2BIG"):
+            kernel.map_update(found[0], b"\1\0\0\0", bytes(16))
+        world.put("one", ENTRIES=1, STEP=3)
+        assert world.reload(keeper).result is ReloadResult.OK
+        check_still_served(world)
+
+
+def test_two_declarations_of_one_map_that_differ(world: World) -> None:
+    world.put("one")
+    world.put("two", ENTRIES=64)
+    world.write_counter("one", "two")
+    with world.keeper() as keeper:
+        outcome = world.reload(keeper)
+    assert outcome.result is ReloadResult.REJECTED
+    assert "object two declares map counts otherwise than object one" in (
+        outcome.failures[0].message
+    )
+    assert world.map_id() is None
+
+
+def test_held_user_holds_back_a_shared_map(world: World) -> None:
+    """A map is not exchanged under a user that cannot come along."""
+    world.put("one")
+    world.put("two", STEP=10)
+    world.write_counter("one", "two", extra="maps: {counts: {on_mismatch: recreate}}")
+    with world.keeper() as keeper, inside_cgroup(world.cgroup):
+        world.reload(keeper)
+        before = world.everything()
+        world.put("one", ENTRIES=32)
+        _garbage(world.directory / "two.bpf.o")
+        text = refused(world.reload(keeper))
+        assert "map counts: object two, which uses it, is held back" in text
+        assert "object one: held back by map counts" in text
+        assert world.everything() == before
+        check_still_served(world, programs=2)
+
+
+class Injected(KernelError):
+    pass
+
+
+class FailAt:
+    """Fails at the n-th change, and counts them."""
+
+    def __init__(self, at: int) -> None:
+        self.at, self.steps = at, list[Step]()
+
+    def __call__(self, step: Step, subject: str) -> None:
+        self.steps.append(step)
+        if len(self.steps) == self.at and step in UNDONE:
+            raise Injected(f"do {step} of {subject}", 12)
+
+
+UNDONE = {
+    Step.CREATE_MAP, Step.LOAD_OBJECT, Step.PIN_MAP, Step.STAGE_MAP, Step.STAGE_PROGRAMS,
+    Step.ATTACH, Step.SWAP, Step.COMMIT_MAP, Step.COMMIT_PROGRAMS, Step.COMMIT_LINK,
+}  # fmt: skip
+"""The steps of a change; those after it only let go of what nobody needs."""
+
+
+def prepare_rollback(world: World) -> tuple[Callable[[Keeper], None], Callable[[], None]]:
+    """A change with every step: maps made and recreated, links made, swapped and taken over."""
+    world.put("one", STEP=1)
+    world.put("two", STEP=1, PROGRAM="former")
+    first = (
+        "maps: {counts: {on_mismatch: recreate}}\n"
+        "objects:\n"
+        "  one: {file: one.bpf.o, pin_maps: [counts],\n"
+        "        programs: {count: {attach: [{cgroup: CGROUP}]}}}\n"
+        "  two: {file: two.bpf.o, pin_maps: [counts],\n"
+        "        programs: {former: {attach: [{cgroup: CGROUP}]}}}\n"
+    )
+    second = (
+        "maps:\n"
+        "  counts: {on_mismatch: recreate}\n"
+        "  second: {type: hash, key_size: 4, value_size: 8, max_entries: 8}\n"
+        "objects:\n"
+        "  one: {file: one.bpf.o, pin_maps: [counts, second],\n"
+        "        programs: {count: {attach: [{cgroup: CGROUP/child}, {cgroup: CGROUP}]}}}\n"
+        "  two: {file: two.bpf.o, pin_maps: [counts],\n"
+        "        programs: {latter: {attach: [{cgroup: CGROUP}]}}}\n"
+    )
+    child = world.cgroup / "child"
+    child.mkdir()
+    world.write(first)
+
+    def start(keeper: Keeper) -> None:
+        assert world.reload(keeper).result is ReloadResult.OK
+        send_datagrams(3)
+
+    def change() -> None:
+        world.put("one", STEP=2, ENTRIES=32, SECOND_MAP=8)
+        world.put("two", STEP=2, ENTRIES=32, PROGRAM="latter")
+        world.write(second)
+
+    return start, change
+
+
+def test_every_step_of_a_change_is_rolled_back(world: World) -> None:
+    """For each step: programs, links, maps, pins, modes and contents are what they were."""
+    start, change = prepare_rollback(world)
+    with world.keeper() as keeper, inside_cgroup(world.cgroup):
+        start(keeper)
+        before = world.everything()
+        change()
+        failed, at = set[Step](), 0
+        while True:
+            at += 1
+            fail = FailAt(at)
+            keeper._on_step = fail
+            outcome = world.reload(keeper)
+            if outcome.result is ReloadResult.OK:
+                break  # nothing failed any more: the change went through
+            failed.add(fail.steps[at - 1])
+            assert outcome.result is ReloadResult.FAILED
+            assert "cannot do " in outcome.failures[0].message
+            assert world.everything() == before, f"not rolled back: {fail.steps[at - 1]}"
+        assert outcome.result is ReloadResult.OK, outcome
+        assert failed == UNDONE, f"never reached: {UNDONE - failed}"
+        assert plan_now(world) == ()

@@ -1,0 +1,115 @@
+"""This machine, as tests need it: kernel IDs, network namespaces, traffic."""
+
+import ctypes
+import os
+import platform
+import socket
+import struct
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bpfkeeperd import kernel
+
+_SYS_BPF = {"x86_64": 321, "aarch64": 280}.get(platform.machine(), 321)
+_NEXT_ID = {"prog": 11, "map": 12, "btf": 23, "link": 31}  # enum bpf_cmd: BPF_*_GET_NEXT_ID
+
+
+def bpf_ids(kind: str) -> set[int]:
+    """All IDs of a kind on this machine: ``prog``, ``map``, ``link``, ``btf``."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    ids, last = set[int](), 0
+    while True:
+        attributes = ctypes.create_string_buffer(struct.pack("=III", last, 0, 0), 16)
+        if libc.syscall(_SYS_BPF, _NEXT_ID[kind], attributes, 16) < 0:
+            return ids
+        last = struct.unpack_from("=II", attributes)[1]
+        ids.add(last)
+
+
+class Netns:
+    """Two namespaces ``<name>-a`` and ``<name>-b``, with veth ``veth0`` in each."""
+
+    here_address, there_address = "10.77.0.1", "10.77.0.2"
+
+    def __init__(self, name: str) -> None:
+        self.here, self.there = f"{name}-a", f"{name}-b"
+
+    def make(self) -> None:
+        for name in (self.here, self.there):
+            ip("netns", "add", name)
+            ip("-n", name, "link", "set", "lo", "up")
+        peer = ("peer", "name", "veth0", "netns", self.there)
+        ip("-n", self.here, "link", "add", "veth0", "type", "veth", *peer)
+        for name, address in ((self.here, self.here_address), (self.there, self.there_address)):
+            ip("-n", name, "address", "add", f"{address}/24", "dev", "veth0")
+            ip("-n", name, "link", "set", "veth0", "up")
+
+    def remove(self) -> None:
+        for name in (self.here, self.there):
+            subprocess.run(["ip", "netns", "delete", name], check=False)
+
+    @contextmanager
+    def inside(self, name: str) -> Iterator[None]:
+        with kernel.inside_netns(kernel.netns_path(name)):
+            yield
+
+    def send(self, packets: int, *, backwards: bool = False) -> None:
+        """Sends UDP packets from there to here (or backwards), one at a time."""
+        source, address = self.there, self.here_address
+        if backwards:
+            source, address = self.here, self.there_address
+        with self.inside(source), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            for _ in range(packets):
+                sender.sendto(b"x" * 32, (address, 9))
+
+
+def ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True)
+
+
+@contextmanager
+def inside_cgroup(cgroup: Path) -> Iterator[None]:
+    """Runs a block with this process in a cgroup."""
+    mount = kernel.cgroup2_mount()
+    assert mount
+    with open("/proc/self/cgroup", encoding="ascii") as file:
+        home = next(line for line in file if line.startswith("0::")).strip()[3:]
+    (cgroup / "cgroup.procs").write_text(str(os.getpid()))
+    try:
+        yield
+    finally:
+        (Path(mount) / home.lstrip("/") / "cgroup.procs").write_text(str(os.getpid()))
+
+
+def send_datagrams(count: int) -> None:
+    """Sends UDP packets over loopback, each one passing egress once."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        for _ in range(count):
+            sender.sendto(b"x", ("127.0.0.1", 9))
+
+
+def map_value(path: Path, key: bytes, size: int) -> bytes | None:
+    """One value of a pinned map."""
+    found = kernel.pinned_map(str(path))
+    assert found, f"nothing is pinned at {path}"
+    with kernel.holding(found[0]):
+        return kernel.map_lookup(found[0], key, size)
+
+
+def map_id(path: Path) -> int | None:
+    found = kernel.pinned_map(str(path))
+    if found is None:
+        return None
+    os.close(found[0])
+    return found[1].id
+
+
+def events(path: Path) -> tuple[int, int]:
+    """Events and steps counted by tests/bpf/counter.bpf.c."""
+    value = map_value(path, bytes(4), 16)
+    if value is None:
+        return 0, 0
+    counted, steps = struct.unpack("=QQ", value)
+    return counted, steps

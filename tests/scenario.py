@@ -1,0 +1,135 @@
+"""One test's world: a pin root, a cgroup, objects, a manifest, and a keeper of it."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from bpfkeeperd import kernel
+from bpfkeeperd.churn import IdChange
+from bpfkeeperd.keeper import Keeper
+from bpfkeeperd.layout import Layout
+from bpfkeeperd.state import Outcome
+from bpfkeeperd.steps import OnStep, no_failpoint
+from tests.conftest import BuildObject
+from tests.machine import events, map_id
+
+
+@dataclass(slots=True)
+class World:
+    directory: Path
+    pins: Path
+    cgroup: Path
+    build: BuildObject
+    changes: list[IdChange] = field(default_factory=list)
+
+    @property
+    def manifest_file(self) -> Path:
+        return self.directory / "bpfkeeperd.yaml"
+
+    @property
+    def state_directory(self) -> str:
+        return str(self.directory / "state")
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(str(self.pins))
+
+    def put(self, name: str, /, source: str = "counter", **macros: object) -> Path:
+        """Compiles an object and puts it, whole, where the manifest finds it."""
+        path = self.directory / f"{name}.bpf.o"
+        shutil.copy(self.build(source, **macros), f"{path}.new")
+        os.replace(f"{path}.new", path)
+        return path
+
+    def write(self, text: str) -> None:
+        """Writes the manifest; version and pin root are put in front."""
+        text = text.replace("CGROUP", str(self.cgroup))
+        self.manifest_file.write_text(f"version: 1\npin_root: {self.pins}\n{text}")
+
+    def write_counter(self, *names: str, extra: str = "") -> None:
+        """A manifest of counter objects, each keeping ``counts`` and attached to the cgroup."""
+        lines = ["objects:"]
+        for name in names:
+            lines += [
+                f"  {name}:",
+                f"    file: {name}.bpf.o",
+                "    pin_maps: [counts]",
+                "    programs: {count: {attach: [{cgroup: CGROUP}]}}",
+            ]
+        self.write("\n".join([*lines, extra, ""]))
+
+    @contextmanager
+    def keeper(self, on_step: OnStep = no_failpoint) -> Iterator[Keeper]:
+        keeper = Keeper(str(self.manifest_file), self.state_directory, on_step, lambda: None)
+        try:
+            yield keeper
+        finally:
+            keeper.close()
+
+    def reload(self, keeper: Keeper, *, force: bool = False) -> Outcome:
+        outcome, changes = keeper.reload(force=force)
+        self.changes += changes
+        return outcome
+
+    def apply(self, *, force: bool = False) -> Outcome:
+        """One reload by a keeper that starts, and goes."""
+        with self.keeper() as keeper:
+            return self.reload(keeper, force=force)
+
+    def map_id(self, name: str = "counts") -> int | None:
+        return map_id(self.pins / name)
+
+    def events(self, name: str = "counts") -> tuple[int, int]:
+        return events(self.pins / name)
+
+    def link_ids(self) -> dict[str, tuple[int, int]]:
+        """Path of each link's pin to link ID and program ID."""
+        found = {}
+        for pin in kernel.scan(self.layout.links, 3, kernel.PinKind.LINK):
+            if len(pin.path) == 3:
+                found["/".join(pin.path)] = (pin.id, pin.prog_id)
+        return found
+
+    def everything(self) -> dict[str, object]:
+        """All that can be observed under the pin root: names, modes, IDs, what runs where."""
+        seen: dict[str, object] = {}
+        for directory, _, names in os.walk(self.pins):
+            if directory == self.layout.staging:
+                continue
+            for name in names:
+                path = os.path.join(directory, name)
+                status = os.lstat(path)
+                seen[path] = (status.st_mode, status.st_uid)
+        for pin in kernel.scan(self.layout.links, 3, kernel.PinKind.LINK):
+            seen["links/" + "/".join(pin.path)] = pin
+        for pin in kernel.scan(self.layout.objects, 3, kernel.PinKind.PROGRAM):
+            seen["objects/" + "/".join(pin.path)] = pin
+        for name in os.listdir(self.pins):
+            pin_path = self.pins / name
+            if pin_path.is_file() and not name.endswith("debug"):
+                seen[f"map {name}"] = (map_id(pin_path), contents(pin_path))
+        return seen
+
+
+def contents(path: Path) -> dict[bytes, bytes | None]:
+    """Keys and values of a small pinned map."""
+    found = kernel.pinned_map(str(path))
+    assert found
+    fd, info = found
+    with kernel.holding(fd):
+        if info.key_size == 0 or info.type in (15, 18):  # queues and sockets have none to read
+            return {}
+        return {
+            key: kernel.map_lookup(fd, key, info.value_size)
+            for key in kernel.map_keys(fd, info.key_size)
+        }
+
+
+@pytest.fixture
+def world(bpffs: Path, cgroup: Path, places: Path, build_object: BuildObject) -> World:
+    return World(places, bpffs, cgroup, build_object)

@@ -1,0 +1,34 @@
+"""The service unit, read by systemd's own checker where there is one."""
+
+import configparser
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+UNIT = Path(__file__).parents[2] / "systemd" / "bpfkeeperd.service"
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")
+def test_systemd_has_nothing_to_say_about_the_unit(tmp_path: Path) -> None:
+    copy = tmp_path / UNIT.name
+    # The daemon is not installed where tests run; everything else is checked as it is.
+    copy.write_text(UNIT.read_text().replace("/usr/bin/bpfkeeperd", "/bin/true"))
+
+    done = subprocess.run(
+        ["systemd-analyze", "verify", str(copy)], capture_output=True, text=True, check=False
+    )
+
+    # Other units of the machine may have something to say, too.
+    assert [line for line in done.stderr.splitlines() if UNIT.stem in line] == []
+    assert done.returncode == 0
+
+
+def test_no_setting_is_there_that_takes_the_bpffs_away() -> None:
+    unit = configparser.ConfigParser(strict=True, interpolation=None)
+    unit.optionxform = str  # type: ignore[assignment, method-assign]
+    unit.read(UNIT)
+
+    breaking = {"ProtectKernelTunables", "PrivateUsers", "ProcSubset", "RestrictNamespaces"}
+    assert breaking & set(unit["Service"]) == set()
