@@ -72,6 +72,8 @@ class LoadObject:
 @dataclass(frozen=True, slots=True)
 class Attach:
     attachment: Attachment
+    digest: str
+    """Of the object's file: where the program is pinned."""
     reason: str
 
     def __str__(self) -> str:
@@ -86,6 +88,7 @@ class Swap:
     link: LinkInfo
     key: LinkKey
     """Where the link is pinned now; it is renamed when that is not the attachment's place."""
+    digest: str
     reason: str
 
     def __str__(self) -> str:

@@ -30,9 +30,9 @@ class After:
         self.maps[name] = ObservedMap(pinned=info, layouts=kernel.btf_layouts(*info.btf))
 
     def loaded(self, object_name: str, digest: str, programs: dict[str, int]) -> None:
-        """Programs by name, as descriptors."""
+        """Programs by name, as descriptors; the object's name is escaped."""
         infos = {escape(name): kernel.program_info(fd) for name, fd in programs.items()}
-        self.programs[escape(object_name)] = {digest: infos}
+        self.programs[object_name] = {digest: infos}
 
     def attached(self, attachment: Attachment, fd: int) -> None:
         """A new link, by its descriptor."""

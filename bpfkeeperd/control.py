@@ -5,6 +5,7 @@ it is found even while the manifest is wrong.
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import socket
@@ -20,12 +21,17 @@ from bpfkeeperd.state import Failure, Outcome, ReloadResult
 
 REQUEST_MAX = 4096
 """Bytes of a request."""
+NAME_MAX = 80
+"""Bytes of a socket's name: with what `_reachable` puts in front, sockaddr_un takes 107."""
 _PEER = struct.Struct("3i")
 
 
 def control_path(directory: str, manifest_file: str) -> str:
     """Where the daemon of a manifest listens."""
-    return f"{directory}/{escape(os.path.realpath(manifest_file).strip('/'))}.sock"
+    name = escape(os.path.realpath(manifest_file).strip("/"))
+    if len(name) > NAME_MAX:
+        name = f"{name[:40]}~{hashlib.sha256(name.encode()).hexdigest()[:32]}"
+    return f"{directory}/{name}.sock"
 
 
 def _reachable(path: str) -> tuple[str, int]:

@@ -194,12 +194,19 @@ def _form(node: Node) -> str:
 
 def _write(kind: Kind) -> str:
     match kind:
-        case ListOf(example=example) | MapOf(example=example) | Struct(example=example):
-            return f"write {example}" if example else ""
         case Word():
             return _one_of(kind.choices)
         case Either(kinds=kinds):
-            return " or ".join(filter(None, (_write(one) for one in kinds)))
+            examples = [example for example in map(_example, kinds) if example]
+        case _:
+            examples = [_example(kind)]
+    return f"write {' or '.join(examples)}" if any(examples) else ""
+
+
+def _example(kind: Kind) -> str:
+    match kind:
+        case ListOf(example=example) | MapOf(example=example) | Struct(example=example):
+            return example
         case _:
             return ""
 

@@ -1,7 +1,6 @@
 """What should be: the manifest resolved against what the object files declare. Pure."""
 
-import hashlib
-import json
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -181,8 +180,8 @@ def _wanted_object(
         for program in source.spec.programs
         if program.autoload or program.name in entry.programs
     )
-    settings = json.dumps([sorted(maps.items()), sorted(loaded)])
-    digest = hashlib.sha256(f"{source.sha256}\n{settings}".encode()).hexdigest()[:32]
+    settings = f"{sorted(maps.items())} {sorted(loaded)}"
+    digest = f"{source.sha256[:24]}{zlib.crc32(settings.encode()):08x}"
     return WantedObject(entry.name, digest, source, maps, tuple(attachments), loaded)
 
 

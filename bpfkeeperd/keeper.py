@@ -18,7 +18,7 @@ from bpfkeeperd.errors import KeeperError, ManifestError
 from bpfkeeperd.held import Held
 from bpfkeeperd.layout import Layout
 from bpfkeeperd.lock import RootLock, writing
-from bpfkeeperd.manifest import read_manifest
+from bpfkeeperd.manifest import parse_manifest, read_files
 from bpfkeeperd.observe import check_pin_root, make_pin_root, observe
 from bpfkeeperd.observed import Observed
 from bpfkeeperd.plan import plan
@@ -84,8 +84,8 @@ class Keeper:
         self.notes: list[str] = []
         self._on_step = on_step
         self._progress = progress
-        manifest = read_manifest(manifest_file)
-        self.manifest = manifest
+        self._texts: list[tuple[str, bytes]] = []
+        self.manifest = manifest = self._read_manifest()
         self._layout = Layout(manifest.pin_root)
         make_pin_root(manifest.pin_root)
         self._lock = RootLock(manifest.pin_root)
@@ -118,7 +118,7 @@ class Keeper:
         return outcome, changes
 
     def _reload(self, force: bool) -> tuple[Outcome, tuple[IdChange, ...]]:
-        manifest = read_manifest(self.manifest_file)
+        manifest = self._read_manifest()
         if manifest.pin_root != self.manifest.pin_root:
             raise KeeperError(
                 f"the manifest's pin_root is now {manifest.pin_root}; it cannot change while the"
@@ -161,6 +161,14 @@ class Keeper:
         )
         return outcome, changes
 
+    def _read_manifest(self) -> Manifest:
+        """The manifest of now; the same text is not parsed again."""
+        texts = read_files(self.manifest_file)
+        if texts != self._texts:
+            manifest = parse_manifest(texts)
+            self._texts, self._parsed = texts, manifest
+        return self._parsed
+
     def look(self) -> tuple[IdChange, ...]:
         """Observes what is now, for status, drift and ID changes; changes nothing.
 
@@ -199,7 +207,10 @@ class Keeper:
         if memory != self._memory:
             self._on_step(Step.WRITE_STATE, self._state_path)
             self._memory = memory
-            write_state(self._state_path, memory)
+            try:
+                write_state(self._state_path, memory)
+            except KeeperError as error:  # the maps are kept all the same
+                applied.notes.append(f"{error}: ID changes may be counted twice or not at all")
         self.status = status(
             desired,
             observed,

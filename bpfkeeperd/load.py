@@ -4,11 +4,11 @@ verifier. Nothing that runs is touched."""
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Self
 
 from bpfkeeperd import kernel
 from bpfkeeperd.actions import Change, LoadObject
@@ -30,7 +30,8 @@ class Loaded:
     new_maps: dict[str, int] = field(default_factory=dict)
     """Pin name to descriptor."""
     error: KeeperError | None = None
-    _stack: ExitStack = field(default_factory=ExitStack)
+    _descriptors: list[int] = field(default_factory=list)
+    """Of the new maps that no object closes."""
 
     def load(self, opened: OpenObjects, kept_map: KeptMap, on_step: OnStep) -> None:
         """Makes the change's maps and loads its objects; a failure is kept in ``error``."""
@@ -39,7 +40,7 @@ class Loaded:
                 if action.map.definition:
                     on_step(Step.CREATE_MAP, action.map.name)
                     fd = create_map(action.map)
-                    self._stack.callback(os.close, fd)
+                    self._descriptors.append(fd)
                     self.new_maps[action.map.name] = fd
             wanted = {action.map.name for action in self.change.maps}
             for action_load in self.change.loads:
@@ -61,7 +62,7 @@ class Loaded:
             loading = opened.pop(wanted.name, None) or kernel.open_object(
                 wanted.source.data, wanted.name
             )
-            self._stack.callback(loading.close)
+            self.objects[wanted.name] = loading
             for elf_name, pin_name in wanted.maps.items():
                 fd = self.new_maps.get(pin_name)
                 if fd is None and pin_name not in wanted_maps:
@@ -77,7 +78,6 @@ class Loaded:
         for elf_name, pin_name in wanted.maps.items():
             if pin_name in wanted_maps and pin_name not in self.new_maps:
                 self.new_maps[pin_name] = loading.map_fd(elf_name)
-        self.objects[wanted.name] = loading
 
     def __enter__(self) -> Self:
         return self
@@ -88,7 +88,10 @@ class Loaded:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._stack.close()
+        for loaded in self.objects.values():
+            loaded.close()
+        for fd in self._descriptors:
+            os.close(fd)
 
 
 def create_map(wanted: WantedMap) -> int:
@@ -117,39 +120,52 @@ def create_map(wanted: WantedMap) -> int:
     return fd
 
 
-def load_all(
-    changes: Iterable[Change], opened: OpenObjects, kept_map: KeptMap, on_step: OnStep
-) -> list[Loaded]:
-    """Loads every change, on all CPUs: the verifier and libbpf's CO-RE take nearly all the time of
-    a reload, and neither needs the interpreter."""
-    loaded = [Loaded(change) for change in changes]
-    in_parallel(lambda item: item.load(opened, kept_map, on_step), loaded)
-    return loaded
+def load_each(
+    changes: list[Loaded], opened: OpenObjects, kept_map: KeptMap, on_step: OnStep
+) -> Iterator[Loaded]:
+    """Loads every change, and yields each as soon as it is judged, in any order.
 
+    All CPUs load: the verifier and libbpf's CO-RE take most of the time of a reload and do not
+    need the interpreter. This thread loads too whenever nothing is ready to be yielded.
+    """
+    queue, ready = iter(changes), SimpleQueue[Loaded | BaseException]()
 
-Item = TypeVar("Item")
-
-
-def in_parallel(work: Callable[[Item], None], items: list[Item]) -> None:
-    """Does the work on each item, in as many threads as there are CPUs to use."""
-    queue = iter(items)
-    failures: list[BaseException] = []
-
-    def run() -> None:
+    def load_rest() -> None:
         try:
             for item in queue:  # a list's iterator may be shared: next() is one step
-                work(item)
+                item.load(opened, kept_map, on_step)
+                ready.put(item)
         except BaseException as error:
-            failures.append(error)
+            ready.put(error)
 
-    threads = [
-        threading.Thread(target=run, name="load")
-        for _ in range(min(len(items), len(os.sched_getaffinity(0)), 8) - 1)
-    ]
+    others = min(len(changes), len(os.sched_getaffinity(0)), 8) - 1
+    threads = [threading.Thread(target=load_rest, name="load") for _ in range(others)]
     for thread in threads:
         thread.start()
-    run()
-    for thread in threads:
-        thread.join()
-    if failures:
-        raise failures[0]
+    try:
+        for _ in changes:
+            yield _next(queue, ready, opened, kept_map, on_step)
+    finally:
+        for thread in threads:
+            thread.join()
+
+
+def _next(
+    queue: Iterator[Loaded],
+    ready: SimpleQueue[Loaded | BaseException],
+    opened: OpenObjects,
+    kept_map: KeptMap,
+    on_step: OnStep,
+) -> Loaded:
+    """What another thread has loaded, else the next one of the queue, else the next to be ready."""
+    try:
+        item = ready.get_nowait()
+    except Empty:
+        mine = next(queue, None)
+        if mine:
+            mine.load(opened, kept_map, on_step)
+            return mine
+        item = ready.get()
+    if isinstance(item, BaseException):
+        raise item
+    return item

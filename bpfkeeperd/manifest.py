@@ -2,7 +2,7 @@
 
 import os
 import posixpath
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from bpfkeeperd import fields
 from bpfkeeperd.decode import Member, Place, Record, Value, decode
@@ -33,15 +33,22 @@ from bpfkeeperd.yamlnodes import (
 DROP_IN_DIRECTORY = "conf.d"
 
 
-def read_manifest(path: str, *, read_file: Callable[[str], bytes] | None = None) -> Manifest:
-    """The manifest at a path, with the drop-ins ``conf.d/*.yaml`` beside it merged by name.
+def read_manifest(path: str) -> Manifest:
+    """The manifest at a path, with the drop-ins ``conf.d/*.yaml`` beside it merged by name."""
+    return parse_manifest(read_files(path))
 
-    ``read_file`` may refuse a file: an OSError becomes ``cannot read manifest PATH: why``, a
-    KeeperError goes through. Names that begin with a dot are no drop-ins.
+
+def read_files(path: str) -> list[tuple[str, bytes]]:
+    """The files of a manifest, the main one first, as absolute path and content.
+
+    Names that begin with a dot are no drop-ins.
+
+    Raises:
+        KeeperError: ``cannot read manifest PATH: why``.
     """
     main = os.path.abspath(path)
     paths = (main, *_drop_ins(os.path.join(os.path.dirname(main), DROP_IN_DIRECTORY)))
-    return parse_manifest([(name, _read(name, read_file or _content)) for name in paths])
+    return [(name, _read(name)) for name in paths]
 
 
 def _drop_ins(directory: str) -> list[str]:
@@ -57,16 +64,12 @@ def _drop_ins(directory: str) -> list[str]:
     return [os.path.join(directory, name) for name in sorted(wanted)]
 
 
-def _read(path: str, read_file: Callable[[str], bytes]) -> bytes:
+def _read(path: str) -> bytes:
     try:
-        return read_file(path)
+        with open(path, "rb") as file:
+            return file.read(SIZE_MAX_BYTES + 1)
     except OSError as error:
         raise KeeperError(f"cannot read manifest {path}: {error.strerror or error}") from error
-
-
-def _content(path: str) -> bytes:
-    with open(path, "rb") as file:
-        return file.read(SIZE_MAX_BYTES + 1)
 
 
 def parse_manifest(sources: Sequence[tuple[str, bytes]]) -> Manifest:

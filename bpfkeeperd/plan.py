@@ -213,19 +213,20 @@ def _decide_attachment(
     if link and serves(link.info, attachment, target_id):
         running = _loaded(draft, wanted).get(escape(attachment.program))
         if load:
-            actions.append(Swap(attachment, link.info, key, load.reason))
+            actions.append(Swap(attachment, link.info, key, wanted.digest, load.reason))
         elif running and running.id != link.info.prog_id:
             reason = f"it runs program ID {link.info.prog_id}, not the kept one"
-            actions.append(Swap(attachment, link.info, key, reason))
+            actions.append(Swap(attachment, link.info, key, wanted.digest, reason))
         return
     for orphan_key, orphan in orphans.items():
         usable = orphan.pinned and orphan_key not in draft.moved_links
         if usable and serves(orphan.info, attachment, target_id) and _same_mode(orphan_key, key):
             draft.moved_links.add(orphan_key)
-            actions.append(Swap(attachment, orphan.info, orphan_key, "it takes over a link"))
+            reason = "it takes over a link"
+            actions.append(Swap(attachment, orphan.info, orphan_key, wanted.digest, reason))
             return
     reason = "its target came back or the link was detached" if link else "not attached yet"
-    actions.append(Attach(attachment, reason))
+    actions.append(Attach(attachment, wanted.digest, reason))
 
 
 def _same_mode(one: LinkKey, other: LinkKey) -> bool:

@@ -62,17 +62,20 @@ def close_all(opened: Mapping[str, kernel.OpenObject]) -> None:
 
 def read_file(path: str) -> bytes:
     """A regular file, whole."""
+    fd = -1
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        with kernel.holding(fd):
-            status = os.fstat(fd)
-            if not stat.S_ISREG(status.st_mode):
-                raise ObjectError("not a regular file")
-            if status.st_size > SIZE_MAX:
-                raise ObjectError(f"{status.st_size} bytes are more than the {SIZE_MAX} allowed")
-            data = os.read(fd, status.st_size + 1)
-            while len(data) < status.st_size and (more := os.read(fd, status.st_size)):
-                data += more
-            return data
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise ObjectError("not a regular file")
+        if status.st_size > SIZE_MAX:
+            raise ObjectError(f"{status.st_size} bytes are more than the {SIZE_MAX} allowed")
+        data = os.read(fd, status.st_size + 1)
+        while len(data) < status.st_size and (more := os.read(fd, status.st_size)):
+            data += more
+        return data
     except OSError as error:
         raise ObjectError(f"cannot read it: {error.strerror}") from None
+    finally:
+        if fd >= 0:
+            os.close(fd)

@@ -37,6 +37,7 @@ def write_state(path: str, memory: Memory) -> None:
     text = json.dumps(_encode(memory), indent=1)
     temporary = f"{path}.new"
     try:
+        os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
         with open(temporary, "w", encoding="utf-8", opener=_private) as file:
             file.write(text)
             file.flush()

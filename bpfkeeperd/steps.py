@@ -18,6 +18,7 @@ class Step(StrEnum):
     LOAD_OBJECT = "load_object"
     PIN_MAP = "pin_map"
     STAGE_MAP = "stage_map"
+    PIN_PROGRAMS = "pin_programs"
     STAGE_PROGRAMS = "stage_programs"
     ATTACH = "attach"
     SWAP = "swap"
@@ -29,11 +30,11 @@ class Step(StrEnum):
     WRITE_STATE = "write_state"
 
 
-OnStep = Callable[[Step, str], None]
-"""Called with a step and what it is about to be done to."""
+OnStep = Callable[[Step, object], None]
+"""Called with a step and what it is about to be done to, which ``str()`` names."""
 
 
-def no_failpoint(step: Step, subject: str) -> None:
+def no_failpoint(step: Step, subject: object) -> None:
     """Goes on."""
 
 
@@ -45,7 +46,7 @@ def failpoint() -> OnStep:
         return no_failpoint
     wanted, left = Step(name), int(count or 1)
 
-    def on_step(step: Step, subject: str) -> None:
+    def on_step(step: Step, subject: object) -> None:
         nonlocal left
         if step is wanted:
             left -= 1

@@ -4,10 +4,10 @@ import os
 
 from bpfkeeperd import kernel
 from bpfkeeperd.churn import Memory
+from bpfkeeperd.directories import remove_tree
 from bpfkeeperd.errors import KeeperError
 from bpfkeeperd.kernel import PinKind
 from bpfkeeperd.layout import Layout, unescape
-from bpfkeeperd.remove import remove_tree
 
 
 def unload(layout: Layout, memory: Memory, *, with_maps: bool) -> tuple[list[str], Memory]:

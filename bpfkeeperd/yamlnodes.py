@@ -18,11 +18,11 @@ from bpfkeeperd.errors import ManifestError, Mark, Problem
 from bpfkeeperd.values import shown
 
 SIZE_MAX_BYTES = 1 << 20
-PURE_SIZE_MAX_BYTES = 1 << 18
-"""Without libyaml: PyYAML's own parser is some 15 times slower, and no text may cost a second."""
 NODES_MAX = 50_000
+PURE_SHARE = 4
+"""Without libyaml a file may be a quarter of that: PyYAML's own parser is some 15 times slower."""
 DEPTH_MAX = 20
-PROBLEMS_MAX = 500
+PROBLEMS_MAX = 200
 
 # What libyaml and PyYAML's own parser refuse too, but without a line and a column.
 _UNPRINTABLE = re.compile(
@@ -102,7 +102,8 @@ def read_tree(
 
     Takes less than a second and 100 MB, whatever the bytes are. An empty file is a null scalar.
     """
-    limit = SIZE_MAX_BYTES if libyaml else PURE_SIZE_MAX_BYTES
+    share = 1 if libyaml else PURE_SHARE
+    limit = SIZE_MAX_BYTES // share
     if len(data) > limit:
         start = Mark(file, 1, 1)
         faults.add(start, f"the file is larger than {limit >> 10} KiB", "split it into conf.d/")
@@ -113,7 +114,7 @@ def read_tree(
     page = _Page(file, text)
     if not _plain_enough(page, text, faults):
         return None
-    return _Tree(page, faults).grow(_events(text, libyaml))
+    return _Tree(page, faults, NODES_MAX // share).grow(_events(text, libyaml))
 
 
 class _YamlMark(Protocol):
@@ -205,12 +206,13 @@ class _Open:
 class _Tree:
     """Grows the tree of one file, event by event, without recursion."""
 
-    def __init__(self, page: _Page, faults: Faults) -> None:
+    def __init__(self, page: _Page, faults: Faults, nodes_max: int) -> None:
         self._page = page
         self._faults = faults
         self._open: list[_Open] = []
         self._root: Node | None = None
         self._nodes = 0
+        self._nodes_max = nodes_max
 
     def grow(self, events: Iterator[yaml.Event]) -> Node | None:
         """The root of the tree; None after a fault that leaves none."""
@@ -245,8 +247,9 @@ class _Tree:
     def _node(self, event: yaml.NodeEvent) -> bool:
         mark = self._page.of(event.start_mark)
         self._nodes += 1
-        if self._nodes > NODES_MAX:
-            self._faults.add(mark, f"more than {NODES_MAX} values in one file", "split it")
+        if self._nodes > self._nodes_max:
+            message = f"more than {self._nodes_max} values in one file"
+            self._faults.add(mark, message, "split it into conf.d/")
             return False
         broken = self._refused(event, mark)
         if isinstance(event, yaml.CollectionStartEvent):

@@ -23,35 +23,16 @@ struct bpf_object *bpf_object__open_mem(const void *buf, size_t size,
                                         const struct bpf_object_open_opts *opts);
 int bpf_object__load(struct bpf_object *obj);
 void bpf_object__close(struct bpf_object *obj);
-struct btf *bpf_object__btf(const struct bpf_object *obj);
 struct bpf_map *bpf_object__next_map(const struct bpf_object *obj, const struct bpf_map *map);
 struct bpf_program *bpf_object__next_program(const struct bpf_object *obj,
                                              struct bpf_program *prog);
 
-const char *bpf_map__name(const struct bpf_map *map);
-int bpf_map__type(const struct bpf_map *map);
-uint32_t bpf_map__key_size(const struct bpf_map *map);
-uint32_t bpf_map__value_size(const struct bpf_map *map);
-uint32_t bpf_map__max_entries(const struct bpf_map *map);
-uint32_t bpf_map__map_flags(const struct bpf_map *map);
-uint32_t bpf_map__numa_node(const struct bpf_map *map);
-uint64_t bpf_map__map_extra(const struct bpf_map *map);
-uint32_t bpf_map__btf_key_type_id(const struct bpf_map *map);
-uint32_t bpf_map__btf_value_type_id(const struct bpf_map *map);
-bool bpf_map__is_internal(const struct bpf_map *map);
-const char *bpf_map__pin_path(const struct bpf_map *map);
-int bpf_map__set_pin_path(struct bpf_map *map, const char *path);
 struct bpf_map *bpf_map__inner_map(struct bpf_map *map);
 int bpf_map__reuse_fd(struct bpf_map *map, int fd);
 int bpf_map__fd(const struct bpf_map *map);
 
-const char *bpf_program__name(const struct bpf_program *prog);
-const char *bpf_program__section_name(const struct bpf_program *prog);
-int bpf_program__type(const struct bpf_program *prog);
 int bpf_program__set_type(struct bpf_program *prog, int type);
-int bpf_program__expected_attach_type(const struct bpf_program *prog);
 int bpf_program__set_expected_attach_type(struct bpf_program *prog, int type);
-bool bpf_program__autoload(const struct bpf_program *prog);
 int bpf_program__set_autoload(struct bpf_program *prog, bool autoload);
 int bpf_program__fd(const struct bpf_program *prog);
 
@@ -72,8 +53,8 @@ void free(void *);
 int malloc_trim(size_t);
 """
 
-# bpf_map__type and its like take and return enums; "int" in the declarations above is what the
-# C compiler converts them to, and keeps numbers that this libbpf has no name for.
+# bpf_program__set_type and its like take enums; "int" in the declarations above is what the C
+# compiler converts to them, and keeps numbers that this libbpf has no name for.
 PREAMBLE = """
 #include <errno.h>
 #include <limits.h>

@@ -332,6 +332,42 @@ char *keeper_layout(const struct btf *btf, uint32_t type_id)
 	return l.text.data;
 }
 
+/* ---- what an object declares ---- */
+
+void keeper_map_spec(const struct bpf_object *obj, struct bpf_map *map,
+		     struct keeper_map_spec *spec)
+{
+	const struct btf *btf = bpf_object__btf(obj);
+	__u32 key = bpf_map__btf_key_type_id(map), value = bpf_map__btf_value_type_id(map);
+
+	*spec = (struct keeper_map_spec){
+		.name = bpf_map__name(map),
+		.key_layout = btf && key ? keeper_layout(btf, key) : NULL,
+		.value_layout = btf && value ? keeper_layout(btf, value) : NULL,
+		.type = bpf_map__type(map),
+		.key_size = bpf_map__key_size(map),
+		.value_size = bpf_map__value_size(map),
+		.max_entries = bpf_map__max_entries(map),
+		.flags = bpf_map__map_flags(map),
+		.numa_node = bpf_map__numa_node(map),
+		.map_extra = bpf_map__map_extra(map),
+		.pinned = bpf_map__pin_path(map) != NULL,
+		.internal = bpf_map__is_internal(map),
+	};
+	bpf_map__set_pin_path(map, NULL);
+}
+
+void keeper_program_spec(const struct bpf_program *prog, struct keeper_program_spec *spec)
+{
+	*spec = (struct keeper_program_spec){
+		.name = bpf_program__name(prog),
+		.section = bpf_program__section_name(prog),
+		.type = bpf_program__type(prog),
+		.expected_attach_type = bpf_program__expected_attach_type(prog),
+		.autoload = bpf_program__autoload(prog),
+	};
+}
+
 /* ---- what is pinned ---- */
 
 static int scan_pin(struct buffer *out, const char *path, size_t root_size, int kind)
@@ -364,26 +400,26 @@ static int scan_pin(struct buffer *out, const char *path, size_t root_size, int 
 	       buffer_append(out, path, pin.path_size);
 }
 
+static int scan_empty(struct buffer *out, const char *path, size_t root_size)
+{
+	struct keeper_pin pin = { .kind = KEEPER_DIRECTORY };
+
+	pin.path_size = strlen(path) - root_size - 1;
+	return buffer_append(out, &pin, sizeof(pin)) ?:
+	       buffer_append(out, path + root_size + 1, pin.path_size);
+}
+
 static int scan_directory(struct buffer *out, char *path, size_t root_size, int depth, int kind)
 {
-	size_t size = strlen(path);
+	size_t size = strlen(path), before = out->size;
 	struct dirent *entry;
 	int err = 0;
 	DIR *dir;
 
-	if (size > root_size) {
-		struct keeper_pin pin = { .kind = KEEPER_DIRECTORY };
-
-		pin.path_size = size - root_size - 1;
-		err = buffer_append(out, &pin, sizeof(pin)) ?:
-		      buffer_append(out, path + root_size + 1, pin.path_size);
-	}
-	if (err || !depth)
-		return err;
-	dir = opendir(path);
-	if (!dir)
+	dir = depth ? opendir(path) : NULL;
+	if (depth && !dir)
 		return errno == ENOENT ? 0 : -errno;
-	while (!err && (entry = readdir(dir))) {
+	while (dir && !err && (entry = readdir(dir))) {
 		if (!strcmp(entry->d_name, ".") || !strcmp(entry->d_name, ".."))
 			continue;
 		if (size + strlen(entry->d_name) + 2 > PATH_MAX) {
@@ -398,7 +434,10 @@ static int scan_directory(struct buffer *out, char *path, size_t root_size, int 
 			err = scan_pin(out, path, root_size, kind);
 		path[size] = '\0';
 	}
-	closedir(dir);
+	if (dir)
+		closedir(dir);
+	if (!err && out->size == before && size > root_size)
+		err = scan_empty(out, path, root_size);
 	return err;
 }
 

@@ -59,8 +59,30 @@ int64_t keeper_fs_magic(const char *path);
 char *keeper_layout(const struct btf *btf, uint32_t type_id);
 
 /*
- * All pins and directories below a directory, to the given depth, as a stream of records, each
- * a struct keeper_pin, then nr_map_ids u32, then path_size bytes of path relative to root. Pins
+ * What an opened object declares. Strings are the object's, but for the layouts, which are
+ * freed by the caller. The keeper pins, not libbpf: no map keeps a pin path.
+ */
+struct keeper_map_spec {
+	const char *name;
+	char *key_layout, *value_layout;	/* NULL without BTF */
+	uint32_t type, key_size, value_size, max_entries, flags, numa_node;
+	uint64_t map_extra;
+	bool pinned, internal;
+};
+
+struct keeper_program_spec {
+	const char *name, *section;
+	uint32_t type, expected_attach_type;
+	bool autoload;
+};
+
+void keeper_map_spec(const struct bpf_object *obj, struct bpf_map *map,
+		     struct keeper_map_spec *spec);
+void keeper_program_spec(const struct bpf_program *prog, struct keeper_program_spec *spec);
+
+/*
+ * All pins and empty directories below a directory, to the given depth, as a stream of records,
+ * each a struct keeper_pin, then nr_map_ids u32, then path_size bytes of path relative to root. Pins
  * are all of one kind, KEEPER_PROG or KEEPER_LINK, which is not checked: keeper_kind costs more
  * than all the rest. A pin that cannot be read has its errno in error. The caller frees *stream.
  */

@@ -5,6 +5,7 @@ import functools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from bpfkeeperd._libbpf import ffi, lib
 from bpfkeeperd.errors import KernelError
@@ -107,16 +108,15 @@ def btf_layouts(btf_id: int, key_type: int, value_type: int) -> tuple[str | None
     if btf == ffi.NULL:
         return None, None
     try:
-        return layout(btf, key_type), layout(btf, value_type)
+        key_layout = taken(lib.keeper_layout(btf, key_type)) if key_type else None
+        value_layout = taken(lib.keeper_layout(btf, value_type)) if value_type else None
+        return key_layout, value_layout
     finally:
         lib.btf__free(btf)
 
 
-def layout(btf: object, type_id: int) -> str | None:
-    """A BTF type flattened to lines ``bit offset:bits:kind:path``; None for no type."""
-    if not type_id:
-        return None
-    text = lib.keeper_layout(btf, type_id)
+def taken(text: Any) -> str | None:
+    """A string that C allocated, which is freed; None for NULL."""
     if text == ffi.NULL:
         return None
     try:

@@ -11,7 +11,7 @@ from bpfkeeperd._libbpf import ffi, lib
 from bpfkeeperd.elf import check_header, first_complaint
 from bpfkeeperd.errors import ObjectError, errno_text
 from bpfkeeperd.hooks import hook_of_section
-from bpfkeeperd.kernel.bpf import layout
+from bpfkeeperd.kernel.bpf import taken
 from bpfkeeperd.state import MapSpec, ObjectSpec, ProgramSpec
 from bpfkeeperd.verifier import load_failure
 
@@ -44,18 +44,17 @@ class OpenObject:
         self.spec = self._describe()
 
     def _describe(self) -> ObjectSpec:
-        btf = lib.bpf_object__btf(self._object)
-        maps, programs = [], []
-        pointer = lib.bpf_object__next_map(self._object, ffi.NULL)
+        map_spec = ffi.new("struct keeper_map_spec *")
+        maps, pointer = [], lib.bpf_object__next_map(self._object, ffi.NULL)
         while pointer != ffi.NULL:
-            spec = _map_spec(pointer, btf)
-            lib.bpf_map__set_pin_path(pointer, ffi.NULL)  # the keeper pins, not libbpf
+            spec = _map_spec(self._object, pointer, map_spec)
             self._maps[spec.name] = pointer
             maps.append(spec)
             pointer = lib.bpf_object__next_map(self._object, pointer)
-        pointer = lib.bpf_object__next_program(self._object, ffi.NULL)
+        program_spec = ffi.new("struct keeper_program_spec *")
+        programs, pointer = [], lib.bpf_object__next_program(self._object, ffi.NULL)
         while pointer != ffi.NULL:
-            program = _program_spec(pointer)
+            program = _program_spec(pointer, program_spec)
             self._programs[program.name] = pointer
             programs.append(program)
             pointer = lib.bpf_object__next_program(self._object, pointer)
@@ -139,33 +138,41 @@ def _text(pointer: Any) -> str:
     return bytes(ffi.string(pointer)).decode("utf-8", "surrogateescape")
 
 
-def _map_spec(pointer: Any, btf: Any) -> MapSpec:
-    inner = lib.bpf_map__inner_map(pointer)
-    has_btf = btf != ffi.NULL
+def _map_spec(open_object: Any, pointer: Any, spec: Any) -> MapSpec:
+    lib.keeper_map_spec(open_object, pointer, spec)
+    key_layout, value_layout = taken(spec.key_layout), taken(spec.value_layout)
     return MapSpec(
-        name=_text(lib.bpf_map__name(pointer)),
-        type=lib.bpf_map__type(pointer),
-        key_size=lib.bpf_map__key_size(pointer),
-        value_size=lib.bpf_map__value_size(pointer),
-        max_entries=lib.bpf_map__max_entries(pointer),
-        flags=lib.bpf_map__map_flags(pointer),
-        map_extra=lib.bpf_map__map_extra(pointer),
-        numa_node=lib.bpf_map__numa_node(pointer),
-        pinned=lib.bpf_map__pin_path(pointer) != ffi.NULL,
-        internal=lib.bpf_map__is_internal(pointer),
-        key_layout=layout(btf, lib.bpf_map__btf_key_type_id(pointer)) if has_btf else None,
-        value_layout=layout(btf, lib.bpf_map__btf_value_type_id(pointer)) if has_btf else None,
-        inner=_map_spec(inner, btf) if inner != ffi.NULL else None,
+        name=_text(spec.name),
+        type=spec.type,
+        key_size=spec.key_size,
+        value_size=spec.value_size,
+        max_entries=spec.max_entries,
+        flags=spec.flags,
+        map_extra=spec.map_extra,
+        numa_node=spec.numa_node,
+        pinned=spec.pinned,
+        internal=spec.internal,
+        key_layout=key_layout,
+        value_layout=value_layout,
+        inner=_inner_spec(open_object, pointer),
     )
 
 
-def _program_spec(pointer: Any) -> ProgramSpec:
-    section = _text(lib.bpf_program__section_name(pointer))
+def _inner_spec(open_object: Any, pointer: Any) -> MapSpec | None:
+    inner = lib.bpf_map__inner_map(pointer)
+    if inner == ffi.NULL:
+        return None
+    return _map_spec(open_object, inner, ffi.new("struct keeper_map_spec *"))
+
+
+def _program_spec(pointer: Any, spec: Any) -> ProgramSpec:
+    lib.keeper_program_spec(pointer, spec)
+    section = _text(spec.section)
     return ProgramSpec(
-        name=_text(lib.bpf_program__name(pointer)),
+        name=_text(spec.name),
         section=section,
-        type=lib.bpf_program__type(pointer),
-        expected_attach_type=lib.bpf_program__expected_attach_type(pointer),
-        autoload=lib.bpf_program__autoload(pointer),
+        type=spec.type,
+        expected_attach_type=spec.expected_attach_type,
+        autoload=spec.autoload,
         hook=hook_of_section(section),
     )

@@ -23,7 +23,7 @@ class PinKind(IntEnum):
 
 
 class Pin(NamedTuple):
-    """One pin or directory."""
+    """One pin, or a directory without any."""
 
     path: list[str]
     """Its names, from the scanned directory down."""
@@ -43,7 +43,7 @@ class Pin(NamedTuple):
 
 
 def scan(root: str, depth: int, kind: PinKind) -> list[Pin]:
-    """All pins and directories below ``root``, parents first; nothing when it is not there.
+    """All pins and empty directories below ``root``; nothing when it is not there.
 
     Pins are read as of the given kind, PROGRAM or LINK: for directories where nobody else pins.
     """

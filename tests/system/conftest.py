@@ -1,3 +1,41 @@
-from tests.scenario import world
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from typing import Protocol
 
-__all__ = ["world"]
+import pytest
+
+from tests.scenario import World, world
+from tests.system.process import DaemonProcess
+
+__all__ = ["start", "world"]
+
+
+class Start(Protocol):
+    """Starts a daemon of the test's world and waits until it is ready, if it is to be."""
+
+    def __call__(
+        self,
+        *,
+        ready: bool = True,
+        look_seconds: float | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> DaemonProcess: ...
+
+
+@pytest.fixture
+def start(world: World) -> Iterator[Start]:
+    with ExitStack() as stack:
+
+        def start_daemon(
+            *,
+            ready: bool = True,
+            look_seconds: float | None = None,
+            environment: Mapping[str, str] | None = None,
+        ) -> DaemonProcess:
+            daemon = DaemonProcess(world, look_seconds=look_seconds, environment=environment)
+            stack.enter_context(daemon)
+            if ready:
+                daemon.wait_ready()
+            return daemon
+
+        yield start_daemon

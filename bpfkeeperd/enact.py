@@ -1,0 +1,243 @@
+"""The second half of a change: pins, swaps and renames, each with the way back."""
+
+import errno
+import os
+from dataclasses import dataclass, field
+
+from bpfkeeperd import kernel
+from bpfkeeperd.actions import (
+    Attach,
+    CreateMap,
+    LinkAction,
+    LoadObject,
+    MapAction,
+    RecreateMap,
+    Swap,
+)
+from bpfkeeperd.after import After
+from bpfkeeperd.attach import create_link
+from bpfkeeperd.directories import make_directory, remove_empty, remove_tree, unlink
+from bpfkeeperd.errors import KeeperError, KernelError
+from bpfkeeperd.held import Held
+from bpfkeeperd.layout import Layout, LinkKey, escape
+from bpfkeeperd.load import Loaded
+from bpfkeeperd.observed import Observed
+from bpfkeeperd.steps import OnStep, Step
+from bpfkeeperd.transaction import Transaction
+
+
+@dataclass(slots=True)
+class Enactor:
+    """What every step needs."""
+
+    layout: Layout
+    observed: Observed
+    held: Held
+    on_step: OnStep
+    after: After
+    notes: list[str] = field(default_factory=list)
+
+    def enact(self, loaded: Loaded) -> None:
+        """Does a change whose objects are loaded, or undoes what it did of it.
+
+        Raises:
+            KeeperError: it failed and was undone; the message says what could not be.
+        """
+        transaction = Transaction()
+        try:
+            self._enact(loaded, transaction)
+        except (KeeperError, OSError) as error:
+            names = ", ".join(load.object.name for load in loaded.change.loads) or "the change"
+            text = f"{names}: {error_text(error)}; rolled back: what ran before goes on running"
+            undone = transaction.undo()
+            if undone:
+                text += f"; could not be undone: {'; '.join(undone)}"
+            raise KeeperError(text) from None
+        else:
+            transaction.settle()
+        finally:
+            transaction.close()
+
+    def _enact(self, loaded: Loaded, transaction: Transaction) -> None:
+        change = loaded.change
+        for action in change.maps:
+            self._pin_map(transaction, action, loaded.new_maps[action.map.name])
+        for load in change.loads:
+            self._pin_programs(transaction, load, loaded)
+        # From here on what runs changes.
+        for link in change.links:
+            match link:
+                case Attach():
+                    self._attach(transaction, link, loaded)
+                case Swap():
+                    self._swap(transaction, link, loaded)
+        for action in change.maps:
+            if isinstance(action, RecreateMap):
+                self._commit_map(transaction, action.map.name)
+        for load in change.loads:
+            if self._is_pinned(load):
+                self._commit_programs(transaction, load)
+
+    def _pin_map(self, transaction: Transaction, action: MapAction, fd: int) -> None:
+        """A new name is pinned at once, nobody can be disturbed by it; an exchange is staged."""
+        name = action.map.name
+        if isinstance(action, CreateMap):
+            self.on_step(Step.PIN_MAP, name)
+            path = self.layout.map(name)
+        else:
+            self.on_step(Step.STAGE_MAP, name)
+            path = f"{self.layout.staging}/maps/{name}"
+        kernel.pin(fd, path)
+        transaction.on_undo(lambda: unlink(path))
+        self.after.made_map(name, fd)
+
+    def _is_pinned(self, load: LoadObject) -> bool:
+        """Whether programs of the very same file and settings are pinned already."""
+        return load.object.digest in self.observed.programs.get(escape(load.object.name), ())
+
+    def _pin_programs(self, transaction: Transaction, load: LoadObject, loaded: Loaded) -> None:
+        """A new file's programs get their directory at once: what is half made is told by its
+        digest and its links. The same file's programs are staged."""
+        wanted = load.object
+        name = escape(wanted.name)
+        if self._is_pinned(load):
+            self.on_step(Step.STAGE_PROGRAMS, wanted.name)
+            directory = f"{self.layout.staging}/programs/{name}"
+        else:
+            self.on_step(Step.PIN_PROGRAMS, wanted.name)
+            directory = f"{self.layout.objects}/{name}/{wanted.digest}"
+            if name not in self.observed.programs:
+                parent = os.path.dirname(directory)
+                make_directory(parent)
+                transaction.on_undo(lambda: os.rmdir(parent))
+        os.mkdir(directory, 0o700)
+        transaction.on_undo(lambda: remove_tree(directory))
+        opened = loaded.objects[wanted.name]
+        programs = {program: opened.program_fd(program) for program in wanted.programs}
+        for program, fd in programs.items():
+            kernel.pin(fd, f"{directory}/{escape(program)}")
+        self.after.loaded(name, wanted.digest, programs)
+
+    def _program_fd(self, transaction: Transaction, action: LinkAction, loaded: Loaded) -> int:
+        """The program to attach: the one just loaded, or the one that is pinned."""
+        attachment = action.attachment
+        opened = loaded.objects.get(attachment.object)
+        if opened:
+            return opened.program_fd(attachment.program)
+        directory = self.layout.programs(attachment.object, action.digest)
+        path = f"{directory}/{escape(attachment.program)}"
+        fd = kernel.pinned(path, kernel.PinKind.PROGRAM)
+        if fd is None:
+            raise KeeperError(f"cannot attach {attachment}: its program is not pinned any more")
+        return transaction.close_later(fd)
+
+    def _attach(self, transaction: Transaction, action: Attach, loaded: Loaded) -> None:
+        attachment = action.attachment
+        self.on_step(Step.ATTACH, attachment)
+        fd, note = create_link(self._program_fd(transaction, action, loaded), attachment)
+        transaction.close_later(fd)
+        if note:
+            self.notes.append(note)
+        key = attachment.key
+        path = self._link_place(transaction, key)
+        known = self.observed.links.get(key)
+        if known and known.pinned:  # a dead link's pin stands there
+            staged = f"{self.layout.staging}/links/{fd}"
+            kernel.pin(fd, staged)
+            transaction.on_undo(lambda: unlink(staged))
+            self.on_step(Step.COMMIT_LINK, attachment)
+            os.rename(staged, path)
+        else:
+            kernel.pin(fd, path)
+        transaction.on_undo(lambda: unlink(path))
+        self.after.attached(attachment, fd)
+
+    def _swap(self, transaction: Transaction, action: Swap, loaded: Loaded) -> None:
+        attachment = action.attachment
+        new = self._program_fd(transaction, action, loaded)
+        link = self.held.link_fd(action.key, action.link.id)
+        if link is None:
+            opened = kernel.pinned(self.layout.link_at(action.key), kernel.PinKind.LINK)
+            if opened is None:
+                raise KeeperError(f"the link of {attachment} went away: reload again")
+            link = transaction.close_later(opened)
+        old = transaction.close_later(self._old_program_fd(action))
+        self.on_step(Step.SWAP, attachment)
+        try:
+            kernel.link_update(link, new, old)
+        except KernelError as error:
+            remedy = ""
+            if error.errno == errno.EPERM:
+                remedy = "somebody else changed its program meanwhile: reload again"
+            raise KernelError(f"swap the program of {attachment}", error.errno, remedy) from None
+        transaction.on_undo(lambda: kernel.link_update(link, old, new))
+        self.after.swapped(action, new)
+        if attachment.key != action.key:
+            self.on_step(Step.COMMIT_LINK, attachment)
+            source, path = (
+                self.layout.link_at(action.key),
+                self._link_place(transaction, attachment.key),
+            )
+            os.rename(source, path)
+            transaction.on_undo(lambda: os.rename(path, source))
+            transaction.on_success(lambda: remove_empty(source, self.layout.links))
+
+    def _link_place(self, transaction: Transaction, key: LinkKey) -> str:
+        """The path of a link's pin, with the directories above it."""
+        make_link_directory(self.layout, key)
+        path = self.layout.link_at(key)
+        transaction.on_undo(lambda: remove_empty(path, self.layout.links))
+        return path
+
+    def _old_program_fd(self, action: Swap) -> int:
+        """The program that a link runs now: to compare with, and to swap back to."""
+        wanted = action.link.prog_id
+        try:
+            fd = kernel.program_by_id(wanted)
+        except KernelError:  # EPERM without CAP_SYS_ADMIN: it is pinned too, if it is ours
+            fd = None
+            for object_name, digests in self.observed.programs.items():
+                for digest, programs in digests.items():
+                    for name, info in programs.items():
+                        if info.id == wanted:
+                            path = f"{self.layout.objects}/{object_name}/{digest}/{name}"
+                            fd = kernel.pinned(path, kernel.PinKind.PROGRAM)
+        if fd is None:
+            raise KeeperError(
+                f"cannot open program ID {wanted}, which {action.attachment} runs now, to be able"
+                " to swap back: it takes CAP_SYS_ADMIN"
+            )
+        return fd
+
+    def _commit_map(self, transaction: Transaction, name: str) -> None:
+        """The new map takes the name; the old one's pin stays aside until nothing can fail."""
+        self.on_step(Step.COMMIT_MAP, name)
+        path = self.layout.map(name)
+        aside = f"{self.layout.staging}/old_maps/{name}"
+        os.link(path, aside)
+        transaction.on_undo(lambda: unlink(aside))
+        os.rename(f"{self.layout.staging}/maps/{name}", path)
+        transaction.on_undo(lambda: os.rename(aside, path))
+
+    def _commit_programs(self, transaction: Transaction, load: LoadObject) -> None:
+        """The same file loaded again: its programs take their predecessors' directory."""
+        wanted = load.object
+        self.on_step(Step.COMMIT_PROGRAMS, wanted.name)
+        path = self.layout.programs(wanted.name, wanted.digest)
+        aside = f"{self.layout.staging}/old_programs/{escape(wanted.name)}"
+        staged = f"{self.layout.staging}/programs/{escape(wanted.name)}"
+        os.rename(path, aside)
+        transaction.on_undo(lambda: os.rename(aside, path))
+        os.rename(staged, path)
+        transaction.on_undo(lambda: os.rename(path, staged))
+
+
+def make_link_directory(layout: Layout, key: LinkKey) -> None:
+    make_directory(f"{layout.links}/{key[0]}")
+    make_directory(f"{layout.links}/{key[0]}/{key[1]}")
+
+
+def error_text(error: KeeperError | OSError) -> str:
+    if isinstance(error, OSError):
+        return f"cannot change {error.filename}: {error.strerror}"
+    return str(error)

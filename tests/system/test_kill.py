@@ -1,0 +1,279 @@
+"""Killed at any step, the daemon leaves hooks served; the next start converges (I4)."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from bpfkeeperd import kernel
+from bpfkeeperd.state import ReloadResult
+from bpfkeeperd.steps import FAILPOINT_VARIABLE, Step
+from tests.machine import events, inside_cgroup, send_datagrams
+from tests.scenario import World, contents
+from tests.system.conftest import Start
+from tests.system.process import NO_METRICS, DaemonProcess, cli, sending
+
+FIRST = """
+maps: {counts: {on_mismatch: recreate}}
+objects:
+  one:
+    {file: one.bpf.o, pin_maps: [counts], programs: {count: {attach: [{cgroup: CGROUP}]}}}
+  two:
+    {file: two.bpf.o, pin_maps: [counts], programs: {former: {attach: [{cgroup: CGROUP}]}}}
+  three:
+    {file: three.bpf.o, pin_maps: [others], programs: {count: {attach: [{cgroup: CGROUP}]}}}
+  four:
+    {file: four.bpf.o, pin_maps: [fours], programs: {count: {attach: [{cgroup: CGROUP}]}}}
+"""
+SECOND = """
+maps:
+  counts: {on_mismatch: recreate}
+  second: {type: hash, key_size: 4, value_size: 8, max_entries: 8,
+           entries: [{key: 1, value: 11}]}
+objects:
+  one:
+    file: one.bpf.o
+    pin_maps: [counts, second]
+    programs: {count: {attach: [{cgroup: CGROUP/child}, {cgroup: CGROUP}]}}
+  two:
+    {file: two.bpf.o, pin_maps: [counts], programs: {latter: {attach: [{cgroup: CGROUP}]}}}
+  three:
+    {file: three.bpf.o, pin_maps: [others], programs: {count: {attach: [{cgroup: CGROUP}]}}}
+"""
+"""One and two get a new map in place of theirs, one a second target, two a program that takes over
+a link; three is loaded again on the map it has; four goes. Every step is in it, or in a case."""
+
+THREE = ("three", "count")
+
+
+def begin(world: World) -> None:
+    """What runs before the change, and two pins that are nobody's business."""
+    (world.cgroup / "child").mkdir()
+    world.put("one")
+    world.put("two", PROGRAM="former")
+    world.put("three", MAP="others")
+    world.put("four", MAP="fours")
+    world.write(f"{NO_METRICS}{FIRST}")
+    assert world.apply().result is ReloadResult.OK
+    with kernel.holding(kernel.map_create(1, "foreign", 4, 8, 4)) as fd:
+        kernel.map_update(fd, b"\1\0\0\0", b"12345678")
+        kernel.pin(fd, str(world.pins / "foreign"))
+        kernel.pin(fd, str(world.pins / "counts_2"))
+
+
+def change(world: World) -> None:
+    world.put("one", STEP=2, ENTRIES=32, SECOND_MAP=8)
+    world.put("two", STEP=2, ENTRIES=32, PROGRAM="latter")
+    world.put("three", STEP=2, MAP="others")
+    world.write(f"{NO_METRICS}{SECOND}")
+
+
+def nothing(world: World) -> None:
+    """Nothing else is disturbed."""
+
+
+def kill_at_swap(world: World) -> None:
+    with DaemonProcess(world, environment={FAILPOINT_VARIABLE: "swap"}) as daemon:
+        assert daemon.wait_exit() == -signal.SIGKILL
+    assert os.path.isdir(world.layout.staging)
+
+
+def remove_map_pin(world: World) -> None:
+    (world.pins / "others").unlink()
+
+
+def remove_program_pin(world: World) -> None:
+    """The change is over; a program that is still attached lost its pin."""
+    assert world.apply().result is ReloadResult.OK
+    (programs,) = Path(world.layout.object("three")).iterdir()
+    (programs / "count").unlink()
+
+
+def link_path(world: World) -> str:
+    (path,) = (path for path in world.link_ids() if path.startswith("three/"))
+    return path
+
+
+def remove_link_pin(world: World) -> None:
+    os.unlink(f"{world.layout.links}/{link_path(world)}")
+
+
+def detach_link(world: World) -> None:
+    link_id = world.link_ids()[link_path(world)][0]
+    subprocess.run(["bpftool", "link", "detach", "id", str(link_id)], check=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A way to reach a step."""
+
+    step: Step
+    disturb: Callable[[World], None] = nothing
+    """After the change was asked for, before the daemon starts."""
+    disturb_daemon: Callable[[World], None] | None = None
+    """While it runs, before it reloads."""
+    time: int = 1
+    """At which of the same steps it dies."""
+    three_is_served: bool = True
+    """False when the test itself took its link away."""
+
+    def __str__(self) -> str:
+        return f"{self.step}:{self.time}" + ("" if self.three_is_served else "-detached")
+
+
+CASES = (
+    Case(Step.SWEEP_STAGING, kill_at_swap),
+    Case(Step.RESTORE_MAP, remove_map_pin),
+    # Only a running daemon's descriptor keeps a link without a pin: with the daemon it goes.
+    Case(Step.RESTORE_LINK, disturb_daemon=remove_link_pin, three_is_served=False),
+    Case(Step.CREATE_MAP),
+    Case(Step.LOAD_OBJECT),
+    Case(Step.LOAD_OBJECT, time=3),
+    Case(Step.PIN_MAP),
+    Case(Step.STAGE_MAP),
+    Case(Step.PIN_PROGRAMS),
+    Case(Step.PIN_PROGRAMS, time=2),
+    Case(Step.PIN_PROGRAMS, time=3),
+    Case(Step.STAGE_PROGRAMS, remove_program_pin),
+    Case(Step.ATTACH),
+    Case(Step.SWAP),
+    Case(Step.SWAP, time=2),
+    Case(Step.SWAP, time=3),
+    Case(Step.COMMIT_MAP),
+    Case(Step.COMMIT_PROGRAMS, remove_program_pin),
+    Case(Step.COMMIT_LINK),
+    Case(Step.COMMIT_LINK, detach_link, time=2, three_is_served=False),
+    Case(Step.DETACH),
+    Case(Step.REMOVE_PROGRAMS),
+    Case(Step.REMOVE_PROGRAMS, time=2),
+    Case(Step.REMOVE_PROGRAMS, time=4),
+    Case(Step.WRITE_STATE),
+)
+
+
+def test_there_is_a_case_for_every_step() -> None:
+    assert {case.step for case in CASES} == set(Step)
+
+
+def running_maps(world: World, name: str) -> dict[int, int]:
+    """Maps of this name that attached programs use now: ID to events counted."""
+    found = {}
+    for _, program_id in world.link_ids().values():
+        program = kernel.program_by_id(program_id)
+        assert program is not None
+        with kernel.holding(program):
+            map_ids = kernel.program_info(program).map_ids
+        for map_id in map_ids:
+            fd = kernel.map_by_id(map_id)
+            assert fd is not None
+            with kernel.holding(fd):
+                if kernel.map_info(fd).name == name:
+                    value = kernel.map_lookup(fd, bytes(4), 16) or bytes(16)
+                    found[map_id] = int.from_bytes(value[:8], "little")
+    return found
+
+
+def check_served(world: World, case: Case) -> int:
+    """One, two and three count every datagram, wherever they do; returns how many were sent."""
+    before, others = sum(running_maps(world, "counts").values()), running_maps(world, "others")
+    with inside_cgroup(world.cgroup):
+        send_datagrams(5)
+    assert sum(running_maps(world, "counts").values()) == before + 2 * 5
+    if case.three_is_served:
+        ((map_id, counted),) = others.items()
+        assert running_maps(world, "others") == {map_id: counted + 5}
+    return 5
+
+
+def check_converged(world: World, old_counts: int | None) -> None:
+    plan = cli(world, "plan", "--exit-code")
+    assert (plan.returncode, plan.stderr) == (0, "")
+    assert plan.stdout.splitlines()[-1] == "nothing to do"
+    assert set(os.listdir(world.layout.own)) == {"links", "objects"}
+    pinned = {}
+    for name in ("one", "two", "three"):
+        (digest,) = Path(world.layout.object(name)).iterdir()
+        for pin in kernel.scan(str(digest), 1, kernel.PinKind.PROGRAM):
+            pinned[f"{name}/{pin.path[0]}"] = pin.id
+    running = [(path.rpartition("/")[0], prog) for path, (_, prog) in world.link_ids().items()]
+    assert sorted(running) == sorted(
+        (name, pinned[name]) for name in ("one/count", "one/count", "two/latter", "three/count")
+    )
+    assert sorted(os.listdir(world.layout.objects)) == ["one", "three", "two"]
+    assert sorted(os.listdir(world.layout.links)) == ["one", "three", "two"]
+    before = world.events()
+    with inside_cgroup(world.cgroup / "child"):
+        send_datagrams(1)
+    assert world.events() == (before[0] + 3, before[1] + 6), "not all of them serve anew"
+    assert contents(world.pins / "second") == {b"\1\0\0\0": b"\x0b" + bytes(7)}
+    deadline = time.monotonic() + 5
+    while old_counts and (fd := kernel.map_by_id(old_counts)) is not None:
+        os.close(fd)
+        assert time.monotonic() < deadline, "the map of before is still there"
+        time.sleep(0.02)
+
+
+def check_foreign_pins(world: World) -> None:
+    for name in ("foreign", "counts_2"):
+        assert contents(world.pins / name) == {b"\1\0\0\0": b"12345678"}
+    assert world.map_id("fours"), "the pin of a map that left the manifest was removed"
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_killed_at_a_step(world: World, start: Start, case: Case) -> None:
+    begin(world)
+    others, old_counts = world.map_id("others"), world.map_id()
+    sent = check_served(world, Case(case.step))
+    change(world)
+    case.disturb(world)
+
+    with sending(world.cgroup) as stop:
+        daemon = start(ready=False, environment={FAILPOINT_VARIABLE: f"{case.step}:{case.time}"})
+        if case.disturb_daemon:
+            daemon.wait_ready()
+            case.disturb_daemon(world)
+            daemon.signal(signal.SIGHUP)
+            assert daemon.wait_exit() == -signal.SIGKILL
+        else:
+            assert daemon.wait_exit_or_ready() == -signal.SIGKILL, "never reached"
+        sent += stop()
+    sent += check_served(world, case)
+    check_foreign_pins(world)
+
+    with sending(world.cgroup) as stop:
+        daemon = start()
+        sent += stop()
+    sent += check_served(world, Case(case.step))
+    assert world.map_id("others") == others
+    if case.three_is_served:
+        assert events(world.pins / "others")[0] == sent, "three missed some"
+    check_converged(world, old_counts)
+    check_foreign_pins(world)
+    assert daemon.stop() == 0
+
+
+def test_killed_again_and_again(world: World, start: Start) -> None:
+    """Each start dies a step further on; what every one of them leaves is taken up."""
+    begin(world)
+    others, old_counts = world.map_id("others"), world.map_id()
+    change(world)
+    deaths = []
+    with sending(world.cgroup) as stop:
+        for step in Step:
+            daemon = start(ready=False, environment={FAILPOINT_VARIABLE: step})
+            if daemon.wait_exit_or_ready() is None:
+                assert daemon.stop() == 0
+            else:
+                deaths.append(step)
+        start()
+        sent = stop()
+    assert len(deaths) >= 8, deaths
+    assert world.map_id("others") == others
+    assert events(world.pins / "others")[0] == sent
+    check_converged(world, old_counts)
+    check_foreign_pins(world)

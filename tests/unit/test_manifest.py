@@ -1,0 +1,375 @@
+"""Manifests that are good and what they mean, manifests that are not and what is said about them.
+
+A bad manifest is a pair of files: NAME.yaml and, in NAME.txt, the exact text of its error. The
+drop-ins of either kind are in NAME.conf.d/.
+"""
+
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from bpfkeeperd import manifest as reader
+from bpfkeeperd.decode import Place, Value, decode
+from bpfkeeperd.entries import (
+    AttachEntry,
+    CgroupTarget,
+    InterfaceTarget,
+    Manifest,
+    MapDefinition,
+    MismatchPolicy,
+    XdpMode,
+)
+from bpfkeeperd.errors import KeeperError, ManifestError, Mark
+from bpfkeeperd.fields import Boolean
+from bpfkeeperd.manifest import parse_manifest, read_manifest
+from bpfkeeperd.yamlnodes import PROBLEMS_MAX, Faults, ScalarNode, read_tree
+
+MANIFESTS = Path(__file__).parents[1] / "manifests"
+BAD = sorted((MANIFESTS / "bad").glob("*.yaml"))
+GOOD = sorted((MANIFESTS / "good").glob("*.yaml"))
+
+
+def sources(path: Path, name: str = "") -> list[tuple[str, bytes]]:
+    drop_ins = sorted(path.with_suffix(".conf.d").glob("*.yaml"))
+    return [
+        (name or path.name, path.read_bytes()),
+        *((f"conf.d/{drop_in.name}", drop_in.read_bytes()) for drop_in in drop_ins),
+    ]
+
+
+def parse(text: str, *drop_ins: str) -> Manifest:
+    more = [(f"/etc/k/conf.d/{index}.yaml", part.encode()) for index, part in enumerate(drop_ins)]
+    return parse_manifest([("/etc/k/main.yaml", text.encode()), *more])
+
+
+def problems(text: str, *drop_ins: str) -> list[str]:
+    with pytest.raises(ManifestError) as caught:
+        parse(text, *drop_ins)
+    return [f"{problem.mark}: {problem.message}" for problem in caught.value.problems]
+
+
+def load_good(name: str) -> Manifest:
+    return parse_manifest(sources(MANIFESTS / "good" / name, f"/etc/bpfkeeperd/{name}"))
+
+
+def test_every_bad_manifest_has_its_text() -> None:
+    assert len(BAD) >= 30
+    texts = {path.stem for path in (MANIFESTS / "bad").glob("*.txt")}
+    assert {path.stem for path in BAD} == texts
+
+
+@pytest.mark.parametrize("path", BAD, ids=lambda path: path.stem)
+def test_bad(path: Path) -> None:
+    with pytest.raises(ManifestError) as caught:
+        parse_manifest(sources(path))
+    assert f"{caught.value}\n" == path.with_suffix(".txt").read_text()
+
+
+@pytest.mark.parametrize("path", BAD, ids=lambda path: path.stem)
+def test_bad_without_libyaml(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "read_tree", partial(read_tree, libyaml=False))
+    test_bad(path)
+
+
+@pytest.mark.parametrize("path", GOOD, ids=lambda path: path.stem)
+def test_good_with_either_parser(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = parse_manifest(sources(path))
+    monkeypatch.setattr(reader, "read_tree", partial(read_tree, libyaml=False))
+    assert parse_manifest(sources(path)) == manifest
+
+
+def test_defaults() -> None:
+    for name in ("minimal.yaml", "sections_empty.yaml"):
+        assert load_good(name) == Manifest(
+            file=f"/etc/bpfkeeperd/{name}",
+            pin_root="/sys/fs/bpf",
+            metrics_listen=("127.0.0.1", 9435),
+            on_mismatch=MismatchPolicy.FAIL,
+        )
+
+
+def test_top_level() -> None:
+    manifest = load_good("full.yaml")
+    assert manifest.pin_root == "/sys/fs/bpf/kept"
+    assert manifest.metrics_listen == ("::1", 0)
+    assert manifest.on_mismatch is MismatchPolicy.RECREATE
+    assert load_good("metrics_off.yaml").metrics_listen is None
+
+
+def test_maps() -> None:
+    maps = load_good("full.yaml").maps
+    assert list(maps) == ["declared_by_an_object", "keep_me", "settings", "seen", "events"]
+    assert all(name == entry.name for name, entry in maps.items())
+    assert maps["declared_by_an_object"].definition is None
+    assert maps["declared_by_an_object"].on_mismatch is MismatchPolicy.RECREATE
+    assert maps["keep_me"].definition is None
+    assert maps["keep_me"].on_mismatch is MismatchPolicy.FAIL
+    assert maps["settings"].definition == MapDefinition(
+        type="array",
+        key_size=4,
+        value_size=8,
+        max_entries=4,
+        flags=1024 | 128,
+        entries=((0, 1500), (3, 2**64 - 1)),
+    )
+    assert maps["seen"].definition == MapDefinition(
+        type="bloom_filter",
+        key_size=0,
+        value_size=4,
+        max_entries=1000,
+        flags=0x40 | 4,
+        map_extra=3,
+        numa_node=1,
+    )
+    assert maps["events"].definition == MapDefinition("ringbuf", 0, 0, 4096)
+
+
+def test_objects() -> None:
+    objects = load_good("full.yaml").objects
+    assert list(objects) == ["sockops", "firewall"]
+    sockops, firewall = objects["sockops"], objects["firewall"]
+    assert sockops.file == "/etc/bpf/sockops.bpf.o"
+    assert sockops.sha256 == "9f2cb5d4a7e3c1f08b6d2e4a9c7f1b3d5e8a0c2f4b6d8e1a3c5f7b9d0e2a4c6f"
+    assert sockops.pin_maps == {"sock_ops_map": "sock_ops_map", "flows": "flows"}
+    assert list(sockops.programs) == ["add_to_sockhash", "only_loaded", "loaded_too"]
+    assert sockops.programs["add_to_sockhash"].attach == (
+        AttachEntry(CgroupTarget("web.slice")),
+        AttachEntry(CgroupTarget("/sys/fs/cgroup/db.slice")),
+    )
+    assert sockops.programs["only_loaded"].attach == ()
+    assert sockops.programs["loaded_too"].attach == ()
+    assert firewall.file == "/usr/lib/bpf/firewall.bpf.o"
+    assert firewall.sha256 is None
+    assert firewall.pin_maps == {"rules": "firewall_rules", "limits": "firewall_limits"}
+    assert firewall.programs["filter"].attach == (
+        AttachEntry(InterfaceTarget("eth0.100", None, XdpMode.AUTO)),
+        AttachEntry(InterfaceTarget("eth0.100", "blue", XdpMode.NATIVE)),
+        AttachEntry(InterfaceTarget("veth1", "/run/netns/red", XdpMode.GENERIC)),
+    )
+
+
+def test_marks() -> None:
+    """Every entry knows where its name, or its item of a list, stands."""
+    manifest = load_good("full.yaml")
+    text = (MANIFESTS / "good" / "full.yaml").read_text()
+
+    def written(mark: Mark) -> str:
+        assert mark.file == manifest.file
+        line = text.splitlines()[mark.line - 1]
+        assert line == mark.source
+        return line[mark.column - 1 :]
+
+    for name, entry in manifest.maps.items():
+        assert written(entry.mark).startswith(f"{name}:")
+    for name, found in manifest.objects.items():
+        assert written(found.mark).startswith(f"{name}:")
+        assert found.pin_marks.keys() == found.pin_maps.keys()
+        for elf_name, mark in found.pin_marks.items():
+            assert written(mark).startswith(elf_name)
+        for program_name, program in found.programs.items():
+            assert written(program.mark).startswith(f"{program_name}:")
+    attach = manifest.objects["sockops"].programs["add_to_sockhash"].attach
+    assert [written(entry.mark) for entry in attach] == [
+        "cgroup: web.slice/",
+        "{cgroup: /sys/fs/cgroup/db.slice}",
+    ]
+
+
+def test_columns_count_characters() -> None:
+    text = "version: 1\nmaps: {é😀: {x: 1}}\n"
+    assert problems(text) == ['/etc/k/main.yaml:2:13: maps.é😀 has no field "x"']
+
+
+def test_a_byte_order_mark_is_no_text() -> None:
+    assert parse("\ufeffversion: 1\n").maps == {}
+
+
+@pytest.mark.parametrize("word", ["no", "on", "yes", "true", "~x", "0755", "1:30", "1_0", "1e3"])
+def test_words_stay_what_they_are(word: str) -> None:
+    manifest = parse(
+        f"version: 1\nmaps: {{{word}: }}\nobjects:\n  {word}:\n    file: {word}\n"
+        f"    pin_maps: [{word}]\n    programs: {{{word}: {{attach: [cgroup: {word}]}}}}\n"
+    )
+    assert list(manifest.maps) == [word]
+    found = manifest.objects[word]
+    assert found.file == f"/etc/k/{word}"
+    assert found.pin_maps == {word: word}
+    assert found.programs[word].attach == (AttachEntry(CgroupTarget(word)),)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("0", 0), ("7", 7), ("0x1F", 31), ("0X10", 16), ("4294967295", 2**32 - 1)]
+)
+def test_integers(text: str, number: int) -> None:
+    manifest = parse(f"version: 1\nmaps: {{a: {{type: hash, max_entries: {text}}}}}")
+    definition = manifest.maps["a"].definition
+    assert definition and definition.max_entries == number
+
+
+@pytest.mark.parametrize(
+    ("node", "expected"),
+    [
+        (("true", True), True),
+        (("false", True), False),
+        (("true", False), 'm:1:1: x must be true or false, not "true": write true, without quotes'),
+        (("yes", True), 'm:1:1: x must be true or false, not "yes": write true, without quotes'),
+        (("OFF", True), 'm:1:1: x must be true or false, not "OFF": write false, without quotes'),
+        (("2", True), 'm:1:1: x must be true or false, not "2"'),
+        (("~", True), "m:1:1: x has no value: write one, or leave it out if it is optional"),
+    ],
+)
+def test_booleans(node: tuple[str, bool], expected: bool | str) -> None:
+    mark = Mark("m", 1, 1)
+    faults = Faults(["m"])
+    value = decode(Boolean(), ScalarNode(*node, mark), Place("x", mark), faults)
+    if isinstance(expected, bool):
+        assert value == Value(mark, expected)
+        faults.raise_any()
+    else:
+        assert value is None
+        with pytest.raises(ManifestError) as caught:
+            faults.raise_any()
+        assert str(caught.value) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("127.0.0.1:9435", ("127.0.0.1", 9435)),
+        ("0.0.0.0:0", ("0.0.0.0", 0)),
+        ("localhost:65535", ("localhost", 65535)),
+        ('"[::1]:9435"', ("::1", 9435)),
+        ('"[fe80::1%eth0]:1"', ("fe80::1%eth0", 1)),
+        ("none", None),
+        ('"none"', None),
+    ],
+)
+def test_listen(text: str, expected: tuple[str, int] | None) -> None:
+    assert parse(f"version: 1\nmetrics: {{listen: {text}}}").metrics_listen == expected
+
+
+def test_digits_in_either_case_are_one_digest() -> None:
+    digest = "ABCDEF0123456789" * 4
+    manifest = parse(f"version: 1\nobjects: {{a: {{file: a, sha256: {digest}}}}}")
+    assert manifest.objects["a"].sha256 == digest.lower()
+
+
+def test_drop_ins_are_merged() -> None:
+    manifest = load_good("with_drop_ins.yaml")
+    assert list(manifest.maps) == ["settings", "flows"]
+    assert manifest.maps["settings"].on_mismatch is MismatchPolicy.FAIL
+    assert manifest.maps["flows"].on_mismatch is MismatchPolicy.RECREATE
+    assert list(manifest.objects) == ["main", "more"]
+
+
+def test_a_relative_file_is_beside_the_yaml_file_that_names_it() -> None:
+    manifest = parse(
+        "version: 1\nobjects: {a: {file: a.o}}",
+        "objects: {b: {file: b.o}, c: {file: ../c.o}, d: {file: //x/../d.o}}",
+    )
+    files = [found.file for found in manifest.objects.values()]
+    assert files == ["/etc/k/a.o", "/etc/k/conf.d/b.o", "/etc/k/c.o", "/d.o"]
+
+
+def test_problems_come_in_the_order_of_the_files() -> None:
+    found = problems(
+        "version: 1\nmaps: {settings: {type: hash}}\nobject: {}",
+        "objects: {}\nx: 1",
+        "maps: {settings: }\ny: 1",
+    )
+    assert found == [
+        "/etc/k/main.yaml:2:19: maps.settings has type but no max_entries",
+        '/etc/k/main.yaml:3:1: the manifest has no field "object"',
+        '/etc/k/conf.d/0.yaml:2:1: the manifest has no field "x"',
+        '/etc/k/conf.d/1.yaml:1:8: map "settings" is in two files',
+        '/etc/k/conf.d/1.yaml:2:1: the manifest has no field "y"',
+    ]
+
+
+def test_there_is_an_end_to_problems() -> None:
+    text = "version: 1\n" + "".join(f"field{number}: 1\n" for number in range(PROBLEMS_MAX * 2))
+    found = problems(text)
+    assert len(found) == PROBLEMS_MAX + 1
+    assert found[-1].endswith(f"{PROBLEMS_MAX} problems so far, the rest was not looked at")
+
+
+def write(directory: Path, files: dict[str, str]) -> str:
+    for name, text in files.items():
+        path = directory / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    return str(directory / "main.yaml")
+
+
+def test_read_from_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(
+        tmp_path,
+        {
+            "main.yaml": "version: 1\nmaps: {main: }",
+            "conf.d/20.yaml": "maps: {b: }",
+            "conf.d/10.yaml": "maps: {a: }",
+            "conf.d/.10.yaml": "not read",
+            "conf.d/10.yaml.bak": "not read",
+        },
+    )
+    manifest = read_manifest(path)
+    assert manifest.file == path
+    assert list(manifest.maps) == ["main", "a", "b"]
+    assert manifest.maps["a"].mark.file == str(tmp_path / "conf.d/10.yaml")
+    monkeypatch.chdir(tmp_path)
+    assert read_manifest("main.yaml") == manifest
+
+
+def test_read_through_a_function(tmp_path: Path) -> None:
+    path = write(tmp_path, {"main.yaml": "not read", "conf.d/a.yaml": "not read"})
+    asked = []
+
+    def content(name: str) -> bytes:
+        asked.append(name)
+        return b"version: 1\n"
+
+    read_manifest(path, read_file=content)
+    assert asked == [path, str(tmp_path / "conf.d/a.yaml")]
+
+    def refuse(name: str) -> bytes:
+        raise KeeperError(f"cannot trust {name}: others may write to it")
+
+    with pytest.raises(KeeperError, match=r"^cannot trust .*: others may write to it$"):
+        read_manifest(path, read_file=refuse)
+
+
+def no_file(path: Path) -> str:
+    return f"cannot read manifest {path}/main.yaml: No such file or directory"
+
+
+def a_directory(path: Path) -> str:
+    (path / "main.yaml").mkdir()
+    return f"cannot read manifest {path}/main.yaml: Is a directory"
+
+
+def a_dangling_drop_in(path: Path) -> str:
+    write(path, {"main.yaml": "version: 1", "conf.d/b": ""})
+    os.symlink("nowhere", path / "conf.d/a.yaml")
+    return f"cannot read manifest {path}/conf.d/a.yaml: No such file or directory"
+
+
+def a_file_for_drop_ins(path: Path) -> str:
+    write(path, {"main.yaml": "version: 1", "conf.d": ""})
+    return f"cannot read the manifest's drop-ins {path}/conf.d: Not a directory"
+
+
+@pytest.mark.parametrize("broken", [no_file, a_directory, a_dangling_drop_in, a_file_for_drop_ins])
+def test_unreadable(broken: Callable[[Path], str], tmp_path: Path) -> None:
+    expected = broken(tmp_path)
+    with pytest.raises(KeeperError) as caught:
+        read_manifest(str(tmp_path / "main.yaml"))
+    assert str(caught.value) == expected
+    assert not isinstance(caught.value, ManifestError)
+
+
+def test_an_endless_file_is_not_read_to_its_end() -> None:
+    with pytest.raises(ManifestError, match="larger than"):
+        read_manifest("/dev/zero")
