@@ -142,14 +142,14 @@ class Enactor:
         path = self._link_place(transaction, key)
         known = self.observed.links.get(key)
         if known and known.pinned:  # a dead link's pin stands there
-            staged = f"{self.layout.staging}/links/{fd}"
+            staged, aside = (f"{self.layout.staging}/links/{what}{fd}" for what in ("new", "old"))
             kernel.pin(fd, staged)
             transaction.on_undo(lambda: unlink(staged))
             self.on_step(Step.COMMIT_LINK, attachment)
-            os.rename(staged, path)
+            exchange(transaction, staged, path, aside)
         else:
             kernel.pin(fd, path)
-        transaction.on_undo(lambda: unlink(path))
+            transaction.on_undo(lambda: unlink(path))
         self.after.attached(attachment, fd)
 
     def _swap(self, transaction: Transaction, action: Swap, loaded: Loaded) -> None:
@@ -210,14 +210,11 @@ class Enactor:
         return fd
 
     def _commit_map(self, transaction: Transaction, name: str) -> None:
-        """The new map takes the name; the old one's pin stays aside until nothing can fail."""
+        """The new map takes the name."""
         self.on_step(Step.COMMIT_MAP, name)
         path = self.layout.map(name)
         aside = f"{self.layout.staging}/old_maps/{name}"
-        os.link(path, aside)
-        transaction.on_undo(lambda: unlink(aside))
-        os.rename(f"{self.layout.staging}/maps/{name}", path)
-        transaction.on_undo(lambda: os.rename(aside, path))
+        exchange(transaction, f"{self.layout.staging}/maps/{name}", path, aside)
 
     def _commit_programs(self, transaction: Transaction, load: LoadObject) -> None:
         """The same file loaded again: its programs take their predecessors' directory."""
@@ -230,6 +227,14 @@ class Enactor:
         transaction.on_undo(lambda: os.rename(aside, path))
         os.rename(staged, path)
         transaction.on_undo(lambda: os.rename(path, staged))
+
+
+def exchange(transaction: Transaction, staged: str, path: str, aside: str) -> None:
+    """A staged pin takes the place of another, which stays aside until nothing can fail."""
+    os.link(path, aside)
+    transaction.on_undo(lambda: unlink(aside))
+    os.rename(staged, path)
+    transaction.on_undo(lambda: os.rename(aside, path))
 
 
 def make_link_directory(layout: Layout, key: LinkKey) -> None:

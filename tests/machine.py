@@ -16,16 +16,34 @@ _SYS_BPF = {"x86_64": 321, "aarch64": 280}.get(platform.machine(), 321)
 _NEXT_ID = {"prog": 11, "map": 12, "btf": 23, "link": 31}  # enum bpf_cmd: BPF_*_GET_NEXT_ID
 
 
+def _bpf(command: int, attributes: bytes, size: int = 128) -> tuple[int, bytes]:
+    """bpf(2) as it is, for what the keeper itself has no use for: result, attributes after it."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    buffer = ctypes.create_string_buffer(attributes, size)
+    return libc.syscall(_SYS_BPF, command, buffer, len(attributes)), buffer.raw
+
+
 def bpf_ids(kind: str) -> set[int]:
     """All IDs of a kind on this machine: ``prog``, ``map``, ``link``, ``btf``."""
-    libc = ctypes.CDLL(None, use_errno=True)
     ids, last = set[int](), 0
     while True:
-        attributes = ctypes.create_string_buffer(struct.pack("=III", last, 0, 0), 16)
-        if libc.syscall(_SYS_BPF, _NEXT_ID[kind], attributes, 16) < 0:
+        result, after = _bpf(_NEXT_ID[kind], struct.pack("=III", last, 0, 0))
+        if result < 0:
             return ids
-        last = struct.unpack_from("=II", attributes)[1]
+        last = struct.unpack_from("=II", after)[1]
         ids.add(last)
+
+
+def bpf_name(kind: str, number: int) -> str:
+    """The kernel's name of a ``prog`` or ``map``; empty when it is gone."""
+    command, offset = {"prog": (13, 64), "map": (14, 24)}[kind]  # BPF_*_GET_FD_BY_ID
+    fd, _ = _bpf(command, struct.pack("=III", number, 0, 0))
+    if fd < 0:
+        return ""
+    info = ctypes.create_string_buffer(256)
+    with kernel.holding(fd):
+        _bpf(15, struct.pack("=IIQ", fd, 128, ctypes.addressof(info)))  # BPF_OBJ_GET_INFO_BY_FD
+    return info.raw[offset : offset + 16].split(b"\0")[0].decode()
 
 
 class Netns:

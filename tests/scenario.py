@@ -95,6 +95,11 @@ class World:
                 found["/".join(pin.path)] = (pin.id, pin.prog_id)
         return found
 
+    def program_ids(self) -> set[int]:
+        """Of all pinned programs."""
+        pins = kernel.scan(self.layout.objects, 3, kernel.PinKind.PROGRAM)
+        return {pin.id for pin in pins if len(pin.path) == 3}
+
     def everything(self) -> dict[str, object]:
         """All that can be observed under the pin root: names, modes, IDs, what runs where."""
         seen: dict[str, object] = {}

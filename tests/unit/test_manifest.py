@@ -24,7 +24,7 @@ from bpfkeeperd.entries import (
 )
 from bpfkeeperd.errors import KeeperError, ManifestError, Mark
 from bpfkeeperd.fields import Boolean
-from bpfkeeperd.manifest import parse_manifest, read_manifest
+from bpfkeeperd.manifest import parse_manifest, read_files, read_manifest
 from bpfkeeperd.yamlnodes import PROBLEMS_MAX, Faults, ScalarNode, read_tree
 
 MANIFESTS = Path(__file__).parents[1] / "manifests"
@@ -323,22 +323,14 @@ def test_read_from_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert read_manifest("main.yaml") == manifest
 
 
-def test_read_through_a_function(tmp_path: Path) -> None:
-    path = write(tmp_path, {"main.yaml": "not read", "conf.d/a.yaml": "not read"})
-    asked = []
-
-    def content(name: str) -> bytes:
-        asked.append(name)
-        return b"version: 1\n"
-
-    read_manifest(path, read_file=content)
-    assert asked == [path, str(tmp_path / "conf.d/a.yaml")]
-
-    def refuse(name: str) -> bytes:
-        raise KeeperError(f"cannot trust {name}: others may write to it")
-
-    with pytest.raises(KeeperError, match=r"^cannot trust .*: others may write to it$"):
-        read_manifest(path, read_file=refuse)
+def test_files_are_read_as_they_are(tmp_path: Path) -> None:
+    """They need not be good for that: whoever reads them can compare before parsing."""
+    path = write(tmp_path, {"main.yaml": "not: [yaml", "conf.d/b.yaml": "", "conf.d/a.yaml": "a"})
+    assert read_files(path) == [
+        (path, b"not: [yaml"),
+        (str(tmp_path / "conf.d/a.yaml"), b"a"),
+        (str(tmp_path / "conf.d/b.yaml"), b""),
+    ]
 
 
 def no_file(path: Path) -> str:
