@@ -20,6 +20,7 @@ from bpfkeeperd.entries import (
     XdpMode,
 )
 from bpfkeeperd.errors import KeeperError, Mark
+from bpfkeeperd.files import read_file
 from bpfkeeperd.values import absolute, host_and_port, short, shown
 from bpfkeeperd.yamlnodes import (
     SIZE_MAX_BYTES,
@@ -48,7 +49,7 @@ def read_files(path: str) -> list[tuple[str, bytes]]:
     """
     main = os.path.abspath(path)
     paths = (main, *_drop_ins(os.path.join(os.path.dirname(main), DROP_IN_DIRECTORY)))
-    return [(name, _read(name)) for name in paths]
+    return [(name, read_file(name, SIZE_MAX_BYTES, "manifest ")) for name in paths]
 
 
 def _drop_ins(directory: str) -> list[str]:
@@ -62,14 +63,6 @@ def _drop_ins(directory: str) -> list[str]:
         ) from error
     wanted = (name for name in names if name.endswith(".yaml") and not name.startswith("."))
     return [os.path.join(directory, name) for name in sorted(wanted)]
-
-
-def _read(path: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return file.read(SIZE_MAX_BYTES + 1)
-    except OSError as error:
-        raise KeeperError(f"cannot read manifest {path}: {error.strerror or error}") from error
 
 
 def parse_manifest(sources: Sequence[tuple[str, bytes]]) -> Manifest:

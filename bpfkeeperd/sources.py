@@ -1,8 +1,6 @@
 """Reads object files: the bytes that are hashed are the bytes that are loaded."""
 
 import hashlib
-import os
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -10,6 +8,7 @@ from bpfkeeperd import kernel
 from bpfkeeperd.desired import ObjectSource
 from bpfkeeperd.entries import Manifest, ObjectEntry
 from bpfkeeperd.errors import KeeperError, ObjectError
+from bpfkeeperd.files import read_file
 from bpfkeeperd.load import OpenObjects
 from bpfkeeperd.state import ObjectSpec
 
@@ -35,22 +34,25 @@ class Sources:
             try:
                 found[name] = self._read(entry, opened)
             except KeeperError as error:
-                found[name] = f"{entry.file}: {error}"
+                found[name] = str(error)
         used = {source.sha256 for source in found.values() if isinstance(source, ObjectSource)}
         self.known = {sha256: spec for sha256, spec in self.known.items() if sha256 in used}
         return found, opened
 
     def _read(self, entry: ObjectEntry, opened: OpenObjects) -> ObjectSource:
-        data = read_file(entry.file)
+        data = read_file(entry.file, SIZE_MAX)
         sha256 = hashlib.sha256(data).hexdigest()
         if entry.sha256 and entry.sha256 != sha256:
             raise ObjectError(
-                f"its SHA-256 is {sha256}, the manifest wants {entry.sha256}: put the right file"
-                " there, or the new sum into the manifest"
+                f"{entry.file}: its SHA-256 is {sha256}, the manifest wants {entry.sha256}: put the"
+                " right file there, or the new sum into the manifest"
             )
         spec = self.known.get(sha256)
         if spec is None:
-            opened[entry.name] = kernel.open_object(data, entry.name)
+            try:
+                opened[entry.name] = kernel.open_object(data, entry.name)
+            except ObjectError as error:
+                raise ObjectError(f"{entry.file}: {error}", error.detail) from None
             spec = self.known[sha256] = opened[entry.name].spec
         return ObjectSource(data, sha256, spec)
 
@@ -58,24 +60,3 @@ class Sources:
 def close_all(opened: Mapping[str, kernel.OpenObject]) -> None:
     for open_object in opened.values():
         open_object.close()
-
-
-def read_file(path: str) -> bytes:
-    """A regular file, whole."""
-    fd = -1
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise ObjectError("not a regular file")
-        if status.st_size > SIZE_MAX:
-            raise ObjectError(f"{status.st_size} bytes are more than the {SIZE_MAX} allowed")
-        data = os.read(fd, status.st_size + 1)
-        while len(data) < status.st_size and (more := os.read(fd, status.st_size)):
-            data += more
-        return data
-    except OSError as error:
-        raise ObjectError(f"cannot read it: {error.strerror}") from None
-    finally:
-        if fd >= 0:
-            os.close(fd)

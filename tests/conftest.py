@@ -61,8 +61,8 @@ def _names_in(directory: Path) -> set[str]:
     names = set()
     for path in directory.glob("objects*/*.bpf.o"):
         with kernel.open_object(path.read_bytes(), "x") as opened:
-            for spec in (*opened.spec.maps, *opened.spec.programs):
-                names.add(spec.name[:15])
+            names |= {spec.name[:15] for spec in opened.spec.maps}
+            names |= {spec.name[:15] for spec in opened.spec.programs}
     return names
 
 

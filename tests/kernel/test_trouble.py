@@ -128,8 +128,8 @@ def _directory(path: Path) -> None:
         (_garbage, "this is no ELF file"),
         (_half, "it is cut short or half written"),
         (_empty, "the file is empty"),
-        (_missing, "cannot read it: No such file or directory"),
-        (_directory, "not a regular file"),
+        (_missing, "No such file or directory"),
+        (_directory, "it is a directory"),
     ],
 )
 def test_unusable_object_file(world: World, damage: Callable[[Path], None], message: str) -> None:

@@ -339,7 +339,7 @@ def no_file(path: Path) -> str:
 
 def a_directory(path: Path) -> str:
     (path / "main.yaml").mkdir()
-    return f"cannot read manifest {path}/main.yaml: Is a directory"
+    return f"cannot read manifest {path}/main.yaml: it is a directory"
 
 
 def a_dangling_drop_in(path: Path) -> str:
@@ -362,6 +362,6 @@ def test_unreadable(broken: Callable[[Path], str], tmp_path: Path) -> None:
     assert not isinstance(caught.value, ManifestError)
 
 
-def test_an_endless_file_is_not_read_to_its_end() -> None:
-    with pytest.raises(ManifestError, match="larger than"):
+def test_an_endless_file_is_not_read() -> None:
+    with pytest.raises(KeeperError, match="it is no regular file"):
         read_manifest("/dev/zero")

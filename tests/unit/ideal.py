@@ -1,0 +1,249 @@
+"""A machine on which nothing fails: what a plan does there, so that plans can be judged alone.
+
+It refuses what the real one would refuse: a pin where one stands, a swap of a link that changed, a
+map reused that is not the wanted one.
+"""
+
+from dataclasses import dataclass, field, replace
+
+from bpfkeeperd.actions import (
+    Attach,
+    Change,
+    CreateMap,
+    Detach,
+    LinkAction,
+    LoadObject,
+    Plan,
+    RecreateMap,
+    Removal,
+    RemovePrograms,
+    Restore,
+    RestoreLink,
+    RestoreMap,
+    Swap,
+)
+from bpfkeeperd.compare import differences, layout_differences
+from bpfkeeperd.desired import Desired, WantedMap, WantedObject
+from bpfkeeperd.entries import Target
+from bpfkeeperd.hooks import LINK_TYPES
+from bpfkeeperd.layout import LinkKey, escape
+from bpfkeeperd.observed import Observed, ObservedLink, ObservedMap
+from bpfkeeperd.state import LinkInfo, MapInfo, MapSpec, ProgramInfo
+
+Layouts = tuple[str | None, str | None]
+
+
+@dataclass(slots=True)
+class Ideal:
+    maps: dict[int, MapInfo] = field(default_factory=dict)
+    layouts: dict[int, Layouts] = field(default_factory=dict)
+    pins: dict[str, int] = field(default_factory=dict)
+    faults: dict[str, str] = field(default_factory=dict)
+    """Pins of something that is no map."""
+    remembered: dict[str, int] = field(default_factory=dict)
+    """Maps that are alive, by the name they had or have."""
+    programs: dict[str, dict[str, dict[str, ProgramInfo]]] = field(default_factory=dict)
+    used_as: dict[int, dict[str, int]] = field(default_factory=dict)
+    """By program ID: the maps it runs on, by their ELF names."""
+    links: dict[LinkKey, ObservedLink] = field(default_factory=dict)
+    targets: dict[Target, int | str] = field(default_factory=dict)
+    last_id: int = 100
+
+    def new_id(self) -> int:
+        self.last_id += 1
+        return self.last_id
+
+    def make_map(self, spec: MapSpec, kernel_name: str) -> int:
+        info = MapInfo(
+            self.new_id(),
+            kernel_name[:15],
+            spec.type,
+            spec.key_size,
+            spec.value_size,
+            spec.max_entries,
+            spec.flags,
+            spec.map_extra,
+        )
+        self.maps[info.id] = info
+        self.layouts[info.id] = (spec.key_layout, spec.value_layout)
+        return info.id
+
+    def make_program(self, uses: dict[str, int]) -> ProgramInfo:
+        info = ProgramInfo(self.new_id(), 8, tuple(uses.values()))
+        self.used_as[info.id] = uses
+        return info
+
+    def copy(self) -> "Ideal":
+        return replace(
+            self,
+            maps=dict(self.maps),
+            layouts=dict(self.layouts),
+            pins=dict(self.pins),
+            remembered=dict(self.remembered),
+            programs={
+                name: {digest: dict(loaded) for digest, loaded in digests.items()}
+                for name, digests in self.programs.items()
+            },
+            used_as=dict(self.used_as),
+            links=dict(self.links),
+        )
+
+    def observe(self, desired: Desired) -> Observed:
+        """What observe.py would say."""
+        maps = {name: self._observe_map(name) for name in desired.maps}
+        pinned = {found.pinned.id for found in maps.values() if found.pinned}
+        used = {
+            map_id
+            for digests in self.programs.values()
+            for loaded in digests.values()
+            for program in loaded.values()
+            for map_id in program.map_ids
+        }
+        return Observed(
+            maps=maps,
+            programs=self.programs,
+            links=self.links,
+            targets={
+                attachment.target: self.targets[attachment.target]
+                for wanted in desired.objects.values()
+                for attachment in wanted.attachments
+            },
+            map_names={map_id: self.maps[map_id].name for map_id in used - pinned},
+        )
+
+    def _observe_map(self, name: str) -> ObservedMap:
+        if name in self.faults:
+            return ObservedMap(fault=self.faults[name])
+        if name in self.pins:
+            info = self.maps[self.pins[name]]
+            return ObservedMap(pinned=info, layouts=self.layouts[info.id])
+        if name in self.remembered:
+            info = self.maps[self.remembered[name]]
+            return ObservedMap(lost=info, layouts=self.layouts[info.id])
+        return ObservedMap()
+
+    def apply(self, plan: Plan, desired: Desired) -> None:
+        for restore in plan.restores:
+            self._restore(restore)
+        seen_pinned = {key for key, link in self.links.items() if link.pinned}
+        for change in plan.changes:
+            self._change(change)
+        for removal in plan.removals:
+            self._remove(removal)
+        assert {key for key, link in self.links.items() if link.pinned} >= {
+            key for key in seen_pinned if key in self.links
+        }
+        self._hold(desired)
+
+    def _restore(self, restore: Restore) -> None:
+        match restore:
+            case RestoreMap(wanted, info):
+                assert wanted.name not in self.pins and wanted.name not in self.faults
+                assert self.remembered[wanted.name] == info.id
+                self.pins[wanted.name] = info.id
+            case RestoreLink(key, link):
+                assert self.links[key] == ObservedLink(link, pinned=False)
+                self.links[key] = ObservedLink(link)
+
+    def _change(self, change: Change) -> None:
+        new = {action.map.name: self._new_map(action, change) for action in change.maps}
+        for load in change.loads:
+            self._load(load, new)
+        for link in change.links:
+            self._link(link)
+        self.pins |= new
+        for removal in change.removals:
+            self._remove(removal)
+
+    def _new_map(self, action: CreateMap | RecreateMap, change: Change) -> int:
+        wanted = action.map
+        assert wanted.name not in self.faults
+        match action:
+            case CreateMap():
+                assert wanted.name not in self.pins, "its pin would stand in the way"
+            case RecreateMap(_, old, differing):
+                assert self.pins[wanted.name] == old.id and differing
+        if wanted.definition:
+            return self.make_map(wanted.spec, wanted.name)
+        makers = [load for load in change.loads if wanted.name in load.object.maps.values()]
+        assert makers, "nobody creates this map"
+        elf_names = {pin_name: elf_name for elf_name, pin_name in makers[0].object.maps.items()}
+        return self.make_map(wanted.spec, elf_names[wanted.name])
+
+    def _load(self, load: LoadObject, new: dict[str, int]) -> None:
+        wanted = load.object
+        uses = {}
+        for spec in wanted.source.spec.maps:
+            pin_name = wanted.maps.get(spec.name)
+            if pin_name is None:
+                uses[spec.name] = self.make_map(spec, spec.name)
+                continue
+            uses[spec.name] = new.get(pin_name) or self.pins[pin_name]
+            assert not self.differing(spec, uses[spec.name]), f"{pin_name} is not the wanted map"
+        digests = self.programs.setdefault(escape(wanted.name), {})
+        digests[wanted.digest] = {
+            escape(program): self.make_program(uses) for program in wanted.programs
+        }
+
+    def differing(self, spec: MapSpec, map_id: int) -> tuple[str, ...]:
+        layouts = self.layouts[map_id]
+        return differences(spec, self.maps[map_id]) + layout_differences(spec, *layouts)
+
+    def _link(self, action: LinkAction) -> None:
+        attachment = action.attachment
+        digests = self.programs[attachment.key[0]]
+        prog_id = digests[action.digest][attachment.key[1]].id
+        target_id = self.targets[attachment.target]
+        assert isinstance(target_id, int), "it cannot be attached where nothing is"
+        match action:
+            case Attach():
+                info = LinkInfo(
+                    self.new_id(),
+                    prog_id,
+                    LINK_TYPES[attachment.hook.kind],
+                    target_id,
+                    attachment.hook.attach_type,
+                )
+                self.links[attachment.key] = ObservedLink(info)
+            case Swap(_, expected, key):
+                assert self.links[key] == ObservedLink(expected), "somebody else changed it"
+                del self.links[key]
+                self.links[attachment.key] = ObservedLink(replace(expected, prog_id=prog_id))
+
+    def _remove(self, removal: Removal) -> None:
+        match removal:
+            case Detach(key):
+                assert self.links.pop(key).pinned
+            case RemovePrograms(name, digest, _, last):
+                del self.programs[name][digest]
+                if last:
+                    assert not self.programs[name], "its directory would not be empty"
+                if not self.programs[name]:
+                    assert last, "its directory would stay"
+                    del self.programs[name]
+
+    def _hold(self, desired: Desired) -> None:
+        """As held.py: what is pinned now is held, what nobody wants is let go."""
+        for name in desired.maps:
+            if name in self.pins:
+                self.remembered[name] = self.pins[name]
+        wanted = desired.link_keys()
+        for key, link in list(self.links.items()):
+            if not link.pinned and key not in wanted:
+                del self.links[key]
+
+
+def fits(ideal: Ideal, wanted: WantedMap) -> bool:
+    """Whether the map pinned under a name is the wanted one."""
+    return wanted.name in ideal.pins and not ideal.differing(wanted.spec, ideal.pins[wanted.name])
+
+
+def runs_on_the_kept_maps(ideal: Ideal, wanted: WantedObject) -> bool:
+    """Whether each loaded program uses, under each kept map's ELF name, what is pinned."""
+    loaded = ideal.programs[escape(wanted.name)][wanted.digest]
+    return all(
+        ideal.pins.get(wanted.maps[elf_name]) == map_id
+        for program in loaded.values()
+        for elf_name, map_id in ideal.used_as[program.id].items()
+        if elf_name in wanted.maps
+    )
