@@ -95,6 +95,11 @@ class World:
                 found["/".join(pin.path)] = (pin.id, pin.prog_id)
         return found
 
+    def link_targets(self) -> list[int]:
+        """Cgroup IDs and interface indexes of all pinned links; 0 where the target is gone."""
+        pins = kernel.scan(self.layout.links, 3, kernel.PinKind.LINK)
+        return [pin.target_id for pin in pins if len(pin.path) == 3]
+
     def program_ids(self) -> set[int]:
         """Of all pinned programs."""
         pins = kernel.scan(self.layout.objects, 3, kernel.PinKind.PROGRAM)

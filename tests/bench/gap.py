@@ -56,7 +56,7 @@ def quiet_pair(name: str) -> Iterator[Netns]:
         for netns in (pair.here, pair.there):
             with pair.inside(netns):
                 Path("/proc/sys/net/ipv6/conf/all/disable_ipv6").write_text("1")
-            shown = ip_output("-n", netns, "-br", "link", "show", INTERFACE)
+            shown = _ip_output("-n", netns, "-br", "link", "show", INTERFACE)
             links[netns] = shown.split()[2]
         for netns, address, other in (
             (pair.here, pair.there_address, pair.there),
@@ -69,7 +69,7 @@ def quiet_pair(name: str) -> Iterator[Netns]:
         pair.remove()
 
 
-def ip_output(*arguments: str) -> str:
+def _ip_output(*arguments: str) -> str:
     done = subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True)
     return done.stdout
 

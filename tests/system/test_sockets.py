@@ -170,4 +170,3 @@ def test_a_thousand_reloads_keep_every_socket(world: World, start: Start) -> Non
         assert keys(map_fd) == wanted
         with MapCounter.open() as counter:
             assert counter.counts()[info.id] == len(wanted)
-        print(f"{traffic.made - made_before} connections during {RELOADS} reloads")

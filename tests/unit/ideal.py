@@ -48,6 +48,7 @@ class Ideal:
     links: dict[LinkKey, ObservedLink] = field(default_factory=dict)
     targets: dict[Target, int | str] = field(default_factory=dict)
     last_id: int = 100
+    restored_links: set[LinkKey] = field(default_factory=set)
 
     def new_id(self) -> int:
         self.last_id += 1
@@ -86,6 +87,7 @@ class Ideal:
             },
             used_as=dict(self.used_as),
             links=dict(self.links),
+            restored_links=set(),
         )
 
     def observe(self, desired: Desired) -> Observed:
@@ -123,16 +125,13 @@ class Ideal:
         return ObservedMap()
 
     def apply(self, plan: Plan, desired: Desired) -> None:
+        self.restored_links.clear()
         for restore in plan.restores:
             self._restore(restore)
-        seen_pinned = {key for key, link in self.links.items() if link.pinned}
         for change in plan.changes:
             self._change(change)
         for removal in plan.removals:
             self._remove(removal)
-        assert {key for key, link in self.links.items() if link.pinned} >= {
-            key for key in seen_pinned if key in self.links
-        }
         self._hold(desired)
 
     def _restore(self, restore: Restore) -> None:
@@ -144,6 +143,7 @@ class Ideal:
             case RestoreLink(key, link):
                 assert self.links[key] == ObservedLink(link, pinned=False)
                 self.links[key] = ObservedLink(link)
+                self.restored_links.add(key)
 
     def _change(self, change: Change) -> None:
         new = {action.map.name: self._new_map(action, change) for action in change.maps}
@@ -197,6 +197,7 @@ class Ideal:
         assert isinstance(target_id, int), "it cannot be attached where nothing is"
         match action:
             case Attach():
+                assert attachment.key not in self.restored_links, "its pin stands in the way"
                 info = LinkInfo(
                     self.new_id(),
                     prog_id,

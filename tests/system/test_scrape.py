@@ -1,0 +1,173 @@
+"""The metrics of a running daemon, held against what the kernel says."""
+
+import subprocess
+import time
+
+from bpfkeeperd import kernel
+from tests.machine import inside_cgroup, send_datagrams
+from tests.scenario import World
+from tests.system.conftest import Start
+from tests.system.process import METRICS, WAIT_SECONDS, DaemonProcess
+
+NAMES = {
+    "bpfkeeper_attachment_up",
+    "bpfkeeper_build_info",
+    "bpfkeeper_drift",
+    "bpfkeeper_last_reload_success_timestamp_seconds",
+    "bpfkeeper_map_entries",
+    "bpfkeeper_map_fill_ratio",
+    "bpfkeeper_map_id",
+    "bpfkeeper_map_id_changes_total",
+    "bpfkeeper_map_info",
+    "bpfkeeper_map_max_entries",
+    "bpfkeeper_map_reuses_total",
+    "bpfkeeper_reload_duration_seconds_bucket",
+    "bpfkeeper_reload_duration_seconds_count",
+    "bpfkeeper_reload_duration_seconds_sum",
+    "bpfkeeper_reloads_total",
+    "bpfkeeper_scrape_errors_total",
+}
+
+
+def prepare(world: World) -> None:
+    world.put("one")
+    world.write_counter("one", extra=METRICS)
+
+
+def up(world: World) -> str:
+    labels = f'object="one",program="count",target="cgroup:{world.cgroup}"'
+    return f"bpfkeeper_attachment_up{{{labels}}}"
+
+
+def wait_for(daemon: DaemonProcess, sample: str, value: float) -> dict[str, float]:
+    """A scrape in which a sample has this value."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while (metrics := daemon.metrics())[sample] != value:
+        assert time.monotonic() < deadline, f"{sample} is {metrics[sample]}, not {value}"
+        time.sleep(0.05)
+    return metrics
+
+
+def test_every_metric_is_there(world: World, start: Start) -> None:
+    prepare(world)
+    metrics = start().metrics()
+    names = {sample.partition("{")[0] for sample in metrics}
+    assert {name for name in names if name.startswith("bpfkeeper_")} == NAMES
+    assert {"process_resident_memory_bytes", "process_open_fds"} <= names
+
+
+def test_maps_as_the_kernel_has_them(world: World, start: Start) -> None:
+    prepare(world)
+    daemon = start()
+    metrics = daemon.metrics()
+    label = '{map="counts"}'
+    assert metrics[f"bpfkeeper_map_id{label}"] == world.map_id()
+    assert metrics[f"bpfkeeper_map_max_entries{label}"] == 16
+    assert metrics[f"bpfkeeper_map_entries{label}"] == 0
+    (info,) = (sample for sample in metrics if sample.startswith("bpfkeeper_map_info"))
+    for text in ('type="hash"', 'key_size="4"', 'value_size="16"', 'policy="fail"'):
+        assert text in info
+
+    found = kernel.pinned_map(str(world.pins / "counts"))
+    assert found
+    with kernel.holding(found[0]) as fd:
+        for entries in range(1, 17):
+            kernel.map_update(fd, entries.to_bytes(4, "little"), bytes(16))
+            if entries in (1, 8, 16):
+                metrics = daemon.metrics()
+                assert metrics[f"bpfkeeper_map_entries{label}"] == entries
+                assert metrics[f"bpfkeeper_map_fill_ratio{label}"] == entries / 16
+        kernel.map_delete(fd, (3).to_bytes(4, "little"))
+    assert daemon.metrics()[f"bpfkeeper_map_entries{label}"] == 15
+
+
+def test_reloads_are_counted(world: World, start: Start) -> None:
+    prepare(world)
+    began = time.time()
+    daemon = start()
+    for step in (2, 3, 4):
+        world.put("one", STEP=step)
+        daemon.hup()
+    metrics = daemon.metrics()
+    assert metrics['bpfkeeper_reloads_total{result="ok"}'] == 4
+    assert metrics['bpfkeeper_map_reuses_total{map="counts"}'] == 3
+    assert metrics["bpfkeeper_reload_duration_seconds_count"] == 4
+    assert 0 < metrics["bpfkeeper_reload_duration_seconds_sum"] < 10
+    last_good = metrics["bpfkeeper_last_reload_success_timestamp_seconds"]
+    assert began < last_good < time.time()
+
+    world.put("one", REFUSED=1)
+    daemon.hup()
+    metrics = daemon.metrics()
+    assert metrics['bpfkeeper_reloads_total{result="failed"}'] == 1
+    assert metrics["bpfkeeper_last_reload_success_timestamp_seconds"] == last_good
+
+
+def test_recreated_map_is_counted(world: World, start: Start) -> None:
+    world.put("one")
+    policy = f"maps: {{counts: {{on_mismatch: recreate}}}}\n{METRICS}"
+    world.write_counter("one", extra=policy)
+    daemon = start()
+    world.put("one", ENTRIES=32)
+    daemon.hup()
+    metrics = daemon.metrics()
+    assert metrics['bpfkeeper_map_id_changes_total{map="counts",reason="recreated"}'] == 1
+    assert metrics['bpfkeeper_map_id{map="counts"}'] == world.map_id()
+    assert metrics['bpfkeeper_map_max_entries{map="counts"}'] == 32
+    assert "has a new ID" in daemon.log
+
+
+def test_detached_link_is_seen_and_healed(world: World, start: Start) -> None:
+    prepare(world)
+    daemon = start(look_seconds=0.2)
+    metrics = daemon.metrics()
+    assert metrics[up(world)] == 1
+    assert not any(metrics[sample] for sample in metrics if sample.startswith("bpfkeeper_drift"))
+
+    ((link_id, _),) = world.link_ids().values()
+    subprocess.run(["bpftool", "link", "detach", "id", str(link_id)], check=True)
+    metrics = wait_for(daemon, up(world), 0)
+    assert metrics['bpfkeeper_drift{kind="attachment_missing"}'] == 1
+    daemon.wait_log("drift from the manifest: attachment_missing 1")
+    time.sleep(0.7)
+    assert daemon.log.count("drift from the manifest") == 1, "said again and again"
+
+    daemon.hup()
+    metrics = daemon.metrics()
+    assert metrics[up(world)] == 1
+    assert metrics['bpfkeeper_drift{kind="attachment_missing"}'] == 0
+    with inside_cgroup(world.cgroup):
+        send_datagrams(2)
+    assert world.events() == (2, 2)
+
+
+def test_exchanged_pin_is_seen(world: World, start: Start) -> None:
+    prepare(world)
+    daemon = start(look_seconds=0.2)
+    old = world.map_id()
+    with kernel.holding(kernel.map_create(1, "counts", 4, 16, 16)) as fd:
+        (world.pins / "counts").unlink()
+        kernel.pin(fd, str(world.pins / "counts"))
+    new = world.map_id()
+    assert new and new != old
+    metrics = wait_for(daemon, 'bpfkeeper_map_id{map="counts"}', new)
+    assert metrics['bpfkeeper_map_id_changes_total{map="counts",reason="replaced"}'] == 1
+    daemon.wait_log(f"map counts has a new ID: {old} became {new} (replaced)")
+    daemon.hup()
+    with inside_cgroup(world.cgroup):
+        send_datagrams(2)
+    assert world.events() == (2, 2), "the pin is the truth"
+
+
+def test_bpffs_that_goes_does_not_end_the_daemon(world: World, start: Start) -> None:
+    prepare(world)
+    daemon = start(look_seconds=0.2)
+    map_id = world.map_id()
+    subprocess.run(["umount", "-l", str(world.pins)], check=True)
+    daemon.wait_log("is not on a bpffs: mount -t bpf bpf")
+    assert daemon.reload().returncode == 1
+    assert daemon.metrics()['bpfkeeper_reloads_total{result="failed"}'] == 1
+    subprocess.run(["mount", "-t", "bpf", "bpf", str(world.pins)], check=True)
+    daemon.wait_log("the pin root can be read again")
+    assert daemon.reload().returncode == 0
+    assert world.map_id() == map_id
