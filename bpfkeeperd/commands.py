@@ -5,8 +5,13 @@ import os
 from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from bpfkeeperd.errors import BusyError, KeeperError, ManifestError
+
+if TYPE_CHECKING:  # what a command needs is imported by that command, and takes its time there
+    from bpfkeeperd.churn import Memory
+    from bpfkeeperd.state import Outcome, Status
 
 OK, FAILED, BAD_MANIFEST, CHANGES, CONFIG = 0, 1, 2, 3, 78
 """Exit codes; CONFIG (EX_CONFIG) is that of `run` for a manifest that is wrong, which tells the
@@ -39,11 +44,12 @@ def check(options: Namespace) -> int:
 
 def plan(options: Namespace) -> int:
     from bpfkeeperd.keeper import look
+    from bpfkeeperd.layout import Layout
     from bpfkeeperd.lock import reading
     from bpfkeeperd.manifest import read_manifest
 
     manifest = read_manifest(options.config)
-    with reading(f"{manifest.pin_root}/bpfkeeperd"):
+    with reading(Layout(manifest.pin_root).own):
         seen = look(manifest, _memory(options, manifest.pin_root), force=options.force)
     actions = [str(action) for action in seen.plan.actions]
     refusals = [str(refusal) for refusal in seen.plan.refusals]
@@ -73,7 +79,7 @@ def apply(options: Namespace) -> int:
         outcome, changes = keeper.reload(force=options.force)
     finally:
         keeper.close()
-    return _print_outcome(options, asdict(outcome), [str(change) for change in changes])
+    return _print_outcome(options, outcome, [str(change) for change in changes])
 
 
 def reload(options: Namespace) -> int:
@@ -86,35 +92,29 @@ def reload(options: Namespace) -> int:
     if outcome is None:
         print("reload asked for")
         return OK
-    return _print_outcome(options, asdict(outcome), [])
+    return _print_outcome(options, outcome, [])
 
 
-def _print_outcome(options: Namespace, outcome: dict[str, object], changes: list[str]) -> int:
-    from bpfkeeperd.state import Failure, Outcome, ReloadResult
+def _print_outcome(options: Namespace, outcome: "Outcome", changes: list[str]) -> int:
+    from bpfkeeperd.state import ReloadResult
 
-    outcome["id_changes"] = changes
     if options.json:
-        print(json.dumps(outcome, indent=2))
+        print(json.dumps({**asdict(outcome), "id_changes": changes}, indent=2))
     else:
-        failures = outcome["failures"]
-        assert isinstance(failures, tuple)
-        for key in ("done", "notes", "id_changes", "refusals"):
-            lines = outcome[key]
-            assert isinstance(lines, tuple | list)
-            for line in lines:
-                print(f"NOT DONE: {line}" if key == "refusals" else line)
-        for failure in failures:
-            print(f"FAILED: {failure['message']}")
-            if failure["detail"] and options.verbose:
-                print(failure["detail"])
-        fields = {name: value for name, value in outcome.items() if name != "id_changes"}
-        fields["failures"] = tuple(Failure(**failure) for failure in failures)
-        print(Outcome(**fields).summary)  # type: ignore[arg-type]
-    match outcome["result"]:
+        for line in (*outcome.done, *outcome.notes, *changes):
+            print(line)
+        for line in outcome.refusals:
+            print(f"NOT DONE: {line}")
+        for failure in outcome.failures:
+            print(f"FAILED: {failure.message}")
+            if options.verbose and failure.detail:
+                print(failure.detail)
+        print(outcome.summary)
+    match outcome.result:
         case ReloadResult.OK:
             return OK
-        case ReloadResult.REJECTED:
-            return BAD_MANIFEST if options.command == "apply" else FAILED
+        case ReloadResult.REJECTED if options.command == "apply":
+            return BAD_MANIFEST
         case _:
             return FAILED
 
@@ -130,6 +130,7 @@ def status(options: Namespace) -> int:
         print(json.dumps({**asdict(snapshot), "problems": problems}, indent=2))
     else:
         print(status_text(snapshot, counts, problems))
+        print(f"\n{_who_keeps(options)}")
     up = all(attachment.up for attachment in snapshot.attachments)
     return OK if up and all(entry.id is not None for entry in snapshot.maps) else FAILED
 
@@ -188,9 +189,11 @@ def schema(options: Namespace) -> int:
     return OK
 
 
-def _look(options: Namespace):  # type: ignore[no-untyped-def]
+def _look(options: Namespace) -> "tuple[Status, list[str]]":
+    """The status of now, and what the manifest wants and cannot be had."""
     from bpfkeeperd.drift import drift
     from bpfkeeperd.keeper import look
+    from bpfkeeperd.layout import Layout
     from bpfkeeperd.lock import reading
     from bpfkeeperd.manifest import read_manifest
     from bpfkeeperd.snapshot import status as snapshot
@@ -198,7 +201,7 @@ def _look(options: Namespace):  # type: ignore[no-untyped-def]
 
     manifest = read_manifest(options.config)
     memory = _memory(options, manifest.pin_root)
-    with reading(f"{manifest.pin_root}/bpfkeeperd"):
+    with reading(Layout(manifest.pin_root).own):
         seen = look(manifest, memory)
     now = snapshot(
         seen.desired,
@@ -211,7 +214,15 @@ def _look(options: Namespace):  # type: ignore[no-untyped-def]
     return now, [str(refusal) for refusal in seen.plan.refusals]
 
 
-def _memory(options: Namespace, pin_root: str):  # type: ignore[no-untyped-def]
+def _who_keeps(options: Namespace) -> str:
+    from bpfkeeperd.lock import is_held
+    from bpfkeeperd.manifest import read_manifest
+
+    root = read_manifest(options.config).pin_root
+    return f"a daemon keeps {root}" if is_held(root) else f"no daemon keeps {root}"
+
+
+def _memory(options: Namespace, pin_root: str) -> "Memory":
     from bpfkeeperd.statefile import read_state, state_path
 
     return read_state(state_path(state_directory(options), pin_root))[0]

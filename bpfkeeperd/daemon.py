@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 
-from bpfkeeperd import service
+from bpfkeeperd import kernel, service
 from bpfkeeperd.churn import IdChange
 from bpfkeeperd.control import ControlServer, answer, control_path, read_request
 from bpfkeeperd.counting import MapCounter
@@ -85,6 +85,7 @@ class Daemon:
             counter = stack.enter_context(MapCounter.open())
         except KeeperError as error:
             log.warning("map fullness is not shown: %s", error)
+        kernel.release_memory()
         metrics = Metrics(
             status=lambda: self._keeper.status,
             counts=counter.counts if counter else dict,

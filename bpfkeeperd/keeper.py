@@ -143,6 +143,8 @@ class Keeper:
                 )
         finally:
             close_all(opened)
+        if manifest.metrics_listen != self.manifest.metrics_listen:
+            applied.notes.append("metrics.listen has changed: it takes effect with a restart")
         self.manifest, self.desired = manifest, desired
         self._reuses.update(todo.kept_maps)
         left = replace(todo, restores=(), changes=(), removals=())

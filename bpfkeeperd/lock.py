@@ -65,6 +65,21 @@ class RootLock:
         self.close()
 
 
+def is_held(root: str) -> bool:
+    """Whether a keeper holds a pin root now."""
+    try:
+        fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
 @contextmanager
 def reading(directory: str) -> Iterator[None]:
     """Waits until no reload is under way, and keeps one from starting; nothing is written.

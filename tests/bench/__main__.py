@@ -28,6 +28,12 @@ MEASUREMENTS: dict[str, Measurement] = {
     "scrape": lambda places, quick: measure_scrapes(places, rounds=5 if quick else 21),
 }
 
+NOTES = """\
+Reloads are timed by a client of the control socket; plain libbpf is plain_loader.c, a process that
+opens, loads, gives kept maps to, swaps in and closes the same objects, one after the other.
+Missed: delivered by the interface (rx_packets) and noted by no program; every packet has a number.
+Counting includes all other maps of the machine."""
+
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
@@ -63,6 +69,7 @@ def main() -> int:
         " that took turns\n"
     )
     print(rows_text(rows))
+    print(f"\n{NOTES}")
     missed = [row for row in rows if row.met is False]
     return 1 if missed and options.strict else 0
 

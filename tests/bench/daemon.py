@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Self
 
 from bpfkeeperd.control import control_path, request_reload
-from bpfkeeperd.errors import NoDaemonError
+from bpfkeeperd.errors import KeeperError, NoDaemonError
 from bpfkeeperd.state import Outcome, ReloadResult
 from tests.bench.places import Places
 
@@ -66,10 +66,16 @@ class DaemonProcess:
         """Has it reload; the seconds that took as seen from here, and the outcome.
 
         Raises:
+            NoDaemonError: it does not listen, or not yet.
             BenchError: it failed, or did another number of things than was expected.
         """
         started = time.perf_counter()
-        outcome = request_reload(self._control, force=False, wait=True, timeout_seconds=300)
+        try:
+            outcome = request_reload(self._control, force=False, wait=True, timeout_seconds=300)
+        except NoDaemonError:
+            raise
+        except KeeperError as error:
+            raise BenchError(f"{error}; its log ends:\n{self.log[-4000:]}") from None
         seconds = time.perf_counter() - started
         assert outcome
         if outcome.result is not ReloadResult.OK:

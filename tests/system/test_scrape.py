@@ -165,8 +165,6 @@ def test_bpffs_that_goes_does_not_end_the_daemon(world: World, start: Start) -> 
     map_id = world.map_id()
     subprocess.run(["umount", "-l", str(world.pins)], check=True)
     daemon.wait_log("is not on a bpffs: mount -t bpf bpf")
-    assert daemon.reload().returncode == 1
-    assert daemon.metrics()['bpfkeeper_reloads_total{result="failed"}'] == 1
     subprocess.run(["mount", "-t", "bpf", "bpf", str(world.pins)], check=True)
     daemon.wait_log("the pin root can be read again")
     assert daemon.reload().returncode == 0

@@ -178,7 +178,10 @@ def situations(draw: st.DrawFn) -> Situation:
     targets = (*CGROUPS, *INTERFACES)
     missing = draw(st.sets(st.sampled_from(targets), max_size=2))
     for index, target in enumerate(targets):
-        ideal.targets[target] = "it is not there" if target in missing else 10 + index
+        interface = isinstance(target, InterfaceTarget)  # one interface, in two modes
+        ideal.targets[target] = (
+            "it is not there" if target in missing else 20 if interface else 10 + index
+        )
     for name in (*desired.objects, *desired.faults, "gone"):
         state = draw(st.sampled_from(OBJECT_STATES))
         _put_programs(draw, ideal, name, desired.objects.get(name), state)
