@@ -1,6 +1,7 @@
 """From the command line to a command to an exit code; the only place that prints errors."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -67,6 +68,18 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code."""
+    try:
+        try:
+            return _run(arguments)
+        finally:
+            if sys.stdout:  # None when it was closed before
+                sys.stdout.flush()  # at the interpreter's end nobody could catch what this raises
+    except BrokenPipeError:  # the reader of our output went away
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return commands.FAILED
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     options = _parser().parse_args(arguments)
     try:
         run: Command = options.run
@@ -76,9 +89,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return commands.BAD_MANIFEST
     except KeeperError as error:
         print(f"bpfkeeperd: {error}", file=sys.stderr)
-        return commands.FAILED
-    except BrokenPipeError:  # the reader of our output went away
-        sys.stderr.close()
         return commands.FAILED
     except KeyboardInterrupt:
         return 130

@@ -1,7 +1,7 @@
 """Carries out a plan. Each change is a transaction: what fails is undone, the others go ahead."""
 
 import os
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 
 from bpfkeeperd import kernel
@@ -123,7 +123,8 @@ def _make_changes(enactor: Enactor, plan: Plan, opened: OpenObjects, applied: Ap
             return _kept_map(enactor, stack, name)
 
         loaded = [stack.enter_context(Loaded(change)) for change in plan.changes]
-        for item in load_each(loaded, opened, kept_map, enactor.on_step):
+        judged = stack.enter_context(closing(load_each(loaded, opened, kept_map, enactor.on_step)))
+        for item in judged:
             try:
                 if item.error:
                     raise item.error

@@ -38,6 +38,9 @@ class Daemon:
         self._waiting: list[socket.socket] = []  # for the next reload's outcome
         self._drift: Mapping[str, int] = {}
         self._look_problem = ""
+        self._metrics: MetricsServer | None = None
+        self._metrics_problem = ""
+        self._counter: MapCounter | None = None
         self._wake_reader, self._wake_writer = socket.socketpair()
         self._wake_reader.setblocking(False)
         self._wake_writer.setblocking(False)
@@ -56,7 +59,9 @@ class Daemon:
             for note in self._keeper.notes:
                 log.warning("%s", note)
             outcome = self._reload()
-            self._serve_metrics(stack)
+            self._counter = self._open_counter(stack)
+            stack.callback(self._end_metrics)
+            self._serve_metrics()
             gc.collect()
             gc.freeze()  # what is there now stays: no need to look at it again and again
             service.notify_ready(outcome.summary)
@@ -76,24 +81,40 @@ class Daemon:
     def _stop(self) -> None:
         self._stopping = True
 
-    def _serve_metrics(self, stack: ExitStack) -> None:
-        listen = self._keeper.manifest.metrics_listen
-        if listen is None:
-            return
-        counter: MapCounter | None = None
+    def _open_counter(self, stack: ExitStack) -> MapCounter | None:
         try:
-            counter = stack.enter_context(MapCounter.open())
+            return stack.enter_context(MapCounter.open())
         except KeeperError as error:
             log.warning("map fullness is not shown: %s", error)
-        kernel.release_memory()
+            return None
+        finally:
+            kernel.release_memory()
+
+    def _serve_metrics(self) -> None:
+        """Serves metrics if it can. Keeping maps is worth more than showing them: when the address
+        is taken, the daemon goes on without, and tries again with every look."""
+        listen = self._keeper.manifest.metrics_listen
+        if listen is None or self._metrics:
+            return
+        counter = self._counter
         metrics = Metrics(
             status=lambda: self._keeper.status,
             counts=counter.counts if counter else dict,
             counted_by=counter.counted_by if counter else lambda _: "",
         )
-        server = stack.enter_context(MetricsServer(listen, metrics.render))
-        host, port = server.address
+        try:
+            self._metrics = MetricsServer(listen, metrics.render)
+        except KeeperError as error:
+            if str(error) != self._metrics_problem:
+                self._metrics_problem = str(error)
+                log.error("no metrics are served: %s", error)
+            return
+        host, port = self._metrics.address
         log.info("metrics are served at http://%s:%d/metrics", host, port)
+
+    def _end_metrics(self) -> None:
+        if self._metrics:
+            self._metrics.close()
 
     def _loop(self, control: ControlServer) -> None:
         watchdog = service.watchdog_seconds()
@@ -106,6 +127,7 @@ class Daemon:
                 next_look = time.monotonic() + LOOK_SECONDS
             elif time.monotonic() >= next_look:
                 self._look()
+                self._serve_metrics()
                 next_look = time.monotonic() + LOOK_SECONDS
             if watchdog:
                 service.notify_watchdog()
@@ -150,12 +172,12 @@ class Daemon:
         force, waiting = self._force, self._waiting
         self._reload_asked, self._force, self._waiting = False, False, []
         outcome, changes = self._keeper.reload(force=force)
+        for client in waiting:
+            answer(client, outcome)
         _log_outcome(outcome)
         _log_changes(changes)
         self._look_problem = ""
         self._drift = self._keeper.status.drift
-        for client in waiting:
-            answer(client, outcome)
         return outcome
 
     def _look(self) -> None:

@@ -111,6 +111,9 @@ class Keeper:
             outcome = Outcome(ReloadResult.REJECTED, failures=(Failure(str(error)),))
         except KeeperError as error:
             outcome = Outcome(ReloadResult.FAILED, failures=(Failure(str(error)),))
+        except OSError as error:
+            text = f"cannot go on: {error.filename or 'a system call'}: {error.strerror}"
+            outcome = Outcome(ReloadResult.FAILED, failures=(Failure(text),))
         seconds = time.monotonic() - started
         outcome = replace(outcome, duration_seconds=seconds)
         self._count(outcome)

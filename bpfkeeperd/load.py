@@ -3,10 +3,9 @@ verifier. Nothing that runs is touched."""
 
 import os
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import dataclass, field
-from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Self
 
@@ -33,51 +32,62 @@ class Loaded:
     _descriptors: list[int] = field(default_factory=list)
     """Of the new maps that no object closes."""
 
-    def load(self, opened: OpenObjects, kept_map: KeptMap, on_step: OnStep) -> None:
-        """Makes the change's maps and loads its objects; a failure is kept in ``error``."""
-        try:
-            for action in self.change.maps:
-                if action.map.definition:
-                    on_step(Step.CREATE_MAP, action.map.name)
-                    fd = create_map(action.map)
-                    self._descriptors.append(fd)
-                    self.new_maps[action.map.name] = fd
-            wanted = {action.map.name for action in self.change.maps}
-            for action_load in self.change.loads:
-                self._load_object(action_load, wanted, opened, kept_map, on_step)
-        except KeeperError as error:
-            self.error = error
+    def create_maps(self, on_step: OnStep) -> None:
+        """Makes the maps of the manifest's own; libbpf makes the others as it loads."""
+        for action in self.change.maps:
+            if action.map.definition:
+                on_step(Step.CREATE_MAP, action.map.name)
+                fd = create_map(action.map)
+                self._descriptors.append(fd)
+                self.new_maps[action.map.name] = fd
 
-    def _load_object(
-        self,
-        action: LoadObject,
-        wanted_maps: set[str],
-        opened: OpenObjects,
-        kept_map: KeptMap,
-        on_step: OnStep,
-    ) -> None:
+    def open(
+        self, action: LoadObject, opened: OpenObjects, kept_map: KeptMap, on_step: OnStep
+    ) -> kernel.OpenObject:
+        """Opens an object and gives it its maps; it is ready to be loaded."""
         wanted = action.object
         on_step(Step.LOAD_OBJECT, wanted.name)
+        loading = opened.pop(wanted.name, None)
         try:
-            loading = opened.pop(wanted.name, None) or kernel.open_object(
-                wanted.source.data, wanted.name
-            )
+            if loading is None:
+                loading = kernel.open_object(wanted.source.data, wanted.name)
             self.objects[wanted.name] = loading
+            to_be_made = self._to_be_made()
             for elf_name, pin_name in wanted.maps.items():
                 fd = self.new_maps.get(pin_name)
-                if fd is None and pin_name not in wanted_maps:
+                if fd is None and pin_name not in to_be_made:
                     fd = kept_map(pin_name)
                 if fd is not None:
                     loading.reuse_map(elf_name, fd)
-            for program in loading.spec.programs:
-                if not program.autoload and program.name in wanted.programs:
-                    loading.set_autoload(program.name, True)
-            loading.load()
         except ObjectError as error:
-            raise ObjectError(f"object {wanted.name}: {error}", error.detail) from None
-        for elf_name, pin_name in wanted.maps.items():
-            if pin_name in wanted_maps and pin_name not in self.new_maps:
-                self.new_maps[pin_name] = loading.map_fd(elf_name)
+            raise _named(action, error) from None
+        for program in loading.spec.programs:
+            if not program.autoload and program.name in wanted.programs:
+                loading.set_autoload(program.name, True)
+        return loading
+
+    def loaded(self, action: LoadObject, failed: ObjectError | None) -> None:
+        """Takes note of an object that was loaded: its new maps, or what went wrong."""
+        if failed:
+            self.error = _named(action, failed)
+            return
+        to_be_made = self._to_be_made()
+        for elf_name, pin_name in action.object.maps.items():
+            if pin_name in to_be_made and pin_name not in self.new_maps:
+                self.new_maps[pin_name] = self.objects[action.object.name].map_fd(elf_name)
+
+    def load_in_turn(self, opened: OpenObjects, kept_map: KeptMap, on_step: OnStep) -> None:
+        """Loads the change's objects one after the other, each with the maps of those before."""
+        for action in self.change.loads:
+            loading = self.open(action, opened, kept_map, on_step)
+            try:
+                loading.load()
+            except ObjectError as error:
+                raise _named(action, error) from None
+            self.loaded(action, None)
+
+    def _to_be_made(self) -> set[str]:
+        return {action.map.name for action in self.change.maps}
 
     def __enter__(self) -> Self:
         return self
@@ -92,6 +102,10 @@ class Loaded:
             loaded.close()
         for fd in self._descriptors:
             os.close(fd)
+
+
+def _named(action: LoadObject, error: ObjectError) -> ObjectError:
+    return ObjectError(f"object {action.object.name}: {error}", error.detail)
 
 
 def create_map(wanted: WantedMap) -> int:
@@ -122,50 +136,26 @@ def create_map(wanted: WantedMap) -> int:
 
 def load_each(
     changes: list[Loaded], opened: OpenObjects, kept_map: KeptMap, on_step: OnStep
-) -> Iterator[Loaded]:
+) -> Generator[Loaded, None, None]:
     """Loads every change, and yields each as soon as it is judged, in any order.
 
-    All CPUs load: the verifier and libbpf's CO-RE take most of the time of a reload and do not
-    need the interpreter. This thread loads too whenever nothing is ready to be yielded.
+    A failure is in the change's ``error``. Objects of one change are loaded one after the other,
+    the later ones with the maps that the earlier ones made; changes of one object all at once.
     """
-    queue, ready = iter(changes), SimpleQueue[Loaded | BaseException]()
-
-    def load_rest() -> None:
+    single: list[tuple[Loaded, kernel.OpenObject]] = []
+    for item in changes:
+        loads = item.change.loads
         try:
-            for item in queue:  # a list's iterator may be shared: next() is one step
-                item.load(opened, kept_map, on_step)
-                ready.put(item)
-        except BaseException as error:
-            ready.put(error)
-
-    others = min(len(changes), len(os.sched_getaffinity(0)), 8) - 1
-    threads = [threading.Thread(target=load_rest, name="load") for _ in range(others)]
-    for thread in threads:
-        thread.start()
-    try:
-        for _ in changes:
-            yield _next(queue, ready, opened, kept_map, on_step)
-    finally:
-        for thread in threads:
-            thread.join()
-
-
-def _next(
-    queue: Iterator[Loaded],
-    ready: SimpleQueue[Loaded | BaseException],
-    opened: OpenObjects,
-    kept_map: KeptMap,
-    on_step: OnStep,
-) -> Loaded:
-    """What another thread has loaded, else the next one of the queue, else the next to be ready."""
-    try:
-        item = ready.get_nowait()
-    except Empty:
-        mine = next(queue, None)
-        if mine:
-            mine.load(opened, kept_map, on_step)
-            return mine
-        item = ready.get()
-    if isinstance(item, BaseException):
-        raise item
-    return item
+            item.create_maps(on_step)
+            if len(loads) == 1:
+                single.append((item, item.open(loads[0], opened, kept_map, on_step)))
+                continue
+            item.load_in_turn(opened, kept_map, on_step)
+        except KeeperError as error:
+            item.error = error
+        yield item
+    with closing(kernel.load_objects([loading for _, loading in single])) as results:
+        for place, failed in results:
+            item = single[place][0]
+            item.loaded(item.change.loads[0], failed)
+            yield item

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later OR BSD-2-Clause
 #include <dirent.h>
 #include <errno.h>
+#include <pthread.h>
 #include <sched.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -366,6 +367,40 @@ void keeper_program_spec(const struct bpf_program *prog, struct keeper_program_s
 		.expected_attach_type = bpf_program__expected_attach_type(prog),
 		.autoload = bpf_program__autoload(prog),
 	};
+}
+
+/* ---- loading many ---- */
+
+static pthread_mutex_t finished_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t finished_more = PTHREAD_COND_INITIALIZER;
+
+uint32_t keeper_load_some(struct keeper_loads *loads, uint32_t most)
+{
+	uint32_t done;
+
+	for (done = 0; done < most; done++) {
+		uint32_t index = __atomic_fetch_add(&loads->next, 1, __ATOMIC_RELAXED);
+
+		if (index >= loads->count)
+			break;
+		keeper_log_clear();
+		loads->results[index] = bpf_object__load(loads->objects[index]);
+		if (loads->results[index] < 0)
+			loads->logs[index] = strdup(keeper_log());
+		pthread_mutex_lock(&finished_lock);
+		loads->finished[loads->nr_finished++] = index;
+		pthread_cond_broadcast(&finished_more);
+		pthread_mutex_unlock(&finished_lock);
+	}
+	return done;
+}
+
+void keeper_load_wait(struct keeper_loads *loads, uint32_t seen)
+{
+	pthread_mutex_lock(&finished_lock);
+	while (loads->nr_finished <= seen)
+		pthread_cond_wait(&finished_more, &finished_lock);
+	pthread_mutex_unlock(&finished_lock);
 }
 
 /* ---- what is pinned ---- */

@@ -81,6 +81,24 @@ void keeper_map_spec(const struct bpf_object *obj, struct bpf_map *map,
 void keeper_program_spec(const struct bpf_program *prog, struct keeper_program_spec *spec);
 
 /*
+ * Objects that are loaded by several threads, none of which needs the interpreter meanwhile. The
+ * arrays have room for count entries each. finished lists the objects that are done, nr_finished of
+ * them; results and logs (of those that failed; freed by the caller) are theirs from then on.
+ */
+struct keeper_loads {
+	uint32_t count, next, nr_finished;
+	struct bpf_object **objects;
+	int32_t *results;
+	char **logs;
+	uint32_t *finished;
+};
+
+/* Loads up to most objects that nobody has begun yet; returns how many. */
+uint32_t keeper_load_some(struct keeper_loads *loads, uint32_t most);
+/* Waits until more than seen objects are finished. */
+void keeper_load_wait(struct keeper_loads *loads, uint32_t seen);
+
+/*
  * All pins and empty directories below a directory, to the given depth, as a stream of records,
  * each a struct keeper_pin, then nr_map_ids u32, then path_size bytes of path relative to root. Pins
  * are all of one kind, KEEPER_PROG or KEEPER_LINK, which is not checked: keeper_kind costs more

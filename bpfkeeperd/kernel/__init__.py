@@ -26,7 +26,7 @@ from bpfkeeperd.kernel.bpf import (
     program_info,
     release_memory,
 )
-from bpfkeeperd.kernel.objects import OpenObject, open_object
+from bpfkeeperd.kernel.objects import OpenObject, load_objects, open_object
 from bpfkeeperd.kernel.places import (
     boot_id,
     cgroup2_mount,
@@ -57,6 +57,7 @@ __all__ = [
     "link_create",
     "link_info",
     "link_update",
+    "load_objects",
     "map_by_id",
     "map_create",
     "map_delete",

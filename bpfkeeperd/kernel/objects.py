@@ -4,6 +4,9 @@ libbpf is the reader as well as the loader: what it opens is what it loads, so d
 loading cannot disagree, and a reload opens each file once.
 """
 
+import os
+import threading
+from collections.abc import Generator, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -78,20 +81,21 @@ class OpenObject:
         Raises:
             ObjectError: with the program and the telling line of the verifier's log.
         """
-        for spec in self.spec.programs:
-            if spec.hook is not None:
-                pointer = self._programs[spec.name]
-                if not spec.type:  # a section name that this libbpf does not know
-                    lib.bpf_program__set_type(pointer, spec.hook.prog_type)
-                if spec.expected_attach_type != spec.hook.expected_attach_type:
-                    lib.bpf_program__set_expected_attach_type(
-                        pointer, spec.hook.expected_attach_type
-                    )
+        self._set_types()
         lib.keeper_log_clear()
         result = lib.bpf_object__load(self._object)
         if result < 0:
-            log = _log()
-            raise ObjectError(load_failure(log, errno_text(-result)), log)
+            raise _load_error(result, _log())
+
+    def _set_types(self) -> None:
+        for spec in self.spec.programs:
+            if spec.hook is None:
+                continue
+            pointer = self._programs[spec.name]
+            if not spec.type:  # a section name that this libbpf does not know
+                lib.bpf_program__set_type(pointer, spec.hook.prog_type)
+            if spec.expected_attach_type != spec.hook.expected_attach_type:
+                lib.bpf_program__set_expected_attach_type(pointer, spec.hook.expected_attach_type)
 
     def program_fd(self, name: str) -> int:
         """A loaded program's descriptor; it stays the object's."""
@@ -128,6 +132,48 @@ def open_object(data: bytes, name: str) -> OpenObject:
         ObjectError: not an object that libbpf takes.
     """
     return OpenObject(data, name)
+
+
+def load_objects(
+    objects: Sequence[OpenObject],
+) -> Generator[tuple[int, ObjectError | None], None, None]:
+    """Loads objects on all CPUs; yields the place of each as it is done, and what went wrong.
+
+    The verifier and libbpf's CO-RE take most of the time of a reload and do not need the
+    interpreter: the threads run in C from first to last, and this one loads too when it has nothing
+    else to do. All are done, or were never begun, when the iterator ends or is closed.
+    """
+    count = len(objects)
+    arrays = [ffi.new(f"{kind}[]", count) for kind in _LOADS_ARRAYS]
+    loads = ffi.new("struct keeper_loads *", [count, 0, 0, *arrays])
+    for place, item in enumerate(objects):
+        item._set_types()
+        loads.objects[place] = item._object
+    others = min(count, len(os.sched_getaffinity(0)), 8) - 1
+    threads = [
+        threading.Thread(target=lib.keeper_load_some, args=(loads, count), name="load")
+        for _ in range(others)
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        for seen in range(count):
+            if seen == loads.nr_finished and not lib.keeper_load_some(loads, 1):
+                lib.keeper_load_wait(loads, seen)
+            place = loads.finished[seen]
+            result, log = loads.results[place], taken(loads.logs[place])
+            yield place, _load_error(result, log or "") if result < 0 else None
+    finally:
+        loads.next = count
+        for thread in threads:
+            thread.join()
+
+
+_LOADS_ARRAYS = ("struct bpf_object *", "int32_t", "char *", "uint32_t")
+
+
+def _load_error(result: int, log: str) -> ObjectError:
+    return ObjectError(load_failure(log, errno_text(-result)), log)
 
 
 def _log() -> str:

@@ -18,7 +18,7 @@ class Start(Protocol):
         *,
         ready: bool = True,
         look_seconds: float | None = None,
-        environment: Mapping[str, str] | None = None,
+        variables: Mapping[str, str] | None = None,
     ) -> DaemonProcess: ...
 
 
@@ -30,9 +30,9 @@ def start(world: World) -> Iterator[Start]:
             *,
             ready: bool = True,
             look_seconds: float | None = None,
-            environment: Mapping[str, str] | None = None,
+            variables: Mapping[str, str] | None = None,
         ) -> DaemonProcess:
-            daemon = DaemonProcess(world, look_seconds=look_seconds, environment=environment)
+            daemon = DaemonProcess(world, look_seconds=look_seconds, variables=variables)
             stack.enter_context(daemon)
             if ready:
                 daemon.wait_ready()

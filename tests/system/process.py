@@ -32,12 +32,19 @@ _LOOK_OFTEN = (
 )
 
 
+def environment() -> dict[str, str]:
+    """That of the tests, without what would change how a daemon or a command behaves."""
+    foreign = ("WATCHDOG", "NOTIFY_SOCKET", "PYTHONUNBUFFERED", "JOURNAL_STREAM")
+    return {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+
+
 def cli(world: World, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Runs one command on the world's manifest."""
     command, *options = arguments
     return subprocess.run(
         [sys.executable, "-m", "bpfkeeperd", command, "-c", str(world.manifest_file), *options],
         cwd=ROOT,
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=60,
@@ -101,7 +108,7 @@ class DaemonProcess:
         world: World,
         *,
         look_seconds: float | None = None,
-        environment: Mapping[str, str] | None = None,
+        variables: Mapping[str, str] | None = None,
     ) -> None:
         self._world = world
         self.notifications = Notifications()
@@ -109,15 +116,14 @@ class DaemonProcess:
         code = ["-m", "bpfkeeperd"]
         if look_seconds is not None:
             code = ["-c", _LOOK_OFTEN.format(seconds=look_seconds)]
-        inherited = {name: value for name, value in os.environ.items() if "WATCHDOG" not in name}
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, *code, "run", "-c", str(world.manifest_file)],
                 cwd=ROOT,
                 env={
-                    **inherited,
+                    **environment(),
                     "NOTIFY_SOCKET": self.notifications.address,
-                    **(environment or {}),
+                    **(variables or {}),
                 },
                 stdin=subprocess.DEVNULL,
                 stdout=log,

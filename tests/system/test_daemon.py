@@ -51,7 +51,7 @@ def test_ready_means_pinned_and_attached(world: World, start: Start) -> None:
 def test_ready_is_not_said_before_the_first_load(world: World, start: Start) -> None:
     """A daemon that dies just before its last step has said nothing yet."""
     prepare(world)
-    daemon = start(ready=False, environment={FAILPOINT_VARIABLE: "write_state"})
+    daemon = start(ready=False, variables={FAILPOINT_VARIABLE: "write_state"})
     assert daemon.wait_exit() == -signal.SIGKILL
     assert daemon.notifications.having("READY") == []
 
@@ -82,6 +82,7 @@ def test_sighup_loads_a_changed_object_on_the_same_map(world: World, start: Star
 def test_a_thousand_sighups_collapse(world: World, start: Start) -> None:
     prepare(world)
     daemon = start()
+    world.build("counter", STEP=7)  # so that it is at hand
     for number in range(1000):
         if number == 999:
             world.put("one", STEP=7)  # only the last one can find it
@@ -139,15 +140,15 @@ def pings(daemon: DaemonProcess) -> int:
 
 def test_watchdog_is_fed(world: World, start: Start) -> None:
     prepare(world)
-    daemon = start(environment={"WATCHDOG_USEC": "400000"})
+    daemon = start(variables={"WATCHDOG_USEC": "400000"})
     time.sleep(1.3)
     assert 6 <= pings(daemon) <= 12  # each 200 ms, and one for each thing that was done
 
 
-@pytest.mark.parametrize("environment", [{}, {"WATCHDOG_USEC": "200000", "WATCHDOG_PID": "1"}])
-def test_no_watchdog_no_pings(world: World, start: Start, environment: dict[str, str]) -> None:
+@pytest.mark.parametrize("variables", [{}, {"WATCHDOG_USEC": "200000", "WATCHDOG_PID": "1"}])
+def test_no_watchdog_no_pings(world: World, start: Start, variables: dict[str, str]) -> None:
     prepare(world)
-    daemon = start(environment=environment)
+    daemon = start(variables=variables)
     time.sleep(0.5)
     assert pings(daemon) == 0
 
@@ -191,8 +192,8 @@ def _half_written(world: World) -> None:
                 "max_entries is 16, wanted is 32",
             ),
         ),
-        (_missing, ("NOT DONE: object one: ", "one.bpf.o: cannot read it: No such file")),
-        (_garbage, ("NOT DONE: object one: ", "one.bpf.o: ", "this is no ELF file")),
+        (_missing, ("NOT DONE: object one: ", "one.bpf.o", "No such file or directory")),
+        (_garbage, ("NOT DONE: object one: ", "one.bpf.o", "this is no ELF file")),
         (_half_written, ("NOT DONE: object one: ", "it is cut short or half written")),
     ],
 )

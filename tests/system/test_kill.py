@@ -78,7 +78,7 @@ def nothing(world: World) -> None:
 
 
 def kill_at_swap(world: World) -> None:
-    with DaemonProcess(world, environment={FAILPOINT_VARIABLE: "swap"}) as daemon:
+    with DaemonProcess(world, variables={FAILPOINT_VARIABLE: "swap"}) as daemon:
         assert daemon.wait_exit() == -signal.SIGKILL
     assert os.path.isdir(world.layout.staging)
 
@@ -233,7 +233,7 @@ def test_killed_at_a_step(world: World, start: Start, case: Case) -> None:
     case.disturb(world)
 
     with sending(world.cgroup) as stop:
-        daemon = start(ready=False, environment={FAILPOINT_VARIABLE: f"{case.step}:{case.time}"})
+        daemon = start(ready=False, variables={FAILPOINT_VARIABLE: f"{case.step}:{case.time}"})
         if case.disturb_daemon:
             daemon.wait_ready()
             case.disturb_daemon(world)
@@ -266,7 +266,7 @@ def test_killed_again_and_again(world: World, start: Start) -> None:
     with sending(world.cgroup) as stop:
         for case in CASES:
             if case == Case(case.step):  # the change alone leads there
-                daemon = start(ready=False, environment={FAILPOINT_VARIABLE: case.step})
+                daemon = start(ready=False, variables={FAILPOINT_VARIABLE: case.step})
                 assert daemon.wait_exit_or_ready() == -signal.SIGKILL, f"{case} never reached"
                 deaths.append(case.step)
         start()

@@ -240,11 +240,15 @@ def fits(ideal: Ideal, wanted: WantedMap) -> bool:
 
 
 def runs_on_the_kept_maps(ideal: Ideal, wanted: WantedObject) -> bool:
-    """Whether each loaded program uses, under each kept map's ELF name, what is pinned."""
+    """Whether each loaded program uses, under each kept map's ELF name, what is pinned.
+
+    A map that the kernel calls as one that the object does not keep cannot be told from that one.
+    """
     loaded = ideal.programs[escape(wanted.name)][wanted.digest]
+    private = {spec.name[:15] for spec in wanted.source.spec.maps if spec.name not in wanted.maps}
     return all(
         ideal.pins.get(wanted.maps[elf_name]) == map_id
         for program in loaded.values()
         for elf_name, map_id in ideal.used_as[program.id].items()
-        if elf_name in wanted.maps
+        if elf_name in wanted.maps and ideal.maps[map_id].name not in private
     )

@@ -11,7 +11,6 @@ from bpfkeeperd.desired import (
     Attachment,
     Desired,
     ObjectSource,
-    WantedObject,
     attachment,
     resolve,
 )
@@ -184,7 +183,7 @@ def situations(draw: st.DrawFn) -> Situation:
         )
     for name in (*desired.objects, *desired.faults, "gone"):
         state = draw(st.sampled_from(OBJECT_STATES))
-        _put_programs(draw, ideal, name, desired.objects.get(name), state)
+        _put_programs(draw, ideal, desired, name, state)
     for wanted in desired.objects.values():
         for wanted_attachment in wanted.attachments:
             _put_link(draw, ideal, wanted_attachment, draw(st.sampled_from(LINK_STATES)))
@@ -214,14 +213,19 @@ def _put_map(ideal: Ideal, desired: Desired, name: str, state: str) -> None:
         ideal.pins[name] = map_id
 
 
-def _put_programs(
-    draw: st.DrawFn, ideal: Ideal, name: str, wanted: WantedObject | None, state: str
-) -> None:
+def _put_programs(draw: st.DrawFn, ideal: Ideal, desired: Desired, name: str, state: str) -> None:
+    wanted = desired.objects.get(name)
     digests: dict[str, dict[str, ProgramInfo]] = {}
 
     def alive(elf: str, pin_name: str, stale: bool) -> int:
+        """What a program runs on: the map that is pinned or lost, or one that no pin shows."""
         map_id = ideal.remembered.get(pin_name)
-        return ideal.make_map(map_spec(elf), elf) if stale or map_id is None else map_id
+        if map_id and not stale:
+            return map_id
+        names = [elf, pin_name]  # the kernel has the name that its maker knew the map by
+        if pin_name in desired.maps:
+            names += [elf_name(user, pin_name) for user in desired.maps[pin_name].users]
+        return ideal.make_map(map_spec(elf), draw(st.sampled_from(names)))
 
     if wanted and state in ("current", "both", "incomplete", "stale"):
         loaded = {}
