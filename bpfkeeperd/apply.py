@@ -22,7 +22,7 @@ from bpfkeeperd.enact import Enactor, error_text, make_link_directory
 from bpfkeeperd.errors import KeeperError, ObjectError
 from bpfkeeperd.held import Held
 from bpfkeeperd.layout import Layout
-from bpfkeeperd.load import Loaded, OpenObjects, load_each
+from bpfkeeperd.load import Loaded, OpenObject, load_each
 from bpfkeeperd.observed import Observed
 from bpfkeeperd.state import Failure
 from bpfkeeperd.steps import OnStep, Step
@@ -49,13 +49,12 @@ def apply(
     layout: Layout,
     *,
     held: Held,
-    opened: OpenObjects,
+    open_object: OpenObject,
     on_step: OnStep,
 ) -> Applied:
     """Does everything a plan says, in its order.
 
-    ``opened`` holds objects that are open already; those that are used are taken out of it. What
-    fails of a change is undone; everything else goes ahead.
+    What fails of a change is undone; everything else goes ahead.
 
     Raises:
         KernelError: the keeper's own directories cannot be made; nothing was done.
@@ -72,7 +71,7 @@ def apply(
     enactor = Enactor(layout, observed, held, on_step, After(observed), applied.notes)
     for restore in plan.restores:
         _restore(enactor, restore, applied)
-    _make_changes(enactor, plan, opened, applied)
+    _make_changes(enactor, plan, open_object, applied)
     for removal in plan.removals:
         _remove(enactor, removal, applied)
     remove_tree(layout.staging)
@@ -115,7 +114,7 @@ def _restore(enactor: Enactor, restore: Restore, applied: Applied) -> None:
         applied.failures.append(Failure(str(error)))
 
 
-def _make_changes(enactor: Enactor, plan: Plan, opened: OpenObjects, applied: Applied) -> None:
+def _make_changes(enactor: Enactor, plan: Plan, open_object: OpenObject, applied: Applied) -> None:
     """One change after the other, each as soon as the verifier has judged all of its programs."""
     with ExitStack() as stack:
 
@@ -123,7 +122,9 @@ def _make_changes(enactor: Enactor, plan: Plan, opened: OpenObjects, applied: Ap
             return _kept_map(enactor, stack, name)
 
         loaded = [stack.enter_context(Loaded(change)) for change in plan.changes]
-        judged = stack.enter_context(closing(load_each(loaded, opened, kept_map, enactor.on_step)))
+        judged = stack.enter_context(
+            closing(load_each(loaded, open_object, kept_map, enactor.on_step))
+        )
         for item in judged:
             try:
                 if item.error:

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from bpfkeeperd.compare import Machine
 from bpfkeeperd.desired import ObjectSource, resolve
 from bpfkeeperd.elf import ElfFacts, read_elf
+from bpfkeeperd.entries import Manifest
 from bpfkeeperd.errors import KeeperError
 from bpfkeeperd.manifest import read_manifest
 from bpfkeeperd.maptypes import type_name
-from bpfkeeperd.sources import Sources, close_all
+from bpfkeeperd.sources import Sources, read_sources
 from bpfkeeperd.state import MapSpec, ObjectSpec
 
 
@@ -58,16 +59,19 @@ def check_manifest(path: str) -> CheckReport:
         ManifestError: everything that is wrong with the manifest.
     """
     manifest = read_manifest(path)
-    sources, opened = Sources().read(manifest)
-    close_all(opened)
+    with read_sources(manifest, {}) as sources:
+        return _report(manifest, sources)
+
+
+def _report(manifest: Manifest, sources: Sources) -> CheckReport:
     # Canonical form differs between machines only in sizes, which no check depends on.
-    desired = resolve(manifest, sources, Machine(possible_cpus=1, page_size=4096))
+    desired = resolve(manifest, sources.found, Machine(possible_cpus=1, page_size=4096))
     faults = dict(desired.faults)
     objects = {}
-    for name, source in sources.items():
+    for name, source in sources.found.items():
         if isinstance(source, ObjectSource):
             try:
-                elf = read_elf(source.data)
+                elf = read_elf(sources.data[name])
             except KeeperError as error:
                 faults[name] = str(error)
                 continue

@@ -74,7 +74,7 @@ def apply(options: Namespace) -> int:
     from bpfkeeperd.keeper import Keeper
     from bpfkeeperd.steps import failpoint
 
-    keeper = Keeper(options.config, state_directory(options), failpoint(), lambda: None)
+    keeper = Keeper(options.config, state_directory(options), failpoint())
     try:
         outcome, changes = keeper.reload(force=options.force)
     finally:

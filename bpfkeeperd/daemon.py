@@ -4,7 +4,6 @@ import gc
 import select
 import signal
 import socket
-import sys
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -19,7 +18,7 @@ from bpfkeeperd.keeper import Keeper
 from bpfkeeperd.metrics import Metrics
 from bpfkeeperd.service import MessageId, fields, log
 from bpfkeeperd.state import Outcome, ReloadResult
-from bpfkeeperd.steps import failpoint
+from bpfkeeperd.steps import OnStep, Step, failpoint
 
 LOOK_SECONDS = 30.0
 """How often the daemon looks for drift."""
@@ -44,14 +43,11 @@ class Daemon:
         self._wake_reader, self._wake_writer = socket.socketpair()
         self._wake_reader.setblocking(False)
         self._wake_writer.setblocking(False)
-        self._keeper = Keeper(manifest_file, state_directory, failpoint(), service.notify_long_work)
+        self._keeper = Keeper(manifest_file, state_directory, _alive_at_each(failpoint()))
         self._control_path = control_path(run_directory, manifest_file)
 
     def run(self) -> None:
         """Loads, serves, and returns after SIGTERM or SIGINT; everything stays attached."""
-        # Threads load objects beside this one; the default of 5 ms would let each wait that long
-        # for the interpreter after a load that took 0.1 ms.
-        sys.setswitchinterval(0.0005)
         with ExitStack() as stack:
             stack.callback(self._keeper.close)
             self._catch_signals()
@@ -198,6 +194,21 @@ class Daemon:
             text = ", ".join(kinds) or "none any more"
             log.warning("drift from the manifest: %s", text, extra=fields(MessageId.DRIFT))
             self._drift = drift
+
+
+def _alive_at_each(on_step: OnStep) -> OnStep:
+    """Lets the service manager know during a long reload that something is going on."""
+    last = time.monotonic()
+
+    def alive(step: Step, subject: object) -> None:
+        nonlocal last
+        on_step(step, subject)
+        now = time.monotonic()
+        if now - last > 1:
+            last = now
+            service.notify_long_work()
+
+    return alive
 
 
 def _log_outcome(outcome: Outcome) -> None:

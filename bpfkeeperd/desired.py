@@ -2,7 +2,7 @@
 
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from bpfkeeperd.compare import Machine, canonical, spec_differences
 from bpfkeeperd.entries import (
@@ -50,9 +50,8 @@ def attachment(object_name: str, program: str, hook: Hook, target: Target) -> At
 
 @dataclass(frozen=True, slots=True)
 class ObjectSource:
-    """An object file that was read: its bytes, their hash, and what they declare."""
+    """An object file that was read: its hash, and what it declares."""
 
-    data: bytes = field(repr=False)
     sha256: str
     spec: ObjectSpec
 

@@ -3,7 +3,6 @@
 import time
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from bpfkeeperd import kernel
@@ -23,7 +22,7 @@ from bpfkeeperd.observe import check_pin_root, make_pin_root, observe
 from bpfkeeperd.observed import Observed
 from bpfkeeperd.plan import plan
 from bpfkeeperd.snapshot import status
-from bpfkeeperd.sources import Sources, close_all
+from bpfkeeperd.sources import Specs, read_sources
 from bpfkeeperd.state import Failure, Outcome, ReloadResult, ReloadStatus, Status
 from bpfkeeperd.statefile import read_state, state_path, write_state
 from bpfkeeperd.steps import OnStep, Step
@@ -50,9 +49,8 @@ def look(manifest: Manifest, memory: Memory, *, force: bool = False) -> Look:
     Raises:
         ManifestError, PinRootError, KernelError: as `resolve`, `check_pin_root` and `observe`.
     """
-    sources, opened = Sources().read(manifest)
-    close_all(opened)
-    desired = resolve(manifest, sources, machine())
+    with read_sources(manifest, {}) as sources:
+        desired = resolve(manifest, sources.found, machine())
     check_pin_root(manifest.pin_root)
     with Held() as held:
         last_ids = memory.last_ids(kernel.boot_id())
@@ -71,26 +69,19 @@ class Keeper:
         PinRootError, BusyError: it cannot be kept at this pin root, or somebody else does.
     """
 
-    def __init__(
-        self,
-        manifest_file: str,
-        state_directory: str,
-        on_step: OnStep,
-        progress: Callable[[], None],
-    ) -> None:
+    def __init__(self, manifest_file: str, state_directory: str, on_step: OnStep) -> None:
         self.manifest_file = manifest_file
         self.status = Status()
         self.desired: Desired | None = None
         self.notes: list[str] = []
         self._on_step = on_step
-        self._progress = progress
         self._texts: list[tuple[str, bytes]] = []
         self.manifest = manifest = self._read_manifest()
         self._layout = Layout(manifest.pin_root)
         make_pin_root(manifest.pin_root)
         self._lock = RootLock(manifest.pin_root)
         self._held = Held()
-        self._sources = Sources()
+        self._specs: Specs = {}
         self._state_path = state_path(state_directory, manifest.pin_root)
         self._memory, note = read_state(self._state_path)
         if note:
@@ -127,25 +118,21 @@ class Keeper:
                 f"the manifest's pin_root is now {manifest.pin_root}; it cannot change while the"
                 f" keeper runs: restart it, or go back to {self.manifest.pin_root}"
             )
-        sources, opened = self._sources.read(manifest)
-        try:
-            desired = resolve(manifest, sources, machine(), self.desired)
+        with read_sources(manifest, self._specs) as sources:
+            desired = resolve(manifest, sources.found, machine(), self.desired)
             make_pin_root(manifest.pin_root)
             self._lock.refresh()
             with writing(self._layout.own):
                 observed = self._observe(desired)
                 todo = plan(desired, observed, force=force)
-                self._progress()
                 applied = apply(
                     todo,
                     observed,
                     self._layout,
                     held=self._held,
-                    opened=opened,
+                    open_object=sources.open,
                     on_step=self._on_step,
                 )
-        finally:
-            close_all(opened)
         if manifest.metrics_listen != self.manifest.metrics_listen:
             applied.notes.append("metrics.listen has changed: it takes effect with a restart")
         self.manifest, self.desired = manifest, desired

@@ -15,7 +15,8 @@ from bpfkeeperd.desired import WantedMap
 from bpfkeeperd.errors import KeeperError, KernelError, ObjectError
 from bpfkeeperd.steps import OnStep, Step
 
-OpenObjects = dict[str, kernel.OpenObject]
+OpenObject = Callable[[str], kernel.OpenObject]
+"""An object's name to the opened object, which becomes the caller's."""
 KeptMap = Callable[[str], int]
 """A pin name to the descriptor of the kept map, which stays the callee's."""
 
@@ -25,7 +26,7 @@ class Loaded:
     """The loaded objects and new maps of one change; a context manager that closes them."""
 
     change: Change
-    objects: OpenObjects = field(default_factory=dict)
+    objects: dict[str, kernel.OpenObject] = field(default_factory=dict)
     new_maps: dict[str, int] = field(default_factory=dict)
     """Pin name to descriptor."""
     error: KeeperError | None = None
@@ -42,15 +43,13 @@ class Loaded:
                 self.new_maps[action.map.name] = fd
 
     def open(
-        self, action: LoadObject, opened: OpenObjects, kept_map: KeptMap, on_step: OnStep
+        self, action: LoadObject, open_object: OpenObject, kept_map: KeptMap, on_step: OnStep
     ) -> kernel.OpenObject:
         """Opens an object and gives it its maps; it is ready to be loaded."""
         wanted = action.object
         on_step(Step.LOAD_OBJECT, wanted.name)
-        loading = opened.pop(wanted.name, None)
         try:
-            if loading is None:
-                loading = kernel.open_object(wanted.source.data, wanted.name)
+            loading = open_object(wanted.name)
             self.objects[wanted.name] = loading
             to_be_made = self._to_be_made()
             for elf_name, pin_name in wanted.maps.items():
@@ -76,10 +75,10 @@ class Loaded:
             if pin_name in to_be_made and pin_name not in self.new_maps:
                 self.new_maps[pin_name] = self.objects[action.object.name].map_fd(elf_name)
 
-    def load_in_turn(self, opened: OpenObjects, kept_map: KeptMap, on_step: OnStep) -> None:
+    def load_in_turn(self, open_object: OpenObject, kept_map: KeptMap, on_step: OnStep) -> None:
         """Loads the change's objects one after the other, each with the maps of those before."""
         for action in self.change.loads:
-            loading = self.open(action, opened, kept_map, on_step)
+            loading = self.open(action, open_object, kept_map, on_step)
             try:
                 loading.load()
             except ObjectError as error:
@@ -135,7 +134,7 @@ def create_map(wanted: WantedMap) -> int:
 
 
 def load_each(
-    changes: list[Loaded], opened: OpenObjects, kept_map: KeptMap, on_step: OnStep
+    changes: list[Loaded], open_object: OpenObject, kept_map: KeptMap, on_step: OnStep
 ) -> Generator[Loaded, None, None]:
     """Loads every change, and yields each as soon as it is judged, in any order.
 
@@ -148,9 +147,9 @@ def load_each(
         try:
             item.create_maps(on_step)
             if len(loads) == 1:
-                single.append((item, item.open(loads[0], opened, kept_map, on_step)))
+                single.append((item, item.open(loads[0], open_object, kept_map, on_step)))
                 continue
-            item.load_in_turn(opened, kept_map, on_step)
+            item.load_in_turn(open_object, kept_map, on_step)
         except KeeperError as error:
             item.error = error
         yield item

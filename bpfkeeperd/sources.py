@@ -1,45 +1,51 @@
 """Reads object files: the bytes that are hashed are the bytes that are loaded."""
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
 
 from bpfkeeperd import kernel
 from bpfkeeperd.desired import ObjectSource
 from bpfkeeperd.entries import Manifest, ObjectEntry
 from bpfkeeperd.errors import KeeperError, ObjectError
 from bpfkeeperd.files import read_file
-from bpfkeeperd.load import OpenObjects
 from bpfkeeperd.state import ObjectSpec
 
 SIZE_MAX = 64 << 20
 """Bytes; an object file with all its debug information is a few megabytes."""
 
+Specs = dict[str, ObjectSpec]
+"""By SHA-256: a file that did not change is not opened again."""
+
 
 @dataclass(slots=True)
 class Sources:
-    """The object files of a manifest as they are now."""
+    """The object files of a manifest as they are now, for one reload.
 
-    known: dict[str, ObjectSpec] = field(default_factory=dict)
-    """By SHA-256: a file that did not change is not opened again."""
+    A context manager that closes what was opened; the bytes go with it.
+    """
 
-    def read(self, manifest: Manifest) -> tuple[dict[str, ObjectSource | str], OpenObjects]:
-        """Each object's file, or why it cannot be used; and the new ones, open.
+    found: dict[str, ObjectSource | str] = field(default_factory=dict)
+    """By object: what its file declares, or why it cannot be used."""
+    data: dict[str, bytes] = field(default_factory=dict)
+    _opened: dict[str, kernel.OpenObject] = field(default_factory=dict)
 
-        The caller closes what it does not use of the open ones.
+    def open(self, name: str) -> kernel.OpenObject:
+        """An object ready to be given its maps and loaded; the caller closes it.
+
+        Raises:
+            ObjectError: libbpf does not take the file.
         """
-        found: dict[str, ObjectSource | str] = {}
-        opened: OpenObjects = {}
-        for name, entry in manifest.objects.items():
-            try:
-                found[name] = self._read(entry, opened)
-            except KeeperError as error:
-                found[name] = str(error)
-        used = {source.sha256 for source in found.values() if isinstance(source, ObjectSource)}
-        self.known = {sha256: spec for sha256, spec in self.known.items() if sha256 in used}
-        return found, opened
+        opened = self._opened.pop(name, None)
+        return opened or kernel.open_object(self.data[name], name)
 
-    def _read(self, entry: ObjectEntry, opened: OpenObjects) -> ObjectSource:
+    def read(self, entry: ObjectEntry, specs: Specs) -> ObjectSource:
+        """Reads one file, and opens it when its content is new.
+
+        Raises:
+            KeeperError: it cannot be used.
+        """
         data = read_file(entry.file, SIZE_MAX)
         sha256 = hashlib.sha256(data).hexdigest()
         if entry.sha256 and entry.sha256 != sha256:
@@ -47,16 +53,38 @@ class Sources:
                 f"{entry.file}: its SHA-256 is {sha256}, the manifest wants {entry.sha256}: put the"
                 " right file there, or the new sum into the manifest"
             )
-        spec = self.known.get(sha256)
-        if spec is None:
+        if sha256 not in specs:
             try:
-                opened[entry.name] = kernel.open_object(data, entry.name)
+                opened = kernel.open_object(data, entry.name)
             except ObjectError as error:
                 raise ObjectError(f"{entry.file}: {error}", error.detail) from None
-            spec = self.known[sha256] = opened[entry.name].spec
-        return ObjectSource(data, sha256, spec)
+            self._opened[entry.name] = opened
+            specs[sha256] = opened.spec
+        self.data[entry.name] = data
+        return ObjectSource(sha256, specs[sha256])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for opened in self._opened.values():
+            opened.close()
 
 
-def close_all(opened: Mapping[str, kernel.OpenObject]) -> None:
-    for open_object in opened.values():
-        open_object.close()
+def read_sources(manifest: Manifest, specs: Specs) -> Sources:
+    """Reads every object file; those that ``specs`` does not know are opened, and put there."""
+    sources = Sources()
+    for name, entry in manifest.objects.items():
+        try:
+            sources.found[name] = sources.read(entry, specs)
+        except KeeperError as error:
+            sources.found[name] = str(error)
+    used = {source.sha256 for source in sources.found.values() if not isinstance(source, str)}
+    for sha256 in specs.keys() - used:
+        del specs[sha256]
+    return sources

@@ -65,7 +65,7 @@ class World:
 
     @contextmanager
     def keeper(self, on_step: OnStep = no_failpoint) -> Iterator[Keeper]:
-        keeper = Keeper(str(self.manifest_file), self.state_directory, on_step, lambda: None)
+        keeper = Keeper(str(self.manifest_file), self.state_directory, on_step)
         try:
             yield keeper
         finally:

@@ -73,7 +73,7 @@ def source(maps: tuple[MapSpec, ...], sections: Mapping[str, str]) -> ObjectSour
         for name, section in sections.items()
     )
     spec = ObjectSpec(maps, programs)
-    return ObjectSource(b"", hashlib.sha256(repr(spec).encode()).hexdigest(), spec)
+    return ObjectSource(hashlib.sha256(repr(spec).encode()).hexdigest(), spec)
 
 
 def elf_name(object_name: str, pin_name: str) -> str:
@@ -153,8 +153,14 @@ def desires(draw: st.DrawFn) -> Desired:
     return resolve(replace(now, maps=maps), sources, MACHINE, previous)
 
 
-MAP_STATES = ("fits", "fits", "differs", "reordered", "missing", "lost", "lost, differs", "faulty")
-OBJECT_STATES = ("unloaded", "current", "current", "old", "both", "incomplete", "stale", "no pins")
+MAP_STATES = (
+    *("fits", "fits", "fits", "fits"),
+    *("differs", "reordered", "missing", "lost", "lost, differs", "faulty"),
+)
+OBJECT_STATES = (
+    *("current", "current", "stale", "stale"),
+    *("unloaded", "old", "both", "incomplete", "no pins"),
+)
 LINK_STATES = (
     "none",
     "serving",
@@ -230,9 +236,8 @@ def _put_programs(draw: st.DrawFn, ideal: Ideal, desired: Desired, name: str, st
     if wanted and state in ("current", "both", "incomplete", "stale"):
         loaded = {}
         for program in wanted.programs:
-            stale = state == "stale" and draw(st.booleans())
             uses = {
-                elf: alive(elf, pin_name, stale)
+                elf: alive(elf, pin_name, state == "stale" and draw(st.booleans()))
                 for elf, pin_name in wanted.maps.items()
                 if draw(st.booleans())
             }
