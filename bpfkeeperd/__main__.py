@@ -18,8 +18,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="bpfkeeperd",
         description="Keeps pinned eBPF maps alive, under the same ID and with their contents,"
         " while the programs around them are reloaded.",
-        epilog="Exit codes: 0 fine, 1 failed, 2 the manifest is wrong (78 from run), 3 plan found"
-        " something to do (with --exit-code).",
+        epilog="Exit codes: 0 fine, 1 failed, 2 the manifest is wrong (78 from run, 1"
+        " from reload), 3 plan found something to do (with --exit-code).",
     )
     parser.add_argument("--version", action="version", version=f"bpfkeeperd {__version__}")
     common = argparse.ArgumentParser(add_help=False)

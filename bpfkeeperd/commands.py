@@ -43,6 +43,7 @@ def check(options: Namespace) -> int:
 
 
 def plan(options: Namespace) -> int:
+    from bpfkeeperd.actions import REPLACED, RemovePrograms
     from bpfkeeperd.keeper import look
     from bpfkeeperd.layout import Layout
     from bpfkeeperd.lock import reading
@@ -51,7 +52,11 @@ def plan(options: Namespace) -> int:
     manifest = read_manifest(options.config)
     with reading(Layout(manifest.pin_root).own):
         seen = look(manifest, _memory(options, manifest.pin_root), force=options.force)
-    actions = [str(action) for action in seen.plan.actions]
+    actions = [
+        str(action)
+        for action in seen.plan.actions
+        if not (isinstance(action, RemovePrograms) and action.reason == REPLACED)
+    ]
     refusals = [str(refusal) for refusal in seen.plan.refusals]
     if options.json:
         kept = list(seen.plan.kept_maps)
@@ -122,17 +127,17 @@ def _print_outcome(options: Namespace, outcome: "Outcome", changes: list[str]) -
 def status(options: Namespace) -> int:
     from bpfkeeperd.render import status_text
 
-    snapshot, problems = _look(options)
+    snapshot, refused = _look(options)
     counts, problem = _counts()
-    if problem:
-        problems = [*problems, problem]
+    problems = [*refused, problem] if problem else refused
     if options.json:
         print(json.dumps({**asdict(snapshot), "problems": problems}, indent=2))
     else:
         print(status_text(snapshot, counts, problems))
         print(f"\n{_who_keeps(options)}")
     up = all(attachment.up for attachment in snapshot.attachments)
-    return OK if up and all(entry.id is not None for entry in snapshot.maps) else FAILED
+    pinned = all(entry.id is not None for entry in snapshot.maps)
+    return OK if up and pinned and not refused else FAILED
 
 
 def maps(options: Namespace) -> int:

@@ -150,7 +150,9 @@ def request_reload(path: str, *, force: bool, wait: bool, timeout_seconds: float
                 "no daemon runs for this manifest: start it, or use `bpfkeeperd apply`"
             ) from None
         except OSError as error:
-            raise KeeperError(f"cannot reach the daemon at {path}: {error.strerror}") from None
+            remedy = ": it takes root" if isinstance(error, PermissionError) else ""
+            text = f"cannot reach the daemon at {path}: {error.strerror}{remedy}"
+            raise KeeperError(text) from None
         try:
             client.send(json.dumps({"command": "reload", "force": force, "wait": wait}).encode())
             data = client.recv(16 << 20) if wait else b""

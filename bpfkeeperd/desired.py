@@ -1,8 +1,8 @@
 """What should be: the manifest resolved against what the object files declare. Pure."""
 
 import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from bpfkeeperd.compare import Machine, canonical, spec_differences
 from bpfkeeperd.entries import (
@@ -68,7 +68,7 @@ class WantedObject:
     programs: tuple[str, ...]
     """Those that libbpf loads."""
     fault: str = ""
-    """Why the file of now cannot be used; the rest of the value is then the last good one."""
+    """Why the file of now cannot be used; programs and maps are then those last loaded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,20 @@ class Desired:
     maps: Mapping[str, WantedMap]
     objects: Mapping[str, WantedObject]
     faults: Mapping[str, str]
-    """Objects whose file cannot be used, and of which no good one is remembered."""
+    """Objects whose file cannot be used, and of which it is not known what was loaded."""
+
+    def unread_maps(self) -> list[str]:
+        """Maps that the manifest names for objects that cannot be read."""
+        names = [self.manifest.objects[name].pin_maps.values() for name in self.faults]
+        return [name for pins in names for name in pins if name not in self.maps]
+
+    def unread_attachments(self) -> Iterator[tuple[str, str, Target, LinkKey]]:
+        """Object, program, target and link of what objects that cannot be read should serve."""
+        for name in self.faults:
+            for program in self.manifest.objects[name].programs.values():
+                for attach in program.attach:
+                    key = escape(name), escape(program.name), escape(target_name(attach.target))
+                    yield name, program.name, attach.target, key
 
     def link_keys(self) -> frozenset[LinkKey]:
         """Of all attachments."""
@@ -113,12 +126,13 @@ def resolve(
     manifest: Manifest,
     sources: Mapping[str, ObjectSource | str],
     machine: Machine,
-    previous: Desired | None = None,
+    good: Mapping[str, WantedObject] | None = None,
 ) -> Desired:
     """Puts manifest and object files together.
 
-    ``sources`` holds, for each object, its file or why that cannot be used. An object with a fault
-    keeps the place it had in ``previous``, so that what runs of it is not taken for left-over.
+    ``sources`` holds, for each object, its file or why that cannot be used; ``good`` the objects as
+    they were last loaded. An object with a fault is wanted as it was then, so that what runs of it
+    is not taken for left-over.
 
     Raises:
         ManifestError: references to programs or maps the objects do not have, targets that do not
@@ -131,18 +145,8 @@ def resolve(
         source = sources[name]
         if isinstance(source, ObjectSource):
             objects[name] = _wanted_object(entry, source, problems)
-            continue
-        known = previous.objects.get(name) if previous else None
-        if known:
-            objects[name] = WantedObject(
-                name,
-                known.digest,
-                known.source,
-                known.maps,
-                known.attachments,
-                known.programs,
-                source,
-            )
+        elif good and name in good:
+            objects[name] = _as_loaded(entry, good[name], source)
         else:
             faults[name] = source
     maps = _wanted_maps(manifest, objects, faults, machine, problems)
@@ -150,6 +154,12 @@ def resolve(
         problems.sort(key=lambda problem: (problem.mark.file, problem.mark.line))
         raise ManifestError(tuple(problems))
     return Desired(manifest, maps, objects, faults)
+
+
+def _as_loaded(entry: ObjectEntry, good: WantedObject, fault: str) -> WantedObject:
+    """The programs and maps that were loaded, at the targets that the manifest names now."""
+    now = _wanted_object(entry, good.source, [])
+    return replace(good, attachments=now.attachments, fault=fault)
 
 
 def _wanted_object(
@@ -185,6 +195,8 @@ def _wanted_object(
 
 
 def _attach_fault(attach: AttachEntry, section: str, hook: Hook | None) -> str:
+    if hook is None and section.removeprefix("?") in ("tc", "classifier"):
+        return 'write SEC("tcx/ingress") or SEC("tcx/egress"), which say where it is attached'
     if hook is None:
         return (
             f'its section "{section}" names no hook that this version attaches'

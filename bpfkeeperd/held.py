@@ -51,7 +51,7 @@ class Held:
 
         A map or link that is wanted and whose pin is gone stays held.
         """
-        for name in [name for name in self._maps if name not in desired.maps]:
+        for name in self._maps.keys() - observed.maps.keys():
             os.close(self._maps.pop(name)[1])
         for name, found in observed.maps.items():
             held = self._maps.get(name)

@@ -10,12 +10,12 @@ from bpfkeeperd.actions import Plan
 from bpfkeeperd.apply import Applied, apply
 from bpfkeeperd.churn import IdChange, Memory, follow
 from bpfkeeperd.compare import Machine
-from bpfkeeperd.desired import Desired, resolve
+from bpfkeeperd.desired import Desired, WantedObject, resolve
 from bpfkeeperd.drift import drift
 from bpfkeeperd.entries import Manifest
 from bpfkeeperd.errors import KeeperError, ManifestError
 from bpfkeeperd.held import Held
-from bpfkeeperd.layout import Layout
+from bpfkeeperd.layout import Layout, escape
 from bpfkeeperd.lock import RootLock, writing
 from bpfkeeperd.manifest import parse_manifest, read_files
 from bpfkeeperd.observe import check_pin_root, make_pin_root, observe
@@ -82,6 +82,7 @@ class Keeper:
         self._lock = RootLock(manifest.pin_root)
         self._held = Held()
         self._specs: Specs = {}
+        self._good: dict[str, WantedObject] = {}  # as last loaded
         self._state_path = state_path(state_directory, manifest.pin_root)
         self._memory, note = read_state(self._state_path)
         if note:
@@ -119,7 +120,7 @@ class Keeper:
                 f" keeper runs: restart it, or go back to {self.manifest.pin_root}"
             )
         with read_sources(manifest, self._specs) as sources:
-            desired = resolve(manifest, sources.found, machine(), self.desired)
+            desired = resolve(manifest, sources.found, machine(), self._good)
             make_pin_root(manifest.pin_root)
             self._lock.refresh()
             with writing(self._layout.own):
@@ -188,6 +189,9 @@ class Keeper:
             observed = self._observe(desired)
             todo = plan(desired, observed)
         self._held.follow(observed, self._layout, desired)
+        for name, wanted in desired.objects.items():
+            if wanted.digest in observed.programs.get(escape(name), ()) and not wanted.fault:
+                self._good[name] = wanted
         pinned = {name: found.pinned.id for name, found in observed.maps.items() if found.pinned}
         memory, changes = follow(
             self._memory,

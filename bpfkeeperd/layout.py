@@ -54,6 +54,8 @@ def name_fault(name: str) -> str | None:
     """Why bpffs, or the keeper's own layout, refuses this map name; None when it is fine."""
     if not name:
         return "a name cannot be empty"
+    if name.startswith((".rodata", ".data", ".bss", ".kconfig")):
+        return "it is global data, which is never kept: a new version brings its own"
     if "." in name:
         return "bpffs refuses a dot in a name"
     if "/" in name or "\0" in name:

@@ -101,16 +101,21 @@ def observe(desired: Desired, layout: Layout, held: Held, last_ids: Mapping[str,
             links[pin.path[0], pin.path[1], pin.path[2]] = ObservedLink(link)
     for key, info in held.link_infos(besides=links).items():
         links[key] = ObservedLink(info, pinned=False)
-    maps = {name: _observe_map(layout.map(name), name, held, last_ids) for name in desired.maps}
+    maps = {
+        name: _observe_map(layout.map(name), name, held, last_ids)
+        for name in (*desired.maps, *desired.unread_maps())
+    }
+    attachments = [
+        attachment.target
+        for wanted in desired.objects.values()
+        for attachment in wanted.attachments
+    ]
+    unread = [target for _, _, target, _ in desired.unread_attachments()]
     return Observed(
         maps=maps,
         programs=programs,
         links=links,
-        targets=_observe_targets(
-            attachment.target
-            for wanted in desired.objects.values()
-            for attachment in wanted.attachments
-        ),
+        targets=_observe_targets([*attachments, *unread]),
         map_names=_unpinned_names(maps.values(), programs),
         unreadable=tuple(unreadable),
     )

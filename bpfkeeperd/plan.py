@@ -34,6 +34,10 @@ from bpfkeeperd.layout import LinkKey, escape
 from bpfkeeperd.observed import Observed, ObservedLink, ObservedMap
 from bpfkeeperd.state import LinkInfo, ProgramInfo
 
+_OTHER_MODE = (
+    "the interface runs XDP in another mode, and it has one mode at a time: take the attachment out"
+    " of the manifest and reload, then put it in again with the new mode"
+)
 _NO_PROGRAMS: Mapping[str, ProgramInfo] = {}
 
 
@@ -49,7 +53,8 @@ class _Draft:
     """Held back, with everything they have left as it is."""
     loads: dict[str, LoadObject] = field(default_factory=dict)
     links: dict[str, list[LinkAction]] = field(default_factory=dict)
-    moved_links: set[LinkKey] = field(default_factory=set)
+    spared_links: set[LinkKey] = field(default_factory=set)
+    """Taken over by another attachment, or kept until that one can be made."""
     restores: list[Restore] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
 
@@ -127,10 +132,10 @@ def _hold_back(draft: _Draft) -> None:
     changed = True
     while changed:
         changed = False
-        for name, reason in list(draft.refused_maps.items()):
+        for name in list(draft.refused_maps):
             for user in desired.maps[name].users:
                 if user not in draft.held_objects:
-                    draft.held_objects[user] = f"held back by map {name}: {reason}"
+                    draft.held_objects[user] = f"held back by map {name}, see there"
                     changed = True
         for name, action in list(draft.map_actions.items()):
             for user in action.map.users:
@@ -177,7 +182,10 @@ def _stale_map(draft: _Draft, wanted: WantedObject, loaded: Mapping[str, Program
         for map_id in program.map_ids:
             name = names.get(map_id)
             if name in kept and name not in others and map_id not in lost:
-                return f"it runs on map ID {map_id}, which is not the one pinned as {kept[name]}"
+                return (
+                    f"somebody pinned another map as {kept[name]}: it moves there, and the contents"
+                    f" of map ID {map_id} are given up"
+                )
     return ""
 
 
@@ -205,13 +213,15 @@ def _decide_attachment(
         draft.restores.append(RestoreLink(key, link.info))
     if isinstance(target_id, str):
         draft.refusals.append(Refusal("attachment", str(attachment), target_id))
+        # A mistyped target must not take down what runs: that stays until the new one is there.
+        draft.spared_links |= {orphan for orphan in orphans if orphan[:2] == key[:2]}
         return
-    if wanted.name in draft.held_objects:
-        return
+    running = _loaded(draft, wanted).get(escape(attachment.program))
+    if wanted.name in draft.held_objects and not (wanted.fault and running):
+        return  # without a usable file, the programs that are pinned can still be attached
     load = draft.loads.get(wanted.name)
     actions = draft.links.setdefault(wanted.name, [])
     if link and serves(link.info, attachment, target_id):
-        running = _loaded(draft, wanted).get(escape(attachment.program))
         if load:
             actions.append(Swap(attachment, link.info, key, wanted.digest, load.reason))
         elif running and running.id != link.info.prog_id:
@@ -219,12 +229,16 @@ def _decide_attachment(
             actions.append(Swap(attachment, link.info, key, wanted.digest, reason))
         return
     for orphan_key, orphan in orphans.items():
-        usable = orphan.pinned and orphan_key not in draft.moved_links
-        if usable and serves(orphan.info, attachment, target_id) and _same_mode(orphan_key, key):
-            draft.moved_links.add(orphan_key)
+        usable = orphan.pinned and orphan_key not in draft.spared_links
+        if not usable or not serves(orphan.info, attachment, target_id):
+            continue
+        draft.spared_links.add(orphan_key)
+        if _same_mode(orphan_key, key):
             reason = "it takes over a link"
             actions.append(Swap(attachment, orphan.info, orphan_key, wanted.digest, reason))
-            return
+        else:
+            draft.refusals.append(Refusal("attachment", str(attachment), _OTHER_MODE))
+        return
     reason = "its target came back or the link was detached" if link else "not attached yet"
     actions.append(Attach(attachment, wanted.digest, reason))
 
@@ -254,9 +268,8 @@ def _group(
     changes = []
     for maps, objects in groups:
         loads = [draft.loads[name] for name in objects if name in draft.loads]
-        own = [
-            removal for name in objects if name in draft.loads for removal in removals.pop(name, ())
-        ]
+        changed = [name for name in objects if name in draft.loads or draft.links.get(name)]
+        own = [removal for name in changed for removal in removals.pop(name, ())]
         change = Change(
             maps=tuple(draft.map_actions[name] for name in maps),
             loads=tuple(loads),
@@ -282,8 +295,8 @@ def _components(draft: _Draft) -> list[tuple[list[str], list[str]]]:
             if user not in draft.held_objects:
                 group_of[root(user)] = root(action.map.users[0])
     groups: dict[str, tuple[list[str], list[str]]] = {}
-    for name in draft.desired.objects:
-        if name not in draft.held_objects:
+    for name, wanted in draft.desired.objects.items():
+        if name not in draft.held_objects or wanted.fault:
             groups.setdefault(root(name), ([], []))[1].append(name)
     alone = []
     for name, action in draft.map_actions.items():
@@ -301,7 +314,7 @@ def _removals(draft: _Draft, orphans: Mapping[LinkKey, ObservedLink]) -> dict[st
     untouchable = {escape(name) for name in (*draft.held_objects, *draft.desired.faults)}
     removals: dict[str, list[Removal]] = {}
     for key, link in orphans.items():
-        if key not in draft.moved_links and link.pinned:
+        if key not in draft.spared_links and link.pinned:
             reason = "not in the manifest any more"
             removals.setdefault(names.get(key[0], key[0]), []).append(Detach(key, reason))
     for escaped, digests in draft.observed.programs.items():

@@ -1,13 +1,14 @@
 """Desired and observed become a status: what metrics and people are shown. Pure."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from bpfkeeperd.churn import MapRecord, Memory
-from bpfkeeperd.desired import Attachment, Desired, WantedMap, WantedObject
+from bpfkeeperd.desired import Attachment, Desired, WantedMap, WantedObject, target_name
+from bpfkeeperd.entries import MismatchPolicy
 from bpfkeeperd.layout import escape
 from bpfkeeperd.observed import Observed, ObservedMap
 from bpfkeeperd.plan import serves
-from bpfkeeperd.state import AttachmentStatus, MapStatus, ReloadStatus, Status
+from bpfkeeperd.state import AttachmentStatus, MapInfo, MapStatus, ReloadStatus, Status
 
 
 def status(
@@ -28,27 +29,65 @@ def status(
         for wanted in desired.objects.values()
         for attachment in wanted.attachments
     ]
+    for name in desired.unread_maps():
+        found = observed.maps.get(name, ObservedMap())
+        if found.pinned:
+            policy = desired.manifest.policy(name)
+            record = memory.maps.get(name)
+            maps.append(_pinned_status(name, found.pinned, policy, record, reuses.get(name, 0)))
+    attachments += _unread_attachments(desired, observed)
     return Status(tuple(maps), tuple(attachments), drift, reloads)
+
+
+def _unread_attachments(desired: Desired, observed: Observed) -> Iterator[AttachmentStatus]:
+    """Of objects that cannot be read: which hook a program is for is then not known."""
+    for name, program, target, key in desired.unread_attachments():
+        link = observed.links.get(key)
+        alive = link is not None and link.info.target_id == observed.targets.get(target)
+        yield AttachmentStatus(
+            object=name,
+            program=program,
+            hook="",
+            target=target_name(target),
+            up=alive,
+            prog_id=link.info.prog_id if link else None,
+            link_id=link.info.id if link else None,
+            problem=desired.faults[name] if alive else "not attached",
+        )
 
 
 def _map_status(
     wanted: WantedMap, found: ObservedMap, record: MapRecord | None, reuses: int
 ) -> MapStatus:
-    problem = found.fault
-    if not found.pinned and not problem:
-        problem = "its pin is gone, the map is alive" if found.lost else "not pinned"
-    info = found.pinned
+    if found.pinned:
+        return _pinned_status(wanted.name, found.pinned, wanted.policy, record, reuses)
     return MapStatus(
         name=wanted.name,
-        id=info.id if info else None,
-        type=info.type if info else wanted.spec.type,
-        key_size=info.key_size if info else wanted.spec.key_size,
-        value_size=info.value_size if info else wanted.spec.value_size,
-        max_entries=info.max_entries if info else wanted.spec.max_entries,
+        id=None,
+        type=wanted.spec.type,
+        key_size=wanted.spec.key_size,
+        value_size=wanted.spec.value_size,
+        max_entries=wanted.spec.max_entries,
         policy=wanted.policy,
         reuses=reuses,
         changes=record.changes if record else {},
-        problem=problem,
+        problem=found.fault or ("its pin is gone, it is alive" if found.lost else "not pinned"),
+    )
+
+
+def _pinned_status(
+    name: str, info: MapInfo, policy: MismatchPolicy, record: MapRecord | None, reuses: int
+) -> MapStatus:
+    return MapStatus(
+        name=name,
+        id=info.id,
+        type=info.type,
+        key_size=info.key_size,
+        value_size=info.value_size,
+        max_entries=info.max_entries,
+        policy=policy,
+        reuses=reuses,
+        changes=record.changes if record else {},
     )
 
 
@@ -68,7 +107,7 @@ def _attachment_status(
     if isinstance(target_id, str):
         problem = target_id
     elif link is None:
-        problem = "not attached"
+        problem = "no link is pinned for it"
     elif not serves(link.info, attachment, target_id):
         problem = "the link was detached, or its target went away"
     elif link.info.prog_id not in kept:

@@ -192,11 +192,18 @@ class Outcome:
     @property
     def summary(self) -> str:
         """One line, as the service's status shows it."""
-        took = f"in {self.duration_seconds * 1000:.0f} ms"
         if self.result is ReloadResult.REJECTED:
             return "manifest rejected: nothing was changed, what ran goes on running"
-        what = f"{len(self.done)} actions" if self.done else "nothing to do"
-        if self.result is ReloadResult.OK:
-            return f"applied {took}: {what}, {self.kept_maps} maps kept"
         wrong = len(self.failures) + len(self.refusals)
-        return f"applied in part {took}: {what}, {self.kept_maps} maps kept, {wrong} problems"
+        parts = [
+            _count(len(self.done), "action") if self.done else "nothing done",
+            f"{_count(self.kept_maps, 'map')} kept",
+        ]
+        if wrong:
+            parts.append(_count(wrong, "problem"))
+        how = "applied" if self.result is ReloadResult.OK else "applied in part"
+        return f"{how} in {self.duration_seconds * 1000:.0f} ms: {', '.join(parts)}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

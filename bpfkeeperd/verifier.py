@@ -31,7 +31,9 @@ def load_failure(log: str, fallback: str) -> str:
         if telling:
             last = telling[-1].strip()
             omitted = len(lines) - 1
-            more = f" ({omitted} more lines of the verifier's log)" if omitted else ""
+            more = (
+                f" ({omitted} more lines of the verifier's log: -v shows them)" if omitted else ""
+            )
             return f"the verifier refuses program {begin['program']}: {last}{more}"
     if refused:
         return f"the kernel refuses program {refused['program']}: {refused['why']}"

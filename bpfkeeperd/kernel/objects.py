@@ -38,10 +38,11 @@ class OpenObject:
         lib.keeper_log_clear()
         self._object = lib.bpf_object__open_mem(data, len(data), options)
         if self._object == ffi.NULL:
-            raise ObjectError(
-                f"cannot read the object: {first_complaint(_log()) or errno_text(ffi.errno)}",
-                _log(),
-            )
+            number, log = ffi.errno, _log()
+            why = first_complaint(log) or errno_text(number)
+            if "legacy map definitions" in why:
+                why += ': declare them in SEC(".maps")'
+            raise ObjectError(f"cannot read the object: {why}", log)
         self._maps: dict[str, Any] = {}
         self._programs: dict[str, Any] = {}
         self.spec = self._describe()

@@ -161,6 +161,37 @@ def test_unusable_object_file(world: World, damage: Callable[[Path], None], mess
         check_still_served(world)
 
 
+def test_unreadable_object_is_shown_as_far_as_it_is_known(world: World) -> None:
+    path = world.put("one")
+    world.write_counter("one")
+    world.apply()
+    _garbage(path)
+    with world.keeper() as keeper:  # one that never saw the good file
+        refused(world.reload(keeper))
+        (shown,), (attachment,) = keeper.status.maps, keeper.status.attachments
+        assert (shown.name, shown.id) == ("counts", world.map_id())
+        assert attachment.up and "this is no ELF file" in attachment.problem
+
+
+def test_what_runs_counts_and_not_what_was_read(world: World) -> None:
+    """A version that was refused is forgotten when its file cannot be read any more."""
+    path = world.put("one")
+    world.write_counter("one")
+    with world.keeper() as keeper, inside_cgroup(world.cgroup):
+        world.reload(keeper)
+        world.put("one", ENTRIES=32)
+        assert "max_entries is 16" in refused(world.reload(keeper))
+        _garbage(path)
+        text = refused(world.reload(keeper))
+        assert "this is no ELF file" in text and "max_entries" not in text
+        # Even without its file, what is loaded is attached again.
+        ((link_id, _),) = world.link_ids().values()
+        subprocess.run(["bpftool", "link", "detach", "id", str(link_id)], check=True)
+        refused(world.reload(keeper))
+        check_still_served(world)
+        assert world.link_ids() and plan_now(world) == ()
+
+
 def test_wrong_sha256_is_refused(world: World) -> None:
     world.put("one")
     world.write(f"objects: {{one: {{file: one.bpf.o, sha256: {'0' * 64}}}}}\n")
@@ -367,6 +398,46 @@ def test_interface_that_goes_and_comes_back(world: World, netns: Netns) -> None:
         assert world.events()[0] >= 3
         assert world.map_id() == map_id
     assert plan_now(world) == ()
+
+
+def test_mistyped_target_does_not_take_down_what_runs(world: World) -> None:
+    world.put("one")
+    world.write_counter("one")
+    with world.keeper() as keeper, inside_cgroup(world.cgroup):
+        world.reload(keeper)
+        links = world.link_ids()
+        good = world.manifest_file.read_text()
+        world.manifest_file.write_text(good.replace(str(world.cgroup), f"{world.cgroup}.slcie"))
+        assert "there is no cgroup" in refused(world.reload(keeper))
+        assert world.link_ids() == links
+        check_still_served(world)
+        child = world.cgroup / "child"
+        child.mkdir()
+        world.manifest_file.write_text(good.replace(str(world.cgroup), str(child)))
+        assert world.reload(keeper).result is ReloadResult.OK
+        assert len(world.link_ids()) == 1 and world.link_ids() != links
+
+
+def test_xdp_mode_cannot_be_changed_in_place(world: World, netns: Netns) -> None:
+    world.put("one", HOOK='"xdp"', VERDICT=2)
+    text = (
+        "objects:\n  one: {file: one.bpf.o, pin_maps: [counts], programs: {count: {attach:\n"
+        f"        [{{interface: veth0, netns: {netns.here}MODE}}]}}}}}}\n"
+    )
+    world.write(text.replace("MODE", ""))
+    with world.keeper() as keeper:
+        assert world.reload(keeper).result is ReloadResult.OK
+        links = world.link_ids()
+        world.write(text.replace("MODE", ", mode: generic"))
+        assert "it has one mode at a time" in refused(world.reload(keeper, force=True))
+        assert list(world.link_ids()) == list(links)
+        netns.send(2)
+        assert world.events()[0] >= 2
+        world.write("objects: {one: {file: one.bpf.o, pin_maps: [counts]}}\n")
+        assert world.reload(keeper).result is ReloadResult.OK
+        world.write(text.replace("MODE", ", mode: generic"))
+        assert world.reload(keeper).result is ReloadResult.OK
+        assert plan_now(world) == ()
 
 
 def test_interface_that_is_taken(world: World, netns: Netns, build_object: object) -> None:
