@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import resource
 import sys
 from collections.abc import Callable, Sequence
 
@@ -51,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
         "reload", commands.reload, "Have the daemon reload its manifest.", "json", "force"
     )
     sub.add_argument("--wait", action="store_true", help="wait, and say what came of it")
+    sub.add_argument("-q", "--quiet", action="store_true", help="say nothing; the exit code tells")
     sub.add_argument(
         "--timeout", type=float, default=300, metavar="SECONDS", help="of --wait; default: 300"
     )
@@ -81,6 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str] | None) -> int:
     options = _parser().parse_args(arguments)
+    _raise_descriptor_limit()
     try:
         run: Command = options.run
         return run(options)
@@ -92,6 +95,12 @@ def _run(arguments: Sequence[str] | None) -> int:
         return commands.FAILED
     except KeyboardInterrupt:
         return 130
+
+
+def _raise_descriptor_limit() -> None:
+    """A descriptor for every kept map and link: 1024, the usual soft limit, is soon reached."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def apply(
         KernelError: the keeper's own directories cannot be made; nothing was done.
     """
     applied = Applied()
-    _sweep_staging(layout, on_step)
+    _sweep(layout, observed, on_step)
     if not plan.actions:
         applied.observed = observed
         return applied
@@ -80,8 +80,10 @@ def apply(
     return applied
 
 
-def _sweep_staging(layout: Layout, on_step: OnStep) -> None:
-    """Removes what an interrupted reload left half made."""
+def _sweep(layout: Layout, observed: Observed, on_step: OnStep) -> None:
+    """Removes what an interrupted reload left half made, or half removed."""
+    for path in observed.empty_links:
+        remove_empty(f"{layout.links}/{path}/", layout.links)
     if os.path.isdir(layout.staging):
         on_step(Step.SWEEP_STAGING, layout.staging)
         remove_tree(layout.staging)

@@ -89,14 +89,18 @@ def apply(options: Namespace) -> int:
 
 def reload(options: Namespace) -> int:
     from bpfkeeperd.control import control_path, request_reload
+    from bpfkeeperd.state import ReloadResult
 
     path = control_path(run_directory(options), options.config)
     outcome = request_reload(
         path, force=options.force, wait=options.wait, timeout_seconds=options.timeout
     )
     if outcome is None:
-        print("reload asked for")
+        if not options.quiet:
+            print("reload asked for")
         return OK
+    if options.quiet:
+        return OK if outcome.result is ReloadResult.OK else FAILED
     return _print_outcome(options, outcome, [])
 
 
@@ -161,6 +165,7 @@ def unload(options: Namespace) -> int:
     from bpfkeeperd.manifest import read_manifest
     from bpfkeeperd.observe import check_pin_root
     from bpfkeeperd.statefile import read_state, state_path, write_state
+    from bpfkeeperd.unload import pinned_maps
     from bpfkeeperd.unload import unload as take_down
 
     root = read_manifest(options.config).pin_root
@@ -179,11 +184,16 @@ def unload(options: Namespace) -> int:
             write_state(path, remaining)
     for line in [*lines, *([note] if note else [])]:
         print(line)
-    kept = [name for name, record in remaining.maps.items() if record.made]
-    if kept and not options.maps:
-        print(f"maps stay pinned with their contents: {', '.join(kept)} (unload --maps)")
     if not lines:
         print("nothing was loaded")
+    left = pinned_maps(Layout(root))
+    if left:
+        why = (
+            "somebody else pinned them"
+            if options.maps
+            else "unload --maps takes what was made here"
+        )
+        print(f"maps that stay pinned: {', '.join(left)} ({why})")
     return OK
 
 

@@ -35,6 +35,8 @@ class Daemon:
         self._force = False
         self._clients: dict[int, tuple[socket.socket, float]] = {}  # that said nothing yet
         self._waiting: list[socket.socket] = []  # for the next reload's outcome
+        self._told: list[socket.socket] = []  # for that of the one under way
+        self._id_changes: tuple[IdChange, ...] = ()
         self._drift: Mapping[str, int] = {}
         self._look_problem = ""
         self._metrics: MetricsServer | None = None
@@ -61,6 +63,7 @@ class Daemon:
             gc.collect()
             gc.freeze()  # what is there now stays: no need to look at it again and again
             service.notify_ready(outcome.summary)
+            self._tell(outcome)
             self._loop(control)
             service.notify_stopping()
             log.info("stopped; programs stay attached and maps stay pinned")
@@ -119,7 +122,9 @@ class Daemon:
         while not self._stopping:
             if self._reload_asked:
                 service.notify_reloading()
-                service.notify_ready(self._reload().summary)
+                outcome = self._reload()
+                service.notify_ready(outcome.summary)
+                self._tell(outcome)
                 next_look = time.monotonic() + LOOK_SECONDS
             elif time.monotonic() >= next_look:
                 self._look()
@@ -165,16 +170,21 @@ class Daemon:
 
     def _reload(self) -> Outcome:
         """One reload for everybody who asked before it began."""
-        force, waiting = self._force, self._waiting
-        self._reload_asked, self._force, self._waiting = False, False, []
-        outcome, changes = self._keeper.reload(force=force)
-        for client in waiting:
-            answer(client, outcome)
-        _log_outcome(outcome)
-        _log_changes(changes)
+        force = self._force
+        self._reload_asked, self._force = False, False
+        self._told, self._waiting = self._waiting, []
+        outcome, self._id_changes = self._keeper.reload(force=force)
         self._look_problem = ""
         self._drift = self._keeper.status.drift
         return outcome
+
+    def _tell(self, outcome: Outcome) -> None:
+        """Answers those who wait, then writes the log, which takes longer."""
+        for client in self._told:
+            answer(client, outcome)
+        self._told = []
+        _log_outcome(outcome)
+        _log_changes(self._id_changes)
 
     def _look(self) -> None:
         """Reports what changed since the last look: drift, and map IDs."""

@@ -1,6 +1,5 @@
 """What a plan says about now: how many differences of which kind from the manifest. Pure."""
 
-from collections import Counter
 from collections.abc import Mapping
 
 from bpfkeeperd.actions import (
@@ -33,7 +32,7 @@ KINDS = (
 
 def drift(plan: Plan) -> Mapping[str, int]:
     """Every kind with its number; all zero when everything is as the manifest says."""
-    counts = Counter(dict.fromkeys(KINDS, 0))
+    counts = dict.fromkeys(KINDS, 0)
     for action in plan.actions:
         counts[_kind(action)] += 1
     for refusal in plan.refusals:

@@ -100,7 +100,9 @@ class Keeper:
         try:
             outcome, changes = self._reload(force)
         except ManifestError as error:
-            outcome = Outcome(ReloadResult.REJECTED, failures=(Failure(str(error)),))
+            kept = sum(found.id is not None for found in self.status.maps)
+            failures = (Failure(str(error)),)
+            outcome = Outcome(ReloadResult.REJECTED, failures=failures, kept_maps=kept)
         except KeeperError as error:
             outcome = Outcome(ReloadResult.FAILED, failures=(Failure(str(error)),))
         except OSError as error:
@@ -139,7 +141,11 @@ class Keeper:
         self.manifest, self.desired = manifest, desired
         self._reuses.update(todo.kept_maps)
         left = replace(todo, restores=(), changes=(), removals=())
-        changes = self._take_stock(desired, applied, left)
+        changes: tuple[IdChange, ...] = ()
+        try:
+            changes = self._take_stock(desired, applied, left)
+        except KeeperError as error:  # what was done is done, and has to be told
+            applied.failures.append(Failure(f"cannot look at what is now: {error}"))
         if todo.changes:
             kernel.release_memory()
         refusals = tuple(str(refusal) for refusal in todo.refusals)

@@ -84,7 +84,7 @@ def observe(desired: Desired, layout: Layout, held: Held, last_ids: Mapping[str,
     """
     links: dict[LinkKey, ObservedLink] = {}
     programs: dict[str, dict[str, dict[str, ProgramInfo]]] = {}
-    unreadable = []
+    unreadable, empty_links = list[str](), list[str]()
     for pin in kernel.scan(layout.objects, depth=3, kind=kernel.PinKind.PROGRAM):
         if pin.error:
             unreadable.append(f"objects/{'/'.join(pin.path)}: {errno_text(pin.error)}")
@@ -96,7 +96,9 @@ def observe(desired: Desired, layout: Layout, held: Held, last_ids: Mapping[str,
     for pin in kernel.scan(layout.links, depth=3, kind=kernel.PinKind.LINK):
         if pin.error:
             unreadable.append(f"links/{'/'.join(pin.path)}: {errno_text(pin.error)}")
-        if len(pin.path) == 3:
+        if pin.kind == kernel.PinKind.DIRECTORY:
+            empty_links.append("/".join(pin.path))
+        elif len(pin.path) == 3:
             link = LinkInfo(pin.id, pin.prog_id, pin.type, pin.target_id, pin.attach_type)
             links[pin.path[0], pin.path[1], pin.path[2]] = ObservedLink(link)
     for key, info in held.link_infos(besides=links).items():
@@ -117,6 +119,7 @@ def observe(desired: Desired, layout: Layout, held: Held, last_ids: Mapping[str,
         links=links,
         targets=_observe_targets([*attachments, *unread]),
         map_names=_unpinned_names(maps.values(), programs),
+        empty_links=tuple(empty_links),
         unreadable=tuple(unreadable),
     )
 

@@ -39,5 +39,7 @@ class Observed:
     """A cgroup's ID, an interface's index, or why there is none."""
     map_names: Mapping[int, str] = field(default_factory=dict)
     """Maps in use by kept programs that are not pinned under their name: ID to kernel name."""
+    empty_links: tuple[str, ...] = ()
+    """Directories for links without any link, below that of all links."""
     unreadable: tuple[str, ...] = ()
     """Pins in the keeper's own directory that could not be read, with the reason."""

@@ -228,7 +228,8 @@ def _decide_attachment(
             reason = f"it runs program ID {link.info.prog_id}, not the kept one"
             actions.append(Swap(attachment, link.info, key, wanted.digest, reason))
         return
-    for orphan_key, orphan in orphans.items():
+    # A link of the same object first: another's may be on its way out for good.
+    for orphan_key, orphan in sorted(orphans.items(), key=lambda item: item[0][0] != key[0]):
         usable = orphan.pinned and orphan_key not in draft.spared_links
         if not usable or not serves(orphan.info, attachment, target_id):
             continue

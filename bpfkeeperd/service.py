@@ -38,8 +38,6 @@ def set_up_log(level: int = logging.INFO) -> None:
     log.addHandler(handler)
     log.setLevel(level)
     log.propagate = False
-    # Half of what a log line costs is finding out what nobody reads here.
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
 
 
 def _stderr_is_journal() -> bool:

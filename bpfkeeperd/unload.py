@@ -7,7 +7,7 @@ from bpfkeeperd.churn import Memory
 from bpfkeeperd.directories import remove_tree
 from bpfkeeperd.errors import KeeperError
 from bpfkeeperd.kernel import PinKind
-from bpfkeeperd.layout import Layout, unescape
+from bpfkeeperd.layout import OWN_DIRECTORY, Layout, unescape
 
 
 def unload(layout: Layout, memory: Memory, *, with_maps: bool) -> tuple[list[str], Memory]:
@@ -46,3 +46,17 @@ def _is_pinned(layout: Layout, name: str, map_id: int) -> bool:
         return False
     os.close(found[0])
     return found[1].id == map_id
+
+
+def pinned_maps(layout: Layout) -> list[str]:
+    """The names of all maps that are pinned in the pin root, whoever made them."""
+    names = []
+    for name in sorted(os.listdir(layout.root)):
+        try:
+            found = None if name == OWN_DIRECTORY else kernel.pinned_map(layout.map(name))
+        except KeeperError:  # a directory, a program, something of the kernel's own
+            continue
+        if found:
+            os.close(found[0])
+            names.append(name)
+    return names

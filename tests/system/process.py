@@ -208,6 +208,14 @@ class DaemonProcess:
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         return int(fields[11]) + int(fields[12])
 
+    def wakeups(self) -> int:
+        """How often one of its threads has gone to wait for something."""
+        tasks = Path(f"/proc/{self.pid}/task").glob("*/status")
+        return sum(
+            int(re.findall(r"^voluntary_ctxt_switches:\s+(\d+)", task.read_text(), re.M)[0])
+            for task in tasks
+        )
+
     def rss_bytes(self) -> int:
         status = Path(f"/proc/{self.pid}/status").read_text()
         return int(re.findall(r"VmRSS:\s+(\d+) kB", status)[0]) << 10

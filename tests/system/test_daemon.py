@@ -66,7 +66,7 @@ def test_sighup_loads_a_changed_object_on_the_same_map(world: World, start: Star
     before = time.monotonic_ns() // 1000
     status = daemon.hup()
 
-    assert status.startswith("applied in ") and status.endswith(": 2 actions, 1 maps kept")
+    assert status.startswith("applied in ") and status.endswith(": 2 actions, 1 map kept")
     check_served(world, step=100)
     assert world.map_id() == map_id
     assert world.link_ids()[path][0] == link_id
@@ -113,7 +113,7 @@ def test_stop_leaves_everything_and_the_next_start_adopts_it(
 
     before = world.everything()
     daemon = start()
-    assert "nothing to do, 1 maps kept" in daemon.notifications.having("READY")[0]["STATUS"]
+    assert "nothing done, 1 map kept" in daemon.notifications.having("READY")[0]["STATUS"]
     assert world.everything() == before, "loaded or attached anew"
     check_served(world)
 
@@ -141,8 +141,8 @@ def pings(daemon: DaemonProcess) -> int:
 def test_watchdog_is_fed(world: World, start: Start) -> None:
     prepare(world)
     daemon = start(variables={"WATCHDOG_USEC": "400000"})
-    time.sleep(1.3)
-    assert 6 <= pings(daemon) <= 12  # each 200 ms, and one for each thing that was done
+    time.sleep(1.5)
+    assert 5 <= pings(daemon) <= 12  # each 200 ms, and one for each thing that was done
 
 
 @pytest.mark.parametrize("variables", [{}, {"WATCHDOG_USEC": "200000", "WATCHDOG_PID": "1"}])
@@ -272,7 +272,7 @@ def test_reload_with_nothing_to_do(world: World, start: Start) -> None:
     before = world.everything()
     done = daemon.reload()
     assert done.returncode == 0
-    assert "nothing to do, 1 maps kept" in done.stdout
+    assert "nothing done, 1 map kept" in done.stdout
     assert world.everything() == before
     forced = daemon.reload("--force")
     assert forced.returncode == 0 and "swap the program of one/count" in forced.stdout
@@ -391,9 +391,10 @@ def test_idle_daemon_costs_next_to_nothing(world: World, start: Start) -> None:
     daemon = start()
     daemon.metrics()
     time.sleep(0.5)
-    before = daemon.cpu_ticks()
+    ticks, wakeups = daemon.cpu_ticks(), daemon.wakeups()
     time.sleep(3)
-    assert daemon.cpu_ticks() - before <= 1
+    assert daemon.cpu_ticks() - ticks <= 1
+    assert daemon.wakeups() == wakeups
     assert daemon.rss_bytes() < 45 << 20
 
 
@@ -441,7 +442,7 @@ def test_reloads_leak_nothing(world: World, start: Start) -> None:
     daemon = start()
     for number in range(1, 201):
         exchange(number)
-        assert ": 2 actions, 1 maps kept" in daemon.hup()
+        assert ": 2 actions, 1 map kept" in daemon.hup()
         if number == 20:
             early, early_rss = settled(world, daemon), daemon.rss_bytes()
     assert settled(world, daemon) == early

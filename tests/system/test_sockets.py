@@ -154,7 +154,7 @@ def test_a_thousand_reloads_keep_every_socket(world: World, start: Start) -> Non
         map_ids, link_ids, programs = set(), set(), set()
         for number in range(1, RELOADS + 1):
             exchange(number)
-            assert ": 2 actions, 1 maps kept" in daemon.hup()
+            assert ": 2 actions, 1 map kept" in daemon.hup()
             map_ids.add(world.map_id(NAME))
             link_ids |= {link_now for link_now, _ in world.link_ids().values()}
             programs |= {program for _, program in world.link_ids().values()}

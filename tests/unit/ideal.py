@@ -92,7 +92,8 @@ class Ideal:
 
     def observe(self, desired: Desired) -> Observed:
         """What observe.py would say."""
-        maps = {name: self._observe_map(name) for name in desired.maps}
+        names = (*desired.maps, *desired.unread_maps())
+        maps = {name: self._observe_map(name) for name in names}
         pinned = {found.pinned.id for found in maps.values() if found.pinned}
         used = {
             map_id
@@ -105,11 +106,7 @@ class Ideal:
             maps=maps,
             programs=self.programs,
             links=self.links,
-            targets={
-                attachment.target: self.targets[attachment.target]
-                for wanted in desired.objects.values()
-                for attachment in wanted.attachments
-            },
+            targets=self.targets,
             map_names={map_id: self.maps[map_id].name for map_id in used - pinned},
         )
 
@@ -142,6 +139,7 @@ class Ideal:
                 self.pins[wanted.name] = info.id
             case RestoreLink(key, link):
                 assert self.links[key] == ObservedLink(link, pinned=False)
+                assert link.target_id, "it is dead"
                 self.links[key] = ObservedLink(link)
                 self.restored_links.add(key)
 
@@ -225,7 +223,7 @@ class Ideal:
 
     def _hold(self, desired: Desired) -> None:
         """As held.py: what is pinned now is held, what nobody wants is let go."""
-        for name in desired.maps:
+        for name in (*desired.maps, *desired.unread_maps()):
             if name in self.pins:
                 self.remembered[name] = self.pins[name]
         wanted = desired.link_keys()

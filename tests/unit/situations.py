@@ -136,8 +136,6 @@ def desires(draw: st.DrawFn) -> Desired:
     sources: dict[str, ObjectSource | str] = {
         name: "the file is empty" if name in faulty else file for name, (_, file) in files.items()
     }
-    for name, (entry, _) in old_files.items():  # their part of the manifest is as it was
-        files[name] = (entry, files[name][1])
     entries = {name: entry for name, (entry, _) in files.items()}
     for name in faulty:
         if draw(st.booleans()):
@@ -150,7 +148,7 @@ def desires(draw: st.DrawFn) -> Desired:
         for pin in entry.pin_maps.values()
     }
     maps = {name: entry for name, entry in now.maps.items() if entry.definition or name in used}
-    return resolve(replace(now, maps=maps), sources, MACHINE, previous)
+    return resolve(replace(now, maps=maps), sources, MACHINE, previous.objects)
 
 
 MAP_STATES = (

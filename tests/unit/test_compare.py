@@ -63,7 +63,7 @@ def info(of: MapSpec, **changes: Any) -> MapInfo:
         (spec("lru_hash", max_entries=5, flags=0xA), {"max_entries": 8, "flags": 2}),
     ],
 )
-def test_canonical(declared: MapSpec, changes: dict[str, int]) -> None:
+def test_canonical(declared: MapSpec, changes: dict[str, Any]) -> None:
     assert canonical(declared, MACHINE) == replace(declared, **changes)
 
 

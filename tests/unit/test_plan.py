@@ -33,7 +33,7 @@ from bpfkeeperd.entries import (
     Target,
     XdpMode,
 )
-from bpfkeeperd.layout import escape
+from bpfkeeperd.layout import LinkKey, escape
 from bpfkeeperd.observed import ObservedLink
 from bpfkeeperd.plan import plan, serves
 from tests.unit.ideal import Ideal, fits, runs_on_the_kept_maps
@@ -80,7 +80,8 @@ def desire(
     maps |= {name: MapEntry(name, MismatchPolicy.FAIL, definition) for name in own}
     entries = {entry.name: entry for entry, _ in objects}
     manifest = Manifest("/etc/k.yaml", maps=maps, objects=entries)
-    return resolve(manifest, {entry.name: file for entry, file in objects}, MACHINE, previous)
+    good = previous.objects if previous else None
+    return resolve(manifest, {entry.name: file for entry, file in objects}, MACHINE, good)
 
 
 def machine(desired: Desired | None = None) -> Ideal:
@@ -163,9 +164,7 @@ def test_a_map_that_differs_holds_its_users_back_and_nobody_else() -> None:
         "map counts: the pinned map (ID 101) differs: max_entries is 16, wanted is 32."
         " Nothing is touched (on_mismatch: fail); on_mismatch: recreate would make a new map and"
         " drop the contents",
-        "object one: held back by map counts: the pinned map (ID 101) differs: max_entries is 16,"
-        " wanted is 32. Nothing is touched (on_mismatch: fail); on_mismatch: recreate would make a"
-        " new map and drop the contents",
+        "object one: held back by map counts, see there",
     ]
 
 
@@ -203,6 +202,7 @@ def test_a_recreated_map_takes_all_its_users_along_in_one_change() -> None:
     )
     assert [load.object.name for load in change.loads] == ["one", "two"]
     assert [type(link) for link in change.links] == [Swap, Swap]
+    assert made.kept_maps == ()
     check(Situation(desired, ideal))
 
 
@@ -240,8 +240,8 @@ def test_holding_back_spreads_through_a_map_that_would_be_exchanged() -> None:
     assert [line.split(": ")[:2] for line in look(desired, ideal)] == [
         ["map counts", "the pinned map (ID 101) differs"],
         ["map flows", "object one, which uses it, is held back"],
-        ["object one", "held back by map counts"],
-        ["object two", "held back by map flows"],
+        ["object one", "held back by map counts, see there"],
+        ["object two", "held back by map flows, see there"],
     ]
 
 
@@ -266,35 +266,89 @@ def test_an_object_that_is_not_loaded_keeps_no_map_from_the_others() -> None:
     assert lines[0].startswith("recreate map flows")
     assert lines[-2:] == [
         "map counts: a program is pinned there",
-        "object one: held back by map counts: a program is pinned there",
+        "object one: held back by map counts, see there",
     ]
 
 
-@pytest.mark.parametrize("before", [True, False], ids=["known", "after a restart"])
-def test_a_file_that_cannot_be_used_changes_nothing_of_the_object(before: bool) -> None:
+@pytest.mark.parametrize("known", [True, False], ids=["known", "after a restart"])
+def test_a_file_that_cannot_be_used_changes_nothing_of_the_object(known: bool) -> None:
     good = desire(an_object("one", "counts", at=[WEB, DB]))
     ideal = machine(good)
     broken = an_object("one", "counts", at=[DB], file="the file is empty")
-    desired = desire(broken, previous=good if before else None)
+    desired = desire(broken, previous=good if known else None)
     assert look(desired, ideal) == ["object one: the file is empty"]
 
 
-@pytest.mark.parametrize("before", [True, False], ids=["known", "after a restart"])
-def test_a_map_is_not_exchanged_under_an_object_whose_file_cannot_be_used(before: bool) -> None:
+def test_without_a_usable_file_what_is_loaded_is_still_attached() -> None:
+    good = desire(an_object("one", "counts"))
+    ideal = machine(good)
+    change_link(ideal, pinned=True, fields={"target_id": 0})
+    desired = desire(an_object("one", "counts", at=[WEB, DB], file="it is empty"), previous=good)
+    assert look(desired, ideal) == [
+        f"attach {ATTACHMENT} (its target came back or the link was detached)",
+        "attach one/count at cgroup_skb/egress of cgroup:db.slice (not attached yet)",
+        "object one: it is empty",
+    ]
+
+
+def test_without_a_usable_file_and_programs_nothing_can_be_attached() -> None:
+    good = desire(an_object("one", "counts"))
+    ideal = machine(good)
+    ideal.programs.clear()
+    ideal.links.clear()
+    desired = desire(an_object("one", "counts", file="it is empty"), previous=good)
+    assert look(desired, ideal) == ["object one: it is empty"]
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["known", "after a restart"])
+def test_a_map_is_not_exchanged_under_an_object_whose_file_cannot_be_used(known: bool) -> None:
     good = desire(an_object("one", "counts"), an_object("two", "counts"))
     ideal = machine(good)
     desired = desire(
         an_object("one", "counts", file="the file is empty"),
         an_object("two", "counts", max_entries=32),
         recreate=["counts"],
-        previous=good if before else None,
+        previous=good if known else None,
     )
-    assert [line.split(":")[0] for line in look(desired, ideal)] == [
-        "map counts",
-        "object one",
-        "object two",
-    ] or look(desired, ideal)[0].startswith("map counts: object one, which uses it, is held back")
-    assert plan(desired, ideal.observe(desired)).actions == ()
+    assert look(desired, ideal) == [
+        "map counts: object one, which uses it, is held back",
+        "object one: the file is empty",
+        "object two: held back by map counts, see there",
+    ]
+
+
+def test_a_map_that_is_gone_is_not_made_anew_under_a_held_object() -> None:
+    """It would go on with the old one; what it counts there nobody would see."""
+    ideal = machine(desire(an_object("one", "counts", "flows"), an_object("two", "flows")))
+    del ideal.pins["flows"], ideal.remembered["flows"]
+    ideal.faults["counts"] = "a program is pinned there"
+    del ideal.pins["counts"], ideal.remembered["counts"]
+    desired = desire(an_object("one", "counts", "flows"), an_object("two", "flows"))
+    assert look(desired, ideal)[:2] == [
+        "map counts: a program is pinned there",
+        "map flows: object one, which uses it, is held back",
+    ]
+
+
+def test_a_lost_map_is_restored_when_a_held_object_runs_on_it() -> None:
+    """Though it differs, and might else be recreated."""
+    ideal = machine(desire(an_object("one", "counts", "flows"), an_object("two", "flows")))
+    map_id = ideal.pins.pop("flows")
+    desired = desire(
+        an_object("one", "counts", "flows", max_entries=32),
+        an_object("two", "flows", max_entries=32),
+        recreate=["flows"],
+    )
+    lines = look(desired, ideal)
+    assert lines[0] == f"restore the pin of map flows (ID {map_id}, contents kept)"
+    assert lines[2] == "map flows: object one, which uses it, is held back"
+
+
+def test_a_held_object_keeps_a_link_whose_pin_is_gone_and_that_is_not_wanted() -> None:
+    ideal = machine(desire(an_object("one", "counts")))
+    change_link(ideal, pinned=False, fields={})
+    desired = desire(an_object("one", "counts", at=[DB], max_entries=32))
+    assert look(desired, ideal)[0].startswith("restore the pin of one/count at cgroup:web.slice")
 
 
 def test_a_map_is_not_exchanged_under_what_a_held_object_still_runs() -> None:
@@ -353,7 +407,10 @@ def test_a_map_that_somebody_exchanged_is_taken_up(kernel_name: str) -> None:
     old = ideal.pins["counts"]
     ideal.maps[old] = replace(ideal.maps[old], name=kernel_name)
     ideal.pins["counts"] = ideal.make_map(map_spec("counts"), "counts")
-    reason = f"(it runs on map ID {old}, which is not the one pinned as counts)"
+    reason = (
+        "(somebody pinned another map as counts: it moves there, and the contents of map ID"
+        f" {old} are given up)"
+    )
     assert [line for line in look(desired, ideal) if line.startswith("load")] == [
         f"load object other, with maps counts {reason}",
         f"load object one, with maps counts {reason}",
@@ -491,13 +548,41 @@ def test_an_object_takes_over_the_link_of_one_that_leaves() -> None:
 
 @pytest.mark.parametrize("modes", [("auto", "generic"), ("native", "generic"), ("native", "auto")])
 def test_a_link_does_not_change_its_xdp_mode(modes: tuple[str, str]) -> None:
+    """And the interface takes no second one: what runs there goes on."""
     one, other = (
         desire(an_object("one", at=[replace(ETH0, mode=XdpMode(mode))], section="xdp"))
         for mode in modes
     )
     for before, after in ((one, other), (other, one)):
-        made = plan(after, machine(before).observe(after))
-        assert {type(action) for action in made.actions} == {Attach, Detach}
+        (line,) = look(after, machine(before))
+        assert line.startswith("attachment one/count at xdp of interface:eth0")
+        assert "the interface runs XDP in another mode" in line
+
+
+def test_a_target_that_is_not_there_takes_down_nothing_that_runs() -> None:
+    """A mistyped target: the former one is served until the new one is there."""
+    ideal = machine(desire(an_object("one", at=[WEB])))
+    desired = desire(an_object("one", at=[DB]))
+    ideal.targets[DB] = "there is no cgroup /sys/fs/cgroup/bd.slice"
+    (line,) = look(desired, ideal)
+    assert line.startswith("attachment one/count at cgroup_skb/egress of cgroup:db.slice: there")
+    ideal.targets[DB] = 11
+    assert look(desired, ideal) == [
+        "attach one/count at cgroup_skb/egress of cgroup:db.slice (not attached yet)",
+        "detach one/count at cgroup:web.slice (not in the manifest any more)",
+    ]
+
+
+def test_a_target_that_is_not_there_keeps_no_link_from_being_taken_over() -> None:
+    """Nothing runs twice: the same cgroup by another path takes over the link there is."""
+    same = CgroupTarget("/sys/fs/cgroup/web.slice")
+    ideal = machine(desire(an_object("one", at=[WEB])))
+    ideal.targets |= {DB: "there is no cgroup /sys/fs/cgroup/bd.slice", same: ideal.targets[WEB]}
+    lines = look(desire(an_object("one", at=[DB, same])), ideal)
+    assert lines[0] == (
+        "swap the program of one/count at cgroup_skb/egress of cgroup:/sys/fs/cgroup/web.slice"
+        " (it takes over a link)"
+    )
 
 
 def test_a_dead_link_is_not_taken_over() -> None:
@@ -518,16 +603,31 @@ def test_a_link_is_taken_over_once() -> None:
 # Promises
 
 
-def check_held_objects(before: Ideal, after: Ideal, names: set[str]) -> None:
+def check_held_objects(before: Ideal, after: Ideal, desired: Desired, names: set[str]) -> None:
     """They keep their programs, their links, and the maps that these run on."""
     for name in map(escape, names):
         assert after.programs.get(name) == before.programs.get(name)
         for key, link in before.links.items():
-            if key[0] == name and link.info.target_id:  # one that is dead serves nobody
+            alive = key[0] == name and link.info.target_id  # one that is dead serves nobody
+            if alive and not (_can_be_repaired(before, desired, key) and key in after.links):
                 assert after.links[key] == ObservedLink(link.info), "pinned, and not touched"
         used = _used(before.programs.get(name, {}).values())
-        for pin_name, map_id in before.pins.items():
-            assert map_id not in used or after.pins[pin_name] == map_id, (name, pin_name)
+        for pin_name, map_id in (before.remembered | before.pins).items():
+            if pin_name in before.pins or (pin_name in desired.maps.keys() - before.faults.keys()):
+                assert map_id not in used or after.pins[pin_name] == map_id, (name, pin_name)
+    for name, wanted_map in desired.maps.items():
+        users = {user for user in names & {*wanted_map.users} if escape(user) in before.programs}
+        if users and name not in before.remembered | before.pins:
+            assert name not in after.pins, "they would go on with the old one"
+
+
+def _can_be_repaired(ideal: Ideal, desired: Desired, key: LinkKey) -> bool:
+    """A wanted attachment of an object whose file cannot be used but whose program is loaded."""
+    for wanted in desired.objects.values():
+        loaded = ideal.programs.get(escape(wanted.name), {}).get(wanted.digest, {})
+        if wanted.fault and key[0] == escape(wanted.name) and key[1] in loaded:
+            return key in desired.link_keys()
+    return False
 
 
 def _used(digests: Iterable[Mapping[str, object]]) -> set[int]:
@@ -550,25 +650,56 @@ def check_maps(before: Ideal, after: Ideal, desired: Desired) -> None:
 
 
 def check_objects(after: Ideal, desired: Desired, names: set[str]) -> None:
-    """Those that are not held are loaded, run on what is pinned, and are attached."""
+    """Those that are not held are loaded and run on what is pinned."""
     for wanted in desired.objects.values():
-        if wanted.name in names:
-            continue
-        digests = after.programs[escape(wanted.name)]
-        assert set(digests) == {wanted.digest}
-        assert set(digests[wanted.digest]) == set(map(escape, wanted.programs))
-        assert all(fits(after, desired.maps[pin_name]) for pin_name in wanted.maps.values())
-        assert runs_on_the_kept_maps(after, wanted)
-        for attachment in wanted.attachments:
-            target_id = after.targets[attachment.target]
-            if isinstance(target_id, int):
-                link = after.links[attachment.key]
-                assert link.pinned and serves(link.info, attachment, target_id)
-                assert link.info.prog_id == digests[wanted.digest][attachment.key[1]].id
+        if wanted.name not in names:
+            digests = after.programs[escape(wanted.name)]
+            assert set(digests) == {wanted.digest}
+            assert set(digests[wanted.digest]) == set(map(escape, wanted.programs))
+            assert all(fits(after, desired.maps[pin_name]) for pin_name in wanted.maps.values())
+            assert runs_on_the_kept_maps(after, wanted)
     wanted_names = {escape(name) for name in (*desired.objects, *desired.faults)}
     assert set(after.programs) <= wanted_names, "what left the manifest goes"
+
+
+def check_attachments(after: Ideal, desired: Desired, done: Plan) -> None:
+    """What can be attached is; nothing else is, but for what stays until something can be."""
+    names = held(done)
+    refused = {refusal.name for refusal in done.refusals if refusal.kind == "attachment"}
+    waiting = []
+    for wanted in desired.objects.values():
+        for attachment in wanted.attachments:
+            repaired = _can_be_repaired(after, desired, attachment.key)
+            if str(attachment) in refused:
+                waiting.append(attachment)
+            elif wanted.name not in names or repaired:
+                link = after.links[attachment.key]
+                assert link.pinned
+                assert serves(link.info, attachment, after.targets[attachment.target])
+                loaded = after.programs[attachment.key[0]][wanted.digest]
+                assert link.info.prog_id == loaded[attachment.key[1]].id
     for key in after.links.keys() - desired.link_keys():
-        assert key[0] in map(escape, names), "what left the manifest goes"
+        info = after.links[key].info
+        assert key[0] in map(escape, names) or any(
+            key[:2] == attachment.key[:2]
+            or serves(info, attachment, after.targets[attachment.target])
+            for attachment in waiting
+        ), "what left the manifest goes"
+
+
+def check_nothing_without_need(before: Ideal, after: Ideal, desired: Desired) -> None:
+    """What was as it should be is not touched."""
+    for wanted in desired.objects.values():
+        loaded = before.programs.get(escape(wanted.name), {}).get(wanted.digest, {})
+        stays = all(
+            after.pins.get(pin_name) == (before.remembered | before.pins).get(pin_name)
+            for pin_name in wanted.maps.values()
+        )
+        if stays and set(loaded) == set(map(escape, wanted.programs)):
+            kept = {**before.programs, escape(wanted.name): {wanted.digest: loaded}}
+            machine = replace(before, programs=kept, pins=after.pins)
+            if runs_on_the_kept_maps(machine, wanted):
+                assert after.programs[escape(wanted.name)][wanted.digest] == loaded
 
 
 def check_others_go_ahead(before: Ideal, desired: Desired, names: set[str]) -> None:
@@ -605,9 +736,14 @@ def check(situation: Situation, *, force: bool = False) -> Plan:
     assert [(refusal.kind, refusal.name) for refusal in second.refusals] == [
         (refusal.kind, refusal.name) for refusal in first.refusals
     ]
-    check_held_objects(before, after, held(first))
+    check_held_objects(before, after, desired, held(first))
     check_maps(before, after, desired)
     check_objects(after, desired, held(first))
+    check_attachments(after, desired, first)
+    for name in set(first.kept_maps) & desired.maps.keys():
+        assert after.pins[name] == (before.remembered | before.pins)[name]
+    if not force:
+        check_nothing_without_need(before, after, desired)
     check_others_go_ahead(before, desired, held(first))
     return first
 
@@ -631,6 +767,9 @@ CLASSES = (
     "half pinned",
     "restored and refused",
     "own map for nobody",
+    "attached without a usable file",
+    "another XDP mode",
+    "a link waits for a target",
 )
 
 
@@ -653,12 +792,20 @@ def classes(situation: Situation, done: Plan) -> set[str]:
         "objects in one change": any(len(change.loads) > 1 for change in done.changes),
         "an unchanged object follows a new map": any("is new" in load.reason for load in loads),
         "takes over a link": any("takes over" in link.reason for link in links),
-        "runs on a map without a pin": any("it runs on map" in load.reason for load in loads),
+        "runs on a map without a pin": any("are given up" in load.reason for load in loads),
         "half pinned": any("not all" in load.reason for load in loads),
         "restored and refused": any(
             refusal.kind == "map" and refusal.name in restored for refusal in done.refusals
         ),
         "own map for nobody": any(change.maps and not change.loads for change in done.changes),
+        "attached without a usable file": any(
+            link.attachment.object in held(done) for link in links
+        ),
+        "another XDP mode": any("in another mode" in text for text in reasons),
+        "a link waits for a target": bool(
+            {key[0] for key in ideal.links.keys() - desired.link_keys()}
+            & {escape(one.name.split("/")[0]) for one in done.refusals if one.kind == "attachment"}
+        ),
     }
     return (
         {type(action).__name__ for action in done.actions}

@@ -25,10 +25,21 @@ def test_systemd_has_nothing_to_say_about_the_unit(tmp_path: Path) -> None:
     assert done.returncode == 0
 
 
-def test_no_setting_is_there_that_takes_the_bpffs_away() -> None:
+def service_section() -> configparser.SectionProxy:
     unit = configparser.ConfigParser(strict=True, interpolation=None)
     unit.optionxform = str  # type: ignore[assignment, method-assign]
     unit.read(UNIT)
+    return unit["Service"]
 
-    breaking = {"ProtectKernelTunables", "PrivateUsers", "ProcSubset", "RestrictNamespaces"}
-    assert breaking & set(unit["Service"]) == set()
+
+def test_no_setting_is_there_that_takes_bpffs_or_interfaces_away() -> None:
+    breaking = {"ProtectKernelTunables", "PrivateUsers", "ProcSubset", "PrivateNetwork"}
+    assert breaking & set(service_section()) == set()
+
+
+def test_other_network_namespaces_can_be_entered() -> None:
+    assert service_section().get("RestrictNamespaces", "net") == "net"
+
+
+def test_more_than_a_thousand_maps_can_be_held_open() -> None:
+    assert int(service_section().get("LimitNOFILE", "1024")) > 100_000

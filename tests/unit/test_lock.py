@@ -1,0 +1,128 @@
+"""Who may change a pin root. flock works on any directory: no bpffs is needed here."""
+
+import fcntl
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from bpfkeeperd.errors import BusyError, PinRootError
+from bpfkeeperd.lock import RootLock, reading, writing
+
+
+def is_free(directory: Path) -> bool:
+    fd = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def locked(directory: Path, operation: int) -> Iterator[None]:
+    fd = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, operation)
+        yield
+    finally:
+        os.close(fd)
+
+
+def test_one_keeper_at_a_time(tmp_path: Path) -> None:
+    with RootLock(str(tmp_path)):
+        with pytest.raises(BusyError) as caught:
+            RootLock(str(tmp_path))
+        assert str(caught.value) == (
+            f"another keeper holds the pin root {tmp_path}: use `bpfkeeperd reload`, or stop it"
+            " first"
+        )
+        assert not is_free(tmp_path)
+    assert is_free(tmp_path)
+    RootLock(str(tmp_path)).close()
+
+
+def test_a_pin_root_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(PinRootError) as caught:
+        RootLock(f"{tmp_path}/none")
+    assert str(caught.value) == f"cannot open pin root {tmp_path}/none: No such file or directory"
+    (tmp_path / "file").touch()
+    with pytest.raises(PinRootError, match="Not a directory"):
+        RootLock(f"{tmp_path}/file")
+
+
+def test_refresh_follows_the_directory_that_is_there_now(tmp_path: Path) -> None:
+    root, before = tmp_path / "root", tmp_path / "before"
+    root.mkdir()
+    with RootLock(str(root)) as held:
+        held.refresh()
+        root.rename(before)
+        with pytest.raises(PinRootError, match="cannot look at pin root"):
+            held.refresh()
+        assert not is_free(before), "it is kept while there is no other"
+        root.mkdir()
+        held.refresh()
+        assert is_free(before) and not is_free(root)
+    assert is_free(root)
+
+
+def test_refresh_does_not_take_what_another_keeper_has(tmp_path: Path) -> None:
+    root, before = tmp_path / "root", tmp_path / "before"
+    root.mkdir()
+    with RootLock(str(root)) as held:
+        root.rename(before)
+        root.mkdir()
+        with RootLock(str(root)):
+            with pytest.raises(BusyError):
+                held.refresh()
+            assert not is_free(before), "what it had it keeps"
+
+
+def test_readers_read_together(tmp_path: Path) -> None:
+    with reading(str(tmp_path)), reading(str(tmp_path)):
+        assert not is_free(tmp_path)
+    assert is_free(tmp_path)
+
+
+def test_a_reader_waits_for_the_writer(tmp_path: Path) -> None:
+    order: list[str] = []
+
+    def read() -> None:
+        with reading(str(tmp_path)):
+            order.append("read")
+
+    reader = threading.Thread(target=read)
+    with writing(str(tmp_path)):
+        reader.start()
+        time.sleep(0.1)
+        order.append("written")
+    reader.join(10)
+    assert order == ["written", "read"]
+
+
+def test_a_writer_does_not_wait_for_a_reader_that_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(0, 1000, 1))
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock) / 4)
+    with locked(tmp_path, fcntl.LOCK_SH), writing(str(tmp_path)):
+        assert 3 < next(clock) < 20, "it waited a second, and not for ever"
+
+
+def test_nothing_to_lock_is_nothing_to_wait_for(tmp_path: Path) -> None:
+    for lock_it in (reading, writing):
+        with lock_it(f"{tmp_path}/none"):
+            pass
+
+
+def test_what_fails_inside_gives_the_lock_back(tmp_path: Path) -> None:
+    for lock_it in (reading, writing):
+        with pytest.raises(RuntimeError), lock_it(str(tmp_path)):
+            raise RuntimeError
+        assert is_free(tmp_path)
