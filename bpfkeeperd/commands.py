@@ -188,12 +188,8 @@ def unload(options: Namespace) -> int:
         print("nothing was loaded")
     left = pinned_maps(Layout(root))
     if left:
-        why = (
-            "somebody else pinned them"
-            if options.maps
-            else "unload --maps takes what was made here"
-        )
-        print(f"maps that stay pinned: {', '.join(left)} ({why})")
+        why = "made by somebody else" if options.maps else "--maps unpins those made here"
+        print(f"maps that stay pinned, with their contents: {', '.join(left)} ({why})")
     return OK
 
 
