@@ -45,7 +45,7 @@ def test_ready_means_pinned_and_attached(world: World, start: Start) -> None:
     assert re.fullmatch(r"applied in \d+ ms: 3 actions, 0 maps kept", status)
     (first, *_) = daemon.notifications.having("READY")
     assert set(first) == {"READY", "STATUS"}
-    assert "attach one/count at cgroup_skb/egress" in daemon.log
+    daemon.wait_log("attach one/count at cgroup_skb/egress")
 
 
 def test_ready_is_not_said_before_the_first_load(world: World, start: Start) -> None:
@@ -211,7 +211,7 @@ def test_reload_that_fails_says_so_everywhere_and_heals(
     assert done.returncode == 1 and not done.stderr
     for text in told:
         assert text in done.stdout
-        assert text.removeprefix("FAILED: ").removeprefix("NOT DONE: ") in daemon.log
+        daemon.wait_log(text.removeprefix("FAILED: ").removeprefix("NOT DONE: "))
     assert "applied in part" in done.stdout.splitlines()[-1]
     assert "applied in part" in daemon.notifications.having("READY")[-1]["STATUS"]
     assert daemon.metrics()['bpfkeeper_reloads_total{result="failed"}'] == 1
@@ -255,7 +255,7 @@ def test_rejected_manifest_leaves_the_running_one(
     assert done.returncode == 1
     assert re.search(r"FAILED: \S+/bpfkeeperd\.yaml:\d+:\d+: ", done.stdout)
     assert told in done.stdout
-    assert told in daemon.log
+    daemon.wait_log(told)
     assert daemon.alive() and world.everything() == before
     status = daemon.notifications.having("READY")[-1]["STATUS"]
     assert status == "manifest rejected: nothing was changed, what ran goes on running"

@@ -1,5 +1,6 @@
 """The metrics of a running daemon, held against what the kernel says."""
 
+import socket
 import subprocess
 import time
 
@@ -114,7 +115,7 @@ def test_recreated_map_is_counted(world: World, start: Start) -> None:
     assert metrics['bpfkeeper_map_id_changes_total{map="counts",reason="recreated"}'] == 1
     assert metrics['bpfkeeper_map_id{map="counts"}'] == world.map_id()
     assert metrics['bpfkeeper_map_max_entries{map="counts"}'] == 32
-    assert "has a new ID" in daemon.log
+    daemon.wait_log("map counts has a new ID")
 
 
 def test_detached_link_is_seen_and_healed(world: World, start: Start) -> None:
@@ -157,6 +158,20 @@ def test_exchanged_pin_is_seen(world: World, start: Start) -> None:
     with inside_cgroup(world.cgroup):
         send_datagrams(2)
     assert world.events() == (2, 2), "the pin is the truth"
+
+
+def test_port_that_is_taken_is_waited_for(world: World, start: Start) -> None:
+    """Keeping maps is worth more than showing them."""
+    world.put("one")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        world.write_counter("one", extra=f'metrics: {{listen: "127.0.0.1:{port}"}}')
+        daemon = start(look_seconds=0.2)
+        daemon.wait_log(f"cannot listen on 127.0.0.1:{port}: Address already in use")
+        time.sleep(0.5)
+        assert daemon.log.count("cannot listen on") == 1, "said again and again"
+    daemon.wait_log("metrics are served at ")
+    assert daemon.metrics()[up(world)] == 1
 
 
 def test_bpffs_that_goes_does_not_end_the_daemon(world: World, start: Start) -> None:

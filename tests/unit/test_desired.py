@@ -421,6 +421,6 @@ def test_problems_are_in_the_order_of_files_and_lines() -> None:
         resolve(manifest, {"web": WEB, "db": WEB}, MACHINE)
     assert [str(problem.mark) for problem in caught.value.problems] == [
         "/etc/bpfkeeperd.yaml:2:46",
-        "/etc/conf.d/a.yaml:2:39",
+        "/etc/conf.d/a.yaml:2:36",
         "/etc/conf.d/a.yaml:3:8",
     ]
