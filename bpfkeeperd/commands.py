@@ -24,14 +24,14 @@ def run(options: Namespace) -> int:
 
     service.set_up_log(10 if options.verbose else 20)
     try:
-        Daemon(options.config, state_directory(options), run_directory(options)).run()
+        served = Daemon(options.config, state_directory(options), run_directory(options)).run()
     except ManifestError as error:
         service.log.error("%s", error)
         return CONFIG
     except KeeperError as error:
         service.log.error("%s", error)
         return FAILED
-    return OK
+    return OK if served else CONFIG
 
 
 def check(options: Namespace) -> int:

@@ -48,8 +48,11 @@ class Daemon:
         self._keeper = Keeper(manifest_file, state_directory, _alive_at_each(failpoint()))
         self._control_path = control_path(run_directory, manifest_file)
 
-    def run(self) -> None:
-        """Loads, serves, and returns after SIGTERM or SIGINT; everything stays attached."""
+    def run(self) -> bool:
+        """Loads, serves, and returns after SIGTERM or SIGINT; everything stays attached.
+
+        False: the manifest names what its objects do not have, there was nothing to serve.
+        """
         with ExitStack() as stack:
             stack.callback(self._keeper.close)
             self._catch_signals()
@@ -57,6 +60,9 @@ class Daemon:
             for note in self._keeper.notes:
                 log.warning("%s", note)
             outcome = self._reload()
+            if outcome.result is ReloadResult.REJECTED:
+                self._tell(outcome)
+                return False
             self._counter = self._open_counter(stack)
             stack.callback(self._end_metrics)
             self._serve_metrics()
@@ -67,6 +73,7 @@ class Daemon:
             self._loop(control)
             service.notify_stopping()
             log.info("stopped; programs stay attached and maps stay pinned")
+        return True
 
     def _catch_signals(self) -> None:
         signal.set_wakeup_fd(self._wake_writer.fileno(), warn_on_full_buffer=False)

@@ -306,11 +306,19 @@ def test_second_daemon_on_the_same_pin_root(world: World, start: Start) -> None:
     check_served(world)
 
 
-def test_wrong_manifest_at_start(world: World, start: Start) -> None:
-    world.write("objects: {one: {fil: one.bpf.o}}\n")
+@pytest.mark.parametrize(
+    ("manifest", "mistake"),
+    [
+        ("objects: {one: {fil: one.bpf.o}}\n", "fil"),
+        ("objects:\n  one: {file: one.bpf.o, programs: {cuont: {}}}\n", "cuont"),
+    ],
+)
+def test_wrong_manifest_at_start(world: World, start: Start, manifest: str, mistake: str) -> None:
+    world.put("one")
+    world.write(manifest)
     daemon = start(ready=False)
     assert daemon.wait_exit() == 78
-    assert re.search(rf"{re.escape(str(world.manifest_file))}:3:\d+: .*fil", daemon.log)
+    assert re.search(rf"{re.escape(str(world.manifest_file))}:[34]:\d+: .*{mistake}", daemon.log)
     assert "did you mean" in daemon.log and "Traceback" not in daemon.log
     assert not daemon.notifications.having("READY")
 
