@@ -113,20 +113,18 @@ def read_request(client: socket.socket) -> dict[str, object] | None:
 
 
 def answer(client: socket.socket, outcome: Outcome) -> None:
-    """Sends an outcome, with logs cut to what one message can hold, and hangs up."""
+    """Sends an outcome, cut to what one message can hold, and hangs up."""
     data = asdict(outcome)
-    for limit in (64 << 10, 1024, 0):
+    for lines, characters in ((10_000, 64 << 10), (500, 2048), (50, 256), (5, 64)):
         data["failures"] = [
-            {"message": failure.message[: limit + 4096], "detail": failure.detail[-limit:]}
-            for failure in outcome.failures[:100]
+            {"message": failure.message[:characters], "detail": failure.detail[-characters:]}
+            for failure in outcome.failures[:lines]
         ]
-        message = json.dumps(data).encode()
-        try:
-            client.send(message)
+        for name in ("done", "refusals", "notes"):
+            data[name] = [line[:characters] for line in getattr(outcome, name)[:lines]]
+        with contextlib.suppress(OSError):
+            client.send(json.dumps(data).encode())
             break
-        except OSError:
-            data["done"], data["notes"] = data["done"][:100], data["notes"][:100]
-            data["refusals"] = data["refusals"][:100]
     client.close()
 
 

@@ -260,11 +260,20 @@ def _wanted_maps(
             if differing and not wanted.fault:
                 problems.append(_disagreement(manifest, wanted.name, known, differing))
             users = (*known.users, wanted.name)
-            maps[pin_name] = WantedMap(pin_name, known.spec, known.policy, users, known.definition)
+            maps[pin_name] = replace(known, spec=_with_layouts(known.spec, spec), users=users)
     for entry in manifest.maps.values():
         if entry.name not in maps and not faults:
             problems.append(_undeclared(entry, maps))
     return maps
+
+
+def _with_layouts(known: MapSpec, other: MapSpec) -> MapSpec:
+    """A declaration with what only the other one, which agrees with it, says of the layouts."""
+    key = known.key_layout if known.key_layout is not None else other.key_layout
+    value = known.value_layout if known.value_layout is not None else other.value_layout
+    if (key, value) == (known.key_layout, known.value_layout):
+        return known
+    return replace(known, key_layout=key, value_layout=value)
 
 
 def _disagreement(

@@ -84,7 +84,7 @@ def read_elf(data: bytes) -> ElfFacts:
         )
         license_section = elf.get_section_by_name("license")
         text = license_section.data() if license_section else b""
-    except (ELFError, ValueError, KeyError, TypeError, AttributeError, UnicodeError) as error:
+    except (ELFError, ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         raise ObjectError(f"the ELF file is damaged: {error}") from None
     return ElfFacts(text.split(b"\0")[0].decode("utf-8", "replace"), sections)
 

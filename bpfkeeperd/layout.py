@@ -26,7 +26,7 @@ def escape(text: str) -> str:
 
     A result over 200 bytes is cut and ends in a hash of the whole, so that it stays one name.
     """
-    if _PLAIN.match(text):
+    if _PLAIN.match(text) and len(text) <= 200:
         return text
     escaped = "".join(
         "-" if byte == 0x2F else chr(byte) if byte in _SAFE else f"\\x{byte:02x}"

@@ -53,8 +53,10 @@ class _Draft:
     """Held back, with everything they have left as it is."""
     loads: dict[str, LoadObject] = field(default_factory=dict)
     links: dict[str, list[LinkAction]] = field(default_factory=dict)
+    taken_links: set[LinkKey] = field(default_factory=set)
+    """Orphans that another attachment takes over, or that stand in its way."""
     spared_links: set[LinkKey] = field(default_factory=set)
-    """Taken over by another attachment, or kept until that one can be made."""
+    """Orphans that stay until the attachment that replaces them can be made."""
     restores: list[Restore] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
 
@@ -74,6 +76,7 @@ def plan(desired: Desired, observed: Observed, *, force: bool = False) -> Plan:
     for wanted_object in desired.objects.values():
         for attachment in wanted_object.attachments:
             _decide_attachment(draft, wanted_object, attachment, orphans)
+    _restore_held_links(draft)
     changes, removals = _group(draft, orphans)
     return Plan(
         restores=tuple(draft.restores),
@@ -137,15 +140,41 @@ def _hold_back(draft: _Draft) -> None:
                 if user not in draft.held_objects:
                     draft.held_objects[user] = f"held back by map {name}, see there"
                     changed = True
-        for name, action in list(draft.map_actions.items()):
-            for user in action.map.users:
-                # Without its users a map cannot be exchanged: they would go on with the old one,
-                # which nobody could see. One that is not loaded at all goes on with nothing.
-                if user in draft.held_objects and draft.observed.programs.get(escape(user)):
-                    del draft.map_actions[name]
-                    draft.refused_maps[name] = f"object {user}, which uses it, is held back"
-                    changed = True
-                    break
+        for name in list(draft.map_actions):
+            holder = _holder(draft, name)
+            if holder:
+                _keep_map(draft, name, f"object {holder}, which uses it, is held back")
+                changed = True
+
+
+def _holder(draft: _Draft, map_name: str) -> str:
+    """An object that cannot come along when a map is exchanged; empty when there is none.
+
+    It would go on with the old map, which nobody could see. What counts is what is loaded of it:
+    an object that is not loaded at all goes on with nothing.
+    """
+    found = draft.observed.maps.get(map_name, ObservedMap())
+    current = found.pinned or found.lost
+    for name in (*draft.held_objects, *draft.desired.faults):
+        loaded = draft.observed.programs.get(escape(name), {})
+        uses = name in draft.map_actions[map_name].map.users
+        runs = current is not None and any(
+            current.id in program.map_ids
+            for programs in loaded.values()
+            for program in programs.values()
+        )
+        if loaded and (uses or runs):
+            return name
+    return ""
+
+
+def _keep_map(draft: _Draft, name: str, reason: str) -> None:
+    """Leaves a map as it is, although it was about to be made."""
+    del draft.map_actions[name]
+    draft.refused_maps[name] = reason
+    lost = draft.observed.maps.get(name, ObservedMap()).lost
+    if lost:
+        draft.restores.append(RestoreMap(draft.desired.maps[name], lost))
 
 
 def _loaded(draft: _Draft, wanted: WantedObject) -> Mapping[str, ProgramInfo]:
@@ -174,7 +203,7 @@ def _stale_map(draft: _Draft, wanted: WantedObject, loaded: Mapping[str, Program
     if not names:
         return ""
     others = {spec.name[:15] for spec in wanted.source.spec.maps if spec.name not in wanted.maps}
-    kept = {elf_name[:15]: pin_name for elf_name, pin_name in wanted.maps.items()}
+    kept = _kernel_names(draft, wanted)
     lost = {
         found.lost.id for found in draft.observed.maps.values() if found.lost
     }  # those are about to be pinned again
@@ -187,6 +216,32 @@ def _stale_map(draft: _Draft, wanted: WantedObject, loaded: Mapping[str, Program
                     f" of map ID {map_id} are given up"
                 )
     return ""
+
+
+def _kernel_names(draft: _Draft, wanted: WantedObject) -> dict[str, str]:
+    """What the maps kept by an object may be called in the kernel, to the name of their pin: as
+    the pin, or as any of their users declares them."""
+    names = {}
+    for pin_name in wanted.maps.values():
+        names[pin_name[:15]] = pin_name
+        for user in draft.desired.maps[pin_name].users:
+            maps = draft.desired.objects[user].maps
+            names |= {elf_name[:15]: pin for elf_name, pin in maps.items() if pin == pin_name}
+    return names
+
+
+def _restore_held_links(draft: _Draft) -> None:
+    """What a held object is attached by and nobody asks for is kept like the rest of it."""
+    asked_for = {
+        attachment.key
+        for wanted in draft.desired.objects.values()
+        for attachment in wanted.attachments
+    }
+    held = {escape(name) for name in (*draft.held_objects, *draft.desired.faults)}
+    for key, link in draft.observed.links.items():
+        alive = not link.pinned and link.info.target_id
+        if alive and key[0] in held and key not in asked_for:
+            draft.restores.append(RestoreLink(key, link.info))
 
 
 def _orphan_links(draft: _Draft) -> dict[LinkKey, ObservedLink]:
@@ -209,15 +264,18 @@ def _decide_attachment(
     key = attachment.key
     link = draft.observed.links.get(key)
     target_id = draft.observed.targets.get(attachment.target)
+    held = wanted.name in draft.held_objects
     if link and not link.pinned and link.info.target_id:
-        draft.restores.append(RestoreLink(key, link.info))
+        in_place = serves(link.info, attachment, target_id)
+        if in_place or held or isinstance(target_id, str):  # else its place is needed
+            draft.restores.append(RestoreLink(key, link.info))
     if isinstance(target_id, str):
         draft.refusals.append(Refusal("attachment", str(attachment), target_id))
         # A mistyped target must not take down what runs: that stays until the new one is there.
         draft.spared_links |= {orphan for orphan in orphans if orphan[:2] == key[:2]}
         return
     running = _loaded(draft, wanted).get(escape(attachment.program))
-    if wanted.name in draft.held_objects and not (wanted.fault and running):
+    if held and not (wanted.fault and running):
         return  # without a usable file, the programs that are pinned can still be attached
     load = draft.loads.get(wanted.name)
     actions = draft.links.setdefault(wanted.name, [])
@@ -230,10 +288,10 @@ def _decide_attachment(
         return
     # A link of the same object first: another's may be on its way out for good.
     for orphan_key, orphan in sorted(orphans.items(), key=lambda item: item[0][0] != key[0]):
-        usable = orphan.pinned and orphan_key not in draft.spared_links
+        usable = orphan.pinned and orphan_key not in draft.taken_links
         if not usable or not serves(orphan.info, attachment, target_id):
             continue
-        draft.spared_links.add(orphan_key)
+        draft.taken_links.add(orphan_key)
         if _same_mode(orphan_key, key):
             reason = "it takes over a link"
             actions.append(Swap(attachment, orphan.info, orphan_key, wanted.digest, reason))
@@ -315,7 +373,7 @@ def _removals(draft: _Draft, orphans: Mapping[LinkKey, ObservedLink]) -> dict[st
     untouchable = {escape(name) for name in (*draft.held_objects, *draft.desired.faults)}
     removals: dict[str, list[Removal]] = {}
     for key, link in orphans.items():
-        if key not in draft.spared_links and link.pinned:
+        if link.pinned and key not in draft.taken_links | draft.spared_links:
             reason = "not in the manifest any more"
             removals.setdefault(names.get(key[0], key[0]), []).append(Detach(key, reason))
     for escaped, digests in draft.observed.programs.items():

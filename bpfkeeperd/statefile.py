@@ -25,7 +25,15 @@ def read_state(path: str) -> tuple[Memory, str]:
             return _decode(json.load(file)), ""
     except FileNotFoundError:
         return Memory(), ""
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+    ) as error:
         return Memory(), (
             f"cannot read the state file {path} ({error}): ID changes are counted from now on, and"
             " pins made before are taken for somebody else's"

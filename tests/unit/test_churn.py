@@ -54,6 +54,11 @@ def test_a_pin_that_comes_back_with_its_id_is_no_change_but_ours() -> None:
     assert changes == () and memory.maps["flows"].made
 
 
+def test_a_pin_that_stays_ours_is_not_written_anew() -> None:
+    memory, _ = follow(KNOWN, {"flows": 7}, boot_id="boot 1", made={"flows"})
+    assert memory == KNOWN and memory.maps["flows"] is KNOWN.maps["flows"]
+
+
 def test_a_pin_that_somebody_replaced_is_not_ours_any_more() -> None:
     memory, _ = follow(KNOWN, {"flows": 9}, boot_id="boot 1")
     assert not memory.maps["flows"].made

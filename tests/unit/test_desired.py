@@ -241,6 +241,7 @@ def test_a_name_that_bpffs_refuses() -> None:
         "objects: {web: {file: /lib/web.o, pin_maps: {my.map: my_map}}}", web=file(dotted)
     )
     assert list(desired.maps) == ["my_map"]
+    assert desired.objects["web"].maps == {"my.map": "my_map"}
 
 
 def test_the_name_of_the_keepers_own_directory() -> None:
@@ -339,6 +340,25 @@ def test_a_faulty_object_keeps_its_former_place() -> None:
     again = desire(ATTACHED, now, web=BROKEN)
     assert again == now, "and keeps it"
     assert desire(ATTACHED, again, web=WEB) == before
+
+
+def test_a_faulty_object_is_attached_where_the_manifest_says_now() -> None:
+    before = desire(ATTACHED, web=WEB)
+    moved = (
+        "objects:\n"
+        "  web:\n"
+        "    file: /lib/web.o\n"
+        "    pin_maps: [counts]\n"
+        "    programs: {count: {attach: [{cgroup: db.slice}]}, not_loaded: {}}\n"
+    )
+    wanted = desire(moved, before, web=BROKEN).objects["web"]
+    assert [attachment.target_name for attachment in wanted.attachments] == ["cgroup:db.slice"]
+    former = before.objects["web"]
+    assert (wanted.digest, wanted.maps, wanted.programs) == (
+        former.digest,
+        former.maps,
+        former.programs,
+    )
 
 
 def test_a_faulty_object_without_a_past() -> None:

@@ -23,12 +23,20 @@ ANY = TEXT | FILE_NAMES | st.text("/.-~\\x0aA\x00é", max_size=90)
         ("é", "\\xc3\\xa9"),
         ("\udcff", "\\xff"),
         ("a\n", "a\\x0a"),
+        ("." * 50, "\\x2e" * 50),
         ("", ""),
     ],
 )
 def test_escape(text: str, name: str) -> None:
     assert escape(text) == name
     assert unescape(name) == text
+
+
+def test_a_long_name_is_cut_and_ends_in_a_hash() -> None:
+    for text in ("a" * 201, "." * 51, "a.b/" * 60):
+        name = escape(text)
+        assert len(name) == 160 + 1 + 32 and name[160] == "~"
+        assert int(name[161:], 16) >= 0
 
 
 @given(ANY)

@@ -90,6 +90,17 @@ def test_readers_read_together(tmp_path: Path) -> None:
     assert is_free(tmp_path)
 
 
+def test_readers_do_not_wait_for_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_sleep(seconds: float) -> None:
+        raise AssertionError("it waits")
+
+    monkeypatch.setattr(time, "sleep", no_sleep)
+    with reading(str(tmp_path)), reading(str(tmp_path)):
+        pass
+
+
 def test_a_reader_waits_for_the_writer(tmp_path: Path) -> None:
     order: list[str] = []
 

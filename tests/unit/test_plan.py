@@ -33,9 +33,11 @@ from bpfkeeperd.entries import (
     Target,
     XdpMode,
 )
+from bpfkeeperd.hooks import LINK_TYPES
 from bpfkeeperd.layout import LinkKey, escape
 from bpfkeeperd.observed import ObservedLink
 from bpfkeeperd.plan import plan, serves
+from bpfkeeperd.state import ProgramInfo
 from tests.unit.ideal import Ideal, fits, runs_on_the_kept_maps
 from tests.unit.situations import MACHINE, Situation, map_spec, situations, source
 
@@ -521,6 +523,16 @@ def test_an_attachment_that_leaves_the_manifest_goes() -> None:
     ]
 
 
+def test_a_target_is_left_only_when_the_new_one_is_attached() -> None:
+    """They are one change: when the first fails, the second is not done."""
+    ideal = machine(desire(an_object("one", at=[WEB])))
+    desired = desire(an_object("one", at=[DB]))
+    made = plan(desired, ideal.observe(desired))
+    (change,) = made.changes
+    assert list(map(type, change.actions)) == [Attach, Detach]
+    assert made.removals == ()
+
+
 def test_a_renamed_program_takes_over_the_link() -> None:
     """Nothing is missed, and an XDP hook takes no second program."""
     before = an_object("one", at=[ETH0], section="xdp")
@@ -630,9 +642,9 @@ def _can_be_repaired(ideal: Ideal, desired: Desired, key: LinkKey) -> bool:
     return False
 
 
-def _used(digests: Iterable[Mapping[str, object]]) -> set[int]:
+def _used(digests: Iterable[Mapping[str, ProgramInfo]]) -> set[int]:
     programs = (program for loaded in digests for program in loaded.values())
-    return {map_id for program in programs for map_id in getattr(program, "map_ids", ())}
+    return {map_id for program in programs for map_id in program.map_ids}
 
 
 def check_maps(before: Ideal, after: Ideal, desired: Desired) -> None:
@@ -675,7 +687,9 @@ def check_attachments(after: Ideal, desired: Desired, done: Plan) -> None:
             elif wanted.name not in names or repaired:
                 link = after.links[attachment.key]
                 assert link.pinned
-                assert serves(link.info, attachment, after.targets[attachment.target])
+                assert link.info.target_id == after.targets[attachment.target]
+                assert link.info.attach_type == attachment.hook.attach_type
+                assert link.info.type == LINK_TYPES[attachment.hook.kind]
                 loaded = after.programs[attachment.key[0]][wanted.digest]
                 assert link.info.prog_id == loaded[attachment.key[1]].id
     for key in after.links.keys() - desired.link_keys():
@@ -742,7 +756,10 @@ def check(situation: Situation, *, force: bool = False) -> Plan:
     check_attachments(after, desired, first)
     for name in set(first.kept_maps) & desired.maps.keys():
         assert after.pins[name] == (before.remembered | before.pins)[name]
-    if not force:
+    loads = {load.object.name for change in first.changes for load in change.loads}
+    if force:
+        assert loads == desired.objects.keys() - held(first)
+    else:
         check_nothing_without_need(before, after, desired)
     check_others_go_ahead(before, desired, held(first))
     return first

@@ -72,6 +72,13 @@ libbpf: prog 'count': -- BEGIN PROG LOAD LOG --
 libbpf: failed to load object 'one'
 """
 
+MIXED = """\
+libbpf: prog 'count': -- BEGIN PROG LOAD LOG --
+R0 !read_ok
+libbpf: prog 'count': a message of libbpf in between
+-- END PROG LOAD LOG --
+"""
+
 SOURCE_ONLY = """\
 libbpf: prog 'count': BPF program load failed: Invalid argument
 libbpf: prog 'count': -- BEGIN PROG LOAD LOG --
@@ -102,10 +109,20 @@ libbpf: prog 'count': -- BEGIN PROG LOAD LOG --
             1,
         ),
         (SOURCE_ONLY, "the verifier refuses program count: ; return 7; @ refused.c:45", 0),
+        (MIXED, "the verifier refuses program count: R0 !read_ok", 0),
         (NO_LOG, "the kernel refuses program count: Operation not permitted", 0),
         (EMPTY_LOG, "the kernel refuses program count: Argument list too long", 0),
     ],
-    ids=["null", "loop", "relocation", "return value", "source only", "no log", "empty log"],
+    ids=[
+        "null",
+        "loop",
+        "relocation",
+        "return value",
+        "source only",
+        "mixed",
+        "no log",
+        "empty log",
+    ],
 )
 def test_the_telling_line(log: str, start: str, omitted: int) -> None:
     line = load_failure(log, "unused")
@@ -124,6 +141,7 @@ def test_the_telling_line(log: str, start: str, omitted: int) -> None:
         ),
         (
             "libbpf: map 'trie': failed to create: Invalid argument(-22)\n"
+            "libbpf: what follows from it\n"
             "libbpf: failed to load object 'one'\n",
             "cannot load: map 'trie': failed to create: Invalid argument(-22)",
         ),
