@@ -264,7 +264,9 @@ def _decide_attachment(
     key = attachment.key
     link = draft.observed.links.get(key)
     target_id = draft.observed.targets.get(attachment.target)
-    held = wanted.name in draft.held_objects
+    running = _loaded(draft, wanted).get(escape(attachment.program))
+    # Without a usable file, the programs that are pinned can still be attached.
+    held = wanted.name in draft.held_objects and not (wanted.fault and running)
     if link and not link.pinned and link.info.target_id:
         in_place = serves(link.info, attachment, target_id)
         if in_place or held or isinstance(target_id, str):  # else its place is needed
@@ -274,9 +276,8 @@ def _decide_attachment(
         # A mistyped target must not take down what runs: that stays until the new one is there.
         draft.spared_links |= {orphan for orphan in orphans if orphan[:2] == key[:2]}
         return
-    running = _loaded(draft, wanted).get(escape(attachment.program))
-    if held and not (wanted.fault and running):
-        return  # without a usable file, the programs that are pinned can still be attached
+    if held:
+        return
     load = draft.loads.get(wanted.name)
     actions = draft.links.setdefault(wanted.name, [])
     if link and serves(link.info, attachment, target_id):

@@ -166,6 +166,7 @@ LINK_STATES = (
     "other program",
     "dead",
     "other hook",
+    "other mode",
     "unpinned",
     "unpinned, dead",
     "unpinned, other hook",
@@ -193,10 +194,10 @@ def situations(draw: st.DrawFn) -> Situation:
             _put_link(draw, ideal, wanted_attachment, draw(st.sampled_from(LINK_STATES)))
     for name in draw(st.lists(st.sampled_from([*OBJECTS, "gone"]), max_size=3, unique=True)):
         orphan = attachment(name, "former", XDP, draw(st.sampled_from(INTERFACES)))
-        section = draw(st.sampled_from(SECTIONS))
+        section = draw(st.sampled_from([*SECTIONS, "xdp"]))
         if section != "xdp":
             orphan = attachment(name, "former", hook(section), draw(st.sampled_from(CGROUPS)))
-        _put_link(draw, ideal, orphan, draw(st.sampled_from(LINK_STATES)))
+        _put_link(draw, ideal, orphan, draw(st.sampled_from(["serving", *LINK_STATES])))
     return Situation(desired, ideal)
 
 
@@ -256,6 +257,10 @@ def _put_programs(draw: st.DrawFn, ideal: Ideal, desired: Desired, name: str, st
 def _put_link(draw: st.DrawFn, ideal: Ideal, wanted: Attachment, state: str) -> None:
     if state == "none":
         return
+    if state == "other mode" and isinstance(wanted.target, InterfaceTarget):
+        auto = wanted.target.mode is XdpMode.AUTO
+        other = replace(wanted.target, mode=XdpMode.GENERIC if auto else XdpMode.AUTO)
+        wanted = attachment(wanted.object, wanted.program, wanted.hook, other)
     target_id = ideal.targets[wanted.target]
     kept = [
         program.id

@@ -841,5 +841,8 @@ def test_promises() -> None:
         seen.update(classes(situation, check(situation)))
         check(situation, force=True)
 
-    promises()
+    for _ in range(3):  # a rare class may need another round
+        promises()
+        if seen.keys() >= {*CLASSES}:
+            break
     assert not [name for name in CLASSES if not seen[name]], "no situation was of these"
