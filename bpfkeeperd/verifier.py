@@ -10,7 +10,7 @@ _REFUSED = re.compile(
 _NOISE = re.compile(
     r"processed \d+ insns|verification time|stack depth|peak_states|"
     r"failed to load object|failed to load program|BPF program load failed|"
-    r"max_states_per_insn|mark_precise:|arg#\d+ reference type"
+    r"max_states_per_insn|mark_precise:|arg#\d+ reference type|^(cur|old) state:"
 )
 _SOURCE_LINE = re.compile(r"^; ")
 
