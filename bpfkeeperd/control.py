@@ -115,10 +115,10 @@ def read_request(client: socket.socket) -> dict[str, object] | None:
 def answer(client: socket.socket, outcome: Outcome) -> None:
     """Sends an outcome, cut to what one message can hold, and hangs up."""
     data = asdict(outcome)
-    for lines, characters in ((10_000, 64 << 10), (500, 2048), (50, 256), (5, 64)):
+    for lines, characters in ((5_000, 16 << 10), (500, 2048), (50, 256), (5, 64)):
         data["failures"] = [
             {"message": failure.message[:characters], "detail": failure.detail[-characters:]}
-            for failure in outcome.failures[:lines]
+            for failure in outcome.failures[: min(lines, 200)]
         ]
         for name in ("done", "refusals", "notes"):
             data[name] = [line[:characters] for line in getattr(outcome, name)[:lines]]
