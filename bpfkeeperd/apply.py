@@ -170,7 +170,7 @@ def _remove(enactor: Enactor, removal: Removal, applied: Applied) -> None:
             case Detach(key):
                 enactor.on_step(Step.DETACH, "/".join(key))
                 path = layout.link_at(key)
-                os.unlink(path)
+                unlink(path)  # the pin may be gone, and the link alive in a descriptor
                 enactor.held.drop_link(key)
                 remove_empty(path, layout.links)
             case RemovePrograms(object_name, digest):

@@ -11,7 +11,7 @@ class MapRecord:
     """What is remembered of one name."""
 
     id: int
-    """The map ID last seen."""
+    """The map ID last seen; 0 when it was seen in an earlier boot only."""
     made: bool = False
     """The keeper made this pin; it may remove it."""
     changes: Mapping[MapIdChange, int] = field(default_factory=dict)
@@ -29,7 +29,7 @@ class Memory:
         """The last ID of each name; none when they are from before this boot."""
         if boot_id != self.boot_id:
             return {}
-        return {name: record.id for name, record in self.maps.items()}
+        return {name: record.id for name, record in self.maps.items() if record.id}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ def follow(
         if record is None:
             maps[name] = MapRecord(map_id, made=name in made)
             continue
-        if boot_id != memory.boot_id:
+        if boot_id != memory.boot_id or not record.id:
             reason = MapIdChange.REBOOT
         elif map_id == record.id:
             if name in made and not record.made:
@@ -78,4 +78,7 @@ def follow(
         counts = {**record.changes, reason: record.changes.get(reason, 0) + 1}
         maps[name] = MapRecord(map_id, made=name in made, changes=counts)
         changes.append(IdChange(name, record.id, map_id, reason))
+    if boot_id != memory.boot_id:  # an ID of another boot may be anybody's in this one
+        for name in maps.keys() - pinned.keys():
+            maps[name] = replace(maps[name], id=0, made=False)
     return Memory(boot_id, maps), tuple(changes)

@@ -10,6 +10,7 @@ import json
 import os
 import socket
 import struct
+import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from types import TracebackType
@@ -77,7 +78,10 @@ class ControlServer:
         """A client of this user or root; None when there is none."""
         try:
             client, _ = self._socket.accept()
-        except OSError:
+        except BlockingIOError:
+            return None
+        except OSError:  # no descriptor left: the client is still there, do not ask at once
+            time.sleep(0.1)
             return None
         client.setblocking(False)
         peer = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)

@@ -197,7 +197,7 @@ class Daemon:
         """Reports what changed since the last look: drift, and map IDs."""
         try:
             _log_changes(self._keeper.look())
-        except KeeperError as error:
+        except (KeeperError, OSError) as error:
             if str(error) != self._look_problem:
                 self._look_problem = str(error)
                 log.error("%s", error, extra=fields(MessageId.DRIFT))

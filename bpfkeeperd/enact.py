@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from bpfkeeperd import kernel
 from bpfkeeperd.actions import (
     Attach,
+    Change,
     CreateMap,
     LinkAction,
     LoadObject,
@@ -47,8 +48,8 @@ class Enactor:
         try:
             self._enact(loaded, transaction)
         except (KeeperError, OSError) as error:
-            names = ", ".join(load.object.name for load in loaded.change.loads) or "the change"
-            text = f"{names}: {error_text(error)}; rolled back: what ran before goes on running"
+            why = f"{_subject(loaded.change)}: {error_text(error)}"
+            text = f"{why}; rolled back: what ran before goes on running"
             undone = transaction.undo()
             if undone:
                 text += f"; could not be undone: {'; '.join(undone)}"
@@ -142,7 +143,9 @@ class Enactor:
         path = self._link_place(transaction, key)
         known = self.observed.links.get(key)
         if known and known.pinned:  # a dead link's pin stands there
-            staged, aside = (f"{self.layout.staging}/links/{what}{fd}" for what in ("new", "old"))
+            number = kernel.link_info(fd).id
+            staged = f"{self.layout.staging}/links/new{number}"
+            aside = f"{self.layout.staging}/links/old{number}"
             kernel.pin(fd, staged)
             transaction.on_undo(lambda: unlink(staged))
             self.on_step(Step.COMMIT_LINK, attachment)
@@ -227,6 +230,13 @@ class Enactor:
         transaction.on_undo(lambda: os.rename(aside, path))
         os.rename(staged, path)
         transaction.on_undo(lambda: os.rename(path, staged))
+
+
+def _subject(change: Change) -> str:
+    """Whom a change concerns: its objects, else its maps."""
+    objects = dict.fromkeys(load.object.name for load in change.loads)
+    objects |= dict.fromkeys(link.attachment.object for link in change.links)
+    return ", ".join(objects or [action.map.name for action in change.maps])
 
 
 def exchange(transaction: Transaction, staged: str, path: str, aside: str) -> None:

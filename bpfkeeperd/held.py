@@ -10,7 +10,6 @@ from types import TracebackType
 from typing import Self
 
 from bpfkeeperd import kernel
-from bpfkeeperd.desired import Desired
 from bpfkeeperd.layout import Layout, LinkKey
 from bpfkeeperd.observed import Observed
 from bpfkeeperd.state import LinkInfo, MapInfo
@@ -46,10 +45,10 @@ class Held:
             key: kernel.link_info(fd) for key, (_, fd) in self._links.items() if key not in besides
         }
 
-    def follow(self, observed: Observed, layout: Layout, desired: Desired) -> None:
-        """Takes hold of what is pinned now, and lets go of what nobody wants any more.
+    def follow(self, observed: Observed, layout: Layout) -> None:
+        """Takes hold of what is pinned now, and lets go of maps that nobody wants any more.
 
-        A map or link that is wanted and whose pin is gone stays held.
+        What lost its pin stays held. A link is let go by `drop_link`, when it is detached.
         """
         for name in self._maps.keys() - observed.maps.keys():
             os.close(self._maps.pop(name)[1])
@@ -62,22 +61,13 @@ class Held:
                 if held:
                     os.close(held[1])
                 self._maps[name] = (opened[1].id, opened[0])
-        self._follow_links(observed, layout, desired)
-
-    def _follow_links(self, observed: Observed, layout: Layout, desired: Desired) -> None:
-        wanted = desired.link_keys()
-        for key in list(self._links):
-            link = observed.links.get(key)
-            if key not in wanted and not (link and link.pinned):
-                self.drop_link(key)
         for key, link in observed.links.items():
-            held = self._links.get(key)
-            if not link.pinned or (held and held[0] == link.info.id):
+            held_link = self._links.get(key)
+            if not link.pinned or (held_link and held_link[0] == link.info.id):
                 continue
             fd = kernel.pinned(layout.link_at(key), kernel.PinKind.LINK)
             if fd is not None:
-                if held:
-                    os.close(held[1])
+                self.drop_link(key)
                 self._links[key] = (link.info.id, fd)
 
     def drop_link(self, key: LinkKey) -> None:

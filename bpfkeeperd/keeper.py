@@ -194,7 +194,6 @@ class Keeper:
         if observed is None:
             observed = self._observe(desired)
             todo = plan(desired, observed)
-        self._held.follow(observed, self._layout, desired)
         for name, wanted in desired.objects.items():
             if wanted.digest in observed.programs.get(escape(name), ()) and not wanted.fault:
                 self._good[name] = wanted
@@ -213,6 +212,7 @@ class Keeper:
                 write_state(self._state_path, memory)
             except KeeperError as error:  # the maps are kept all the same
                 applied.notes.append(f"{error}: ID changes may be counted twice or not at all")
+        self._held.follow(observed, self._layout)
         self.status = status(
             desired,
             observed,

@@ -13,6 +13,7 @@ from bpfkeeperd import kernel
 from bpfkeeperd.actions import Change, LoadObject
 from bpfkeeperd.desired import WantedMap
 from bpfkeeperd.errors import KeeperError, KernelError, ObjectError
+from bpfkeeperd.maptypes import BY_NUMBER
 from bpfkeeperd.steps import OnStep, Step
 
 OpenObject = Callable[[str], kernel.OpenObject]
@@ -120,13 +121,13 @@ def create_map(wanted: WantedMap) -> int:
         map_extra=spec.map_extra,
         numa_node=spec.numa_node,
     )
+    per_cpu = BY_NUMBER[spec.type].per_cpu
     try:
         for key, value in definition.entries if definition else ():
-            kernel.map_update(
-                fd,
-                key.to_bytes(spec.key_size, sys.byteorder),
-                value.to_bytes(spec.value_size, sys.byteorder),
-            )
+            data = value.to_bytes(spec.value_size, sys.byteorder)
+            if per_cpu:  # the kernel reads a value for each CPU, padded to 8 bytes
+                data = data.ljust((spec.value_size + 7) // 8 * 8, b"\0") * kernel.possible_cpus()
+            kernel.map_update(fd, key.to_bytes(spec.key_size, sys.byteorder), data)
     except KernelError as error:
         os.close(fd)
         raise KernelError(f"fill map {wanted.name}", error.errno, "see its entries") from None

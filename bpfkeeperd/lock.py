@@ -29,9 +29,7 @@ class RootLock:
             fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             raise PinRootError(f"cannot open pin root {self.root}: {error.strerror}") from None
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not _flock(fd, fcntl.LOCK_EX, patience_seconds=0.2):  # `status` holds it for a moment
             os.close(fd)
             raise BusyError(
                 f"another keeper holds the pin root {self.root}: use `bpfkeeperd reload`, or stop"
@@ -103,16 +101,21 @@ def _locked(directory: str, operation: int, patience_seconds: float) -> Iterator
         yield
         return
     try:
-        deadline = time.monotonic() + patience_seconds
-        while True:
-            try:
-                fcntl.flock(fd, operation | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    break
-                time.sleep(0.01)
-            else:
-                break
+        _flock(fd, operation, patience_seconds)
         yield
     finally:
         os.close(fd)
+
+
+def _flock(fd: int, operation: int, patience_seconds: float) -> bool:
+    """Whether the lock could be had in time."""
+    deadline = time.monotonic() + patience_seconds
+    while True:
+        try:
+            fcntl.flock(fd, operation | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.01)
+        else:
+            return True

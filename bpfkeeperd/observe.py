@@ -9,7 +9,7 @@ from bpfkeeperd import kernel
 from bpfkeeperd.attach import cgroup_path
 from bpfkeeperd.desired import Desired
 from bpfkeeperd.entries import CgroupTarget, InterfaceTarget, Target
-from bpfkeeperd.errors import KernelError, PinRootError, errno_text
+from bpfkeeperd.errors import KernelError, PinRootError
 from bpfkeeperd.held import Held
 from bpfkeeperd.layout import OWN_DIRECTORY, Layout, LinkKey
 from bpfkeeperd.observed import Observed, ObservedLink, ObservedMap
@@ -84,18 +84,16 @@ def observe(desired: Desired, layout: Layout, held: Held, last_ids: Mapping[str,
     """
     links: dict[LinkKey, ObservedLink] = {}
     programs: dict[str, dict[str, dict[str, ProgramInfo]]] = {}
-    unreadable, empty_links = list[str](), list[str]()
+    empty_links = list[str]()
     for pin in kernel.scan(layout.objects, depth=3, kind=kernel.PinKind.PROGRAM):
-        if pin.error:
-            unreadable.append(f"objects/{'/'.join(pin.path)}: {errno_text(pin.error)}")
+        _check_read(layout.objects, pin)
         digests = programs.setdefault(pin.path[0], {})
         if len(pin.path) > 1:
             loaded = digests.setdefault(pin.path[1], {})
             if len(pin.path) > 2:
                 loaded[pin.path[2]] = ProgramInfo(pin.id, pin.type, pin.map_ids)
     for pin in kernel.scan(layout.links, depth=3, kind=kernel.PinKind.LINK):
-        if pin.error:
-            unreadable.append(f"links/{'/'.join(pin.path)}: {errno_text(pin.error)}")
+        _check_read(layout.links, pin)
         if pin.kind == kernel.PinKind.DIRECTORY:
             empty_links.append("/".join(pin.path))
         elif len(pin.path) == 3:
@@ -120,8 +118,13 @@ def observe(desired: Desired, layout: Layout, held: Held, last_ids: Mapping[str,
         targets=_observe_targets([*attachments, *unread]),
         map_names=_unpinned_names(maps.values(), programs),
         empty_links=tuple(empty_links),
-        unreadable=tuple(unreadable),
     )
+
+
+def _check_read(directory: str, pin: kernel.Pin) -> None:
+    """A pin that cannot be read (no descriptor, no memory) must not pass for one that is dead."""
+    if pin.error:
+        raise KernelError(f"read the pin {directory}/{'/'.join(pin.path)}", pin.error)
 
 
 def _observe_map(path: str, name: str, held: Held, last_ids: Mapping[str, int]) -> ObservedMap:

@@ -41,5 +41,3 @@ class Observed:
     """Maps in use by kept programs that are not pinned under their name: ID to kernel name."""
     empty_links: tuple[str, ...] = ()
     """Directories for links without any link, below that of all links."""
-    unreadable: tuple[str, ...] = ()
-    """Pins in the keeper's own directory that could not be read, with the reason."""

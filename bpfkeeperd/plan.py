@@ -30,7 +30,7 @@ from bpfkeeperd.compare import differences, layout_differences
 from bpfkeeperd.desired import Attachment, Desired, WantedMap, WantedObject
 from bpfkeeperd.entries import MismatchPolicy
 from bpfkeeperd.hooks import LINK_TYPES
-from bpfkeeperd.layout import LinkKey, escape
+from bpfkeeperd.layout import LinkKey, escape, unescape
 from bpfkeeperd.observed import Observed, ObservedLink, ObservedMap
 from bpfkeeperd.state import LinkInfo, ProgramInfo
 
@@ -231,7 +231,7 @@ def _kernel_names(draft: _Draft, wanted: WantedObject) -> dict[str, str]:
 
 
 def _restore_held_links(draft: _Draft) -> None:
-    """What a held object is attached by and nobody asks for is kept like the rest of it."""
+    """What is attached, stays for now, and nobody asks for, is kept like the rest of it."""
     asked_for = {
         attachment.key
         for wanted in draft.desired.objects.values()
@@ -240,7 +240,7 @@ def _restore_held_links(draft: _Draft) -> None:
     held = {escape(name) for name in (*draft.held_objects, *draft.desired.faults)}
     for key, link in draft.observed.links.items():
         alive = not link.pinned and link.info.target_id
-        if alive and key[0] in held and key not in asked_for:
+        if alive and (key in draft.spared_links or (key[0] in held and key not in asked_for)):
             draft.restores.append(RestoreLink(key, link.info))
 
 
@@ -292,6 +292,8 @@ def _decide_attachment(
         usable = orphan.pinned and orphan_key not in draft.taken_links
         if not usable or not serves(orphan.info, attachment, target_id):
             continue
+        if _netns(orphan_key) != _netns(key):  # interface indexes repeat in each namespace
+            continue
         draft.taken_links.add(orphan_key)
         if _same_mode(orphan_key, key):
             reason = "it takes over a link"
@@ -301,6 +303,14 @@ def _decide_attachment(
         return
     reason = "its target came back or the link was detached" if link else "not attached yet"
     actions.append(Attach(attachment, wanted.digest, reason))
+
+
+def _netns(key: LinkKey) -> str:
+    """The network namespace in a target's name; empty for none."""
+    target = unescape(key[2])
+    for mode in ("+native", "+generic"):
+        target = target.removesuffix(mode)
+    return target.partition("@")[2]
 
 
 def _same_mode(one: LinkKey, other: LinkKey) -> bool:
@@ -373,10 +383,9 @@ def _removals(draft: _Draft, orphans: Mapping[LinkKey, ObservedLink]) -> dict[st
     names = {escape(name): name for name in draft.desired.objects}
     untouchable = {escape(name) for name in (*draft.held_objects, *draft.desired.faults)}
     removals: dict[str, list[Removal]] = {}
-    for key, link in orphans.items():
-        if link.pinned and key not in draft.taken_links | draft.spared_links:
-            reason = "not in the manifest any more"
-            removals.setdefault(names.get(key[0], key[0]), []).append(Detach(key, reason))
+    for key in sorted(orphans.keys() - draft.taken_links - draft.spared_links):
+        reason = "not in the manifest any more"
+        removals.setdefault(names.get(key[0], key[0]), []).append(Detach(key, reason))
     for escaped, digests in draft.observed.programs.items():
         if escaped in untouchable:
             continue

@@ -31,7 +31,8 @@ def unload(layout: Layout, memory: Memory, *, with_maps: bool) -> tuple[list[str
             lines.append("unloaded all programs")
         maps = dict(memory.maps)
         for name, record in memory.maps.items():
-            if with_maps and record.made and _is_pinned(layout, name, record.id):
+            known = with_maps and record.made and memory.boot_id == kernel.boot_id()
+            if known and _is_pinned(layout, name, record.id):
                 os.unlink(layout.map(name))
                 lines.append(f"unpinned map {name} (ID {record.id}): its contents are gone")
                 del maps[name]

@@ -49,14 +49,15 @@ static int log_capture(enum libbpf_print_level level, const char *format, va_lis
 	char *text;
 	int size;
 
-	if (level == LIBBPF_DEBUG || log_buffer.size > LOG_MAX)
+	if (level == LIBBPF_DEBUG || log_buffer.size >= LOG_MAX)
 		return 0;
 	va_copy(again, args);
 	size = vasprintf(&text, format, again);
 	va_end(again);
 	if (size < 0)
 		return 0;
-	buffer_append(&log_buffer, text, size);
+	buffer_append(&log_buffer, text,
+		      log_buffer.size + size > LOG_MAX ? LOG_MAX - log_buffer.size : size);
 	free(text);
 	return size;
 }
@@ -388,10 +389,13 @@ uint32_t keeper_load_some(struct keeper_loads *loads, uint32_t most)
 		if (loads->results[index] < 0)
 			loads->logs[index] = strdup(keeper_log());
 		pthread_mutex_lock(&finished_lock);
-		loads->finished[loads->nr_finished++] = index;
+		loads->finished[loads->nr_finished] = index;
+		__atomic_store_n(&loads->nr_finished, loads->nr_finished + 1, __ATOMIC_RELEASE);
 		pthread_cond_broadcast(&finished_more);
 		pthread_mutex_unlock(&finished_lock);
 	}
+	free(log_buffer.data);	/* the thread may end here, and nothing else frees it */
+	log_buffer = (struct buffer){};
 	return done;
 }
 

@@ -4,6 +4,7 @@ libbpf is the reader as well as the loader: what it opens is what it loads, so d
 loading cannot disagree, and a reload opens each file once.
 """
 
+import contextlib
 import os
 import threading
 from collections.abc import Generator, Sequence
@@ -151,16 +152,18 @@ def load_objects(
         item._set_types()
         loads.objects[place] = item._object
     others = min(count, len(os.sched_getaffinity(0)), 8) - 1
-    threads = [
-        threading.Thread(target=lib.keeper_load_some, args=(loads, count), name="load")
-        for _ in range(others)
-    ]
-    for thread in threads:
-        thread.start()
+    threads: list[threading.Thread] = []
     try:
+        with contextlib.suppress(RuntimeError):  # no more threads to be had: this one loads
+            for _ in range(others):
+                # The arrays go along: C writes to them for as long as the thread runs.
+                thread = threading.Thread(target=_load_rest, args=(loads, count, arrays))
+                thread.start()
+                threads.append(thread)
         for seen in range(count):
-            if seen == loads.nr_finished and not lib.keeper_load_some(loads, 1):
-                lib.keeper_load_wait(loads, seen)
+            if seen == loads.nr_finished:
+                lib.keeper_load_some(loads, 1)
+            lib.keeper_load_wait(loads, seen)
             place = loads.finished[seen]
             result, log = loads.results[place], taken(loads.logs[place])
             yield place, _load_error(result, log or "") if result < 0 else None
@@ -168,6 +171,10 @@ def load_objects(
         loads.next = count
         for thread in threads:
             thread.join()
+
+
+def _load_rest(loads: Any, count: int, arrays: Sequence[Any]) -> None:
+    lib.keeper_load_some(loads, count)
 
 
 _LOADS_ARRAYS = ("struct bpf_object *", "int32_t", "char *", "uint32_t")

@@ -49,8 +49,9 @@ def inside_netns(path: str | None) -> Iterator[None]:
         target = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise KernelError(f"open network namespace {path}", error.errno or 0) from None
-    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    home = -1
     try:
+        home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         result = lib.keeper_setns(target)
         if result < 0:
             raise KernelError(f"enter network namespace {path}", -result)
@@ -61,7 +62,8 @@ def inside_netns(path: str | None) -> Iterator[None]:
             if result < 0:  # nothing this process does from here on would be where it should be
                 raise SystemExit(f"cannot return to the own network namespace: errno {-result}")
     finally:
-        os.close(home)
+        if home >= 0:
+            os.close(home)
         os.close(target)
 
 

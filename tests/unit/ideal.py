@@ -212,7 +212,7 @@ class Ideal:
     def _remove(self, removal: Removal) -> None:
         match removal:
             case Detach(key):
-                assert self.links.pop(key).pinned
+                del self.links[key]  # its pin may be gone already
             case RemovePrograms(name, digest, _, last):
                 del self.programs[name][digest]
                 if last:
@@ -222,14 +222,10 @@ class Ideal:
                     del self.programs[name]
 
     def _hold(self, desired: Desired) -> None:
-        """As held.py: what is pinned now is held, what nobody wants is let go."""
+        """As held.py: maps that are pinned now are held; links until they are detached."""
         for name in (*desired.maps, *desired.unread_maps()):
             if name in self.pins:
                 self.remembered[name] = self.pins[name]
-        wanted = desired.link_keys()
-        for key, link in list(self.links.items()):
-            if not link.pinned and key not in wanted:
-                del self.links[key]
 
 
 def fits(ideal: Ideal, wanted: WantedMap) -> bool:
