@@ -1,9 +1,14 @@
 """What goes wrong: a clear message, nothing lost, nothing unserved, and it heals (I3, I5, I8)."""
 
+import contextlib
+import json
 import os
+import resource
 import subprocess
+import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +18,7 @@ from bpfkeeperd import kernel
 from bpfkeeperd.errors import KernelError
 from bpfkeeperd.keeper import Keeper
 from bpfkeeperd.state import MapIdChange, Outcome, ReloadResult
+from bpfkeeperd.statefile import state_path
 from bpfkeeperd.steps import Step
 from tests.kernel.test_reload import plan_now
 from tests.machine import Netns, inside_cgroup, ip, send_datagrams
@@ -538,6 +544,122 @@ def test_held_user_holds_back_a_shared_map(world: World) -> None:
         assert "object one: held back by map counts" in text
         assert world.everything() == before
         check_still_served(world, programs=2)
+
+
+def test_same_index_in_another_namespace_is_another_interface(world: World, netns: Netns) -> None:
+    world.put("one", HOOK='"xdp"', VERDICT=2)
+    text = (
+        "objects:\n  one: {file: one.bpf.o, pin_maps: [counts], programs: {count: {attach:\n"
+        "        [{interface: veth0, netns: WHERE}]}}}\n"
+    )
+    world.write(text.replace("WHERE", netns.here))
+    with world.keeper() as keeper:
+        assert world.reload(keeper).result is ReloadResult.OK
+        world.write(text.replace("WHERE", netns.there))
+        assert world.reload(keeper).result is ReloadResult.OK
+        before = world.events()[0]
+        netns.send(3, backwards=True)
+        assert world.events()[0] >= before + 3, "not attached where it was asked for"
+    assert plan_now(world) == ()
+
+
+def test_links_stay_attached_when_all_their_pins_go(world: World) -> None:
+    """Even of an object that cannot be read, and of a target that is to be left."""
+    path = world.put("one")
+    world.write_counter("one")
+    with world.keeper() as keeper:
+        world.reload(keeper)
+    _garbage(path)
+    with world.keeper() as keeper, inside_cgroup(world.cgroup):
+        refused(world.reload(keeper))
+        links = world.link_ids()
+        (pin,) = links
+        os.unlink(f"{world.layout.links}/{pin}")
+        keeper.look()
+        check_still_served(world)
+        refused(world.reload(keeper))
+        assert world.link_ids() == links
+        world.put("one")
+        text = world.manifest_file.read_text()
+        world.manifest_file.write_text(text.replace(str(world.cgroup), f"{world.cgroup}/none"))
+        refused(world.reload(keeper))
+        os.unlink(f"{world.layout.links}/{pin}")
+        refused(world.reload(keeper))
+        check_still_served(world)
+        assert world.link_ids() == links
+
+
+def test_two_dead_links_are_replaced_in_one_reload(world: World) -> None:
+    child = world.cgroup / "child"
+    child.mkdir()
+    for name in ("one", "two"):
+        world.put(name)
+    world.write_counter("one", "two")
+    text = world.manifest_file.read_text().replace(str(world.cgroup), str(child))
+    world.manifest_file.write_text(text)
+    with world.keeper() as keeper:
+        assert world.reload(keeper).result is ReloadResult.OK
+        child.rmdir()
+        child.mkdir()
+        outcome = world.reload(keeper)
+        assert outcome.result is ReloadResult.OK, outcome
+        with inside_cgroup(child):
+            send_datagrams(1)
+        assert world.events()[0] == 2
+
+
+def test_map_ids_of_an_earlier_boot_are_nobodys(world: World) -> None:
+    world.put("one")
+    world.write_counter("one")
+    with kernel.holding(kernel.map_create(1, "counts", 4, 16, 16)) as foreign:
+        number = kernel.map_info(foreign).id
+        state = Path(state_path(world.state_directory, str(world.pins)))
+        record = {"id": number, "made": True, "changes": {}}
+        state.write_text(json.dumps({"format": 1, "boot_id": "before", "maps": {"counts": record}}))
+        world.put("one", REFUSED=1)
+        refused(world.apply())
+        world.put("one")
+        assert world.apply().result is ReloadResult.OK
+        assert world.map_id() != number, "a stranger's map was taken for a lost one"
+        assert [change.reason for change in world.changes] == [MapIdChange.REBOOT]
+
+
+def test_entries_of_a_per_cpu_map_are_the_same_on_every_cpu(world: World) -> None:
+    world.write(
+        "maps:\n  each: {type: percpu_array, key_size: 4, value_size: 12, max_entries: 2,\n"
+        "         entries: [{key: 1, value: 7}]}\n"
+    )
+    assert world.apply().result is ReloadResult.OK
+    cpus = kernel.possible_cpus()
+    found = kernel.pinned_map(str(world.pins / "each"))
+    assert found
+    with kernel.holding(found[0]) as fd:
+        value = kernel.map_lookup(fd, (1).to_bytes(4, sys.byteorder), 16 * cpus)
+    assert value == (7).to_bytes(12, sys.byteorder).ljust(16, b"\0") * cpus
+
+
+def test_a_link_that_cannot_be_read_is_not_taken_for_dead(world: World) -> None:
+    world.put("one")
+    world.write_counter("one")
+    with world.keeper() as keeper, ExitStack() as stack:
+        world.reload(keeper)
+        links = world.link_ids()
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        taken = []
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.open("/dev/null", os.O_RDONLY))
+        for free in range(min(8, len(taken))):
+            outcome = world.reload(keeper)
+            assert not outcome.done, f"with {free} descriptors to be had"
+            os.close(taken.pop())
+        for fd in taken:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert world.reload(keeper).result is ReloadResult.OK
+        assert world.link_ids() == links
 
 
 class Injected(KernelError):
