@@ -550,7 +550,7 @@ def test_same_index_in_another_namespace_is_another_interface(world: World, netn
     world.put("one", HOOK='"xdp"', VERDICT=2)
     text = (
         "objects:\n  one: {file: one.bpf.o, pin_maps: [counts], programs: {count: {attach:\n"
-        "        [{interface: veth0, netns: WHERE}]}}}\n"
+        "        [{interface: lo, netns: WHERE, mode: generic}]}}}\n"
     )
     world.write(text.replace("WHERE", netns.here))
     with world.keeper() as keeper:
@@ -558,7 +558,8 @@ def test_same_index_in_another_namespace_is_another_interface(world: World, netn
         world.write(text.replace("WHERE", netns.there))
         assert world.reload(keeper).result is ReloadResult.OK
         before = world.events()[0]
-        netns.send(3, backwards=True)
+        with netns.inside(netns.there):
+            send_datagrams(3)
         assert world.events()[0] >= before + 3, "not attached where it was asked for"
     assert plan_now(world) == ()
 
