@@ -31,7 +31,7 @@ class DaemonProcess:
         self._log = directory / "log"
         self._manifest = directory / "bpfkeeperd.yaml"
         root = places.pin_root(name)
-        listen = "metrics: {listen: '127.0.0.1:0'}"
+        listen = "" if "metrics:" in manifest else "metrics: {listen: '127.0.0.1:0'}"
         self._manifest.write_text(f"version: 1\npin_root: {root}\n{listen}\n{manifest}\n")
         self._control = control_path(str(directory), str(self._manifest))
         command = [sys.executable, "-m", "bpfkeeperd", "run", "--config", str(self._manifest)]
