@@ -6,7 +6,6 @@ import os
 import resource
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,10 +15,8 @@ import pytest
 
 from bpfkeeperd import kernel
 from bpfkeeperd.errors import KernelError
-from bpfkeeperd.keeper import Keeper
 from bpfkeeperd.state import MapIdChange, Outcome, ReloadResult
 from bpfkeeperd.statefile import state_path
-from bpfkeeperd.steps import Step
 from tests.kernel.test_reload import plan_now
 from tests.machine import Netns, inside_cgroup, ip, send_datagrams
 from tests.scenario import World
@@ -661,118 +658,3 @@ def test_a_link_that_cannot_be_read_is_not_taken_for_dead(world: World) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         assert world.reload(keeper).result is ReloadResult.OK
         assert world.link_ids() == links
-
-
-class Injected(KernelError):
-    pass
-
-
-class FailAt:
-    """Fails at the n-th change, and counts them."""
-
-    def __init__(self, at: int) -> None:
-        self.at, self.steps = at, list[Step]()
-
-    def __call__(self, step: Step, subject: object) -> None:
-        self.steps.append(step)
-        if len(self.steps) == self.at and step in UNDONE:
-            raise Injected(f"do {step} of {subject}", 12)
-
-
-UNDONE = {
-    Step.CREATE_MAP, Step.LOAD_OBJECT, Step.PIN_MAP, Step.STAGE_MAP, Step.PIN_PROGRAMS,
-    Step.STAGE_PROGRAMS, Step.COMMIT_PROGRAMS,
-    Step.ATTACH, Step.SWAP, Step.COMMIT_MAP, Step.COMMIT_LINK,
-}  # fmt: skip
-"""The steps of a change; those after it only let go of what nobody needs."""
-
-
-def prepare_rollback(world: World) -> tuple[Callable[[Keeper], None], Callable[[], None]]:
-    """A change with every step: maps made and recreated, links made, swapped and taken over."""
-    world.put("one", STEP=1)
-    world.put("two", STEP=1, PROGRAM="former")
-    first = (
-        "maps: {counts: {on_mismatch: recreate}}\n"
-        "objects:\n"
-        "  one: {file: one.bpf.o, pin_maps: [counts],\n"
-        "        programs: {count: {attach: [{cgroup: CGROUP}]}}}\n"
-        "  two: {file: two.bpf.o, pin_maps: [counts],\n"
-        "        programs: {former: {attach: [{cgroup: CGROUP}]}}}\n"
-    )
-    second = (
-        "maps:\n"
-        "  counts: {on_mismatch: recreate}\n"
-        "  second: {type: hash, key_size: 4, value_size: 8, max_entries: 8}\n"
-        "objects:\n"
-        "  one: {file: one.bpf.o, pin_maps: [counts, second],\n"
-        "        programs: {count: {attach: [{cgroup: CGROUP/child}, {cgroup: CGROUP}]}}}\n"
-        "  two: {file: two.bpf.o, pin_maps: [counts],\n"
-        "        programs: {latter: {attach: [{cgroup: CGROUP}]}}}\n"
-    )
-    child = world.cgroup / "child"
-    child.mkdir()
-    world.write(first)
-
-    def start(keeper: Keeper) -> None:
-        assert world.reload(keeper).result is ReloadResult.OK
-        send_datagrams(3)
-
-    def change() -> None:
-        world.put("one", STEP=2, ENTRIES=32, SECOND_MAP=8)
-        world.put("two", STEP=2, ENTRIES=32, PROGRAM="latter")
-        world.write(second)
-
-    return start, change
-
-
-def fail_at_each_step(world: World, keeper: Keeper, *, force: bool) -> set[Step]:
-    """Has a reload fail at its first step, its second, and so on, until it goes through.
-
-    After each failure, everything must be what it was. Returns the steps that failed.
-    """
-    before = world.everything()
-    failed, at = set[Step](), 0
-    while True:
-        at += 1
-        fail = FailAt(at)
-        keeper._on_step = fail
-        outcome = world.reload(keeper, force=force)
-        if outcome.result is ReloadResult.OK:
-            return failed
-        failed.add(fail.steps[at - 1])
-        assert outcome.result is ReloadResult.FAILED
-        assert "cannot do " in outcome.failures[0].message
-        assert world.everything() == before, f"not rolled back: {fail.steps[at - 1]}"
-
-
-def test_every_step_of_a_change_is_rolled_back(world: World) -> None:
-    """For each step: programs, links, maps, pins, modes and contents are what they were."""
-    start, change = prepare_rollback(world)
-    with world.keeper() as keeper, inside_cgroup(world.cgroup):
-        start(keeper)
-        change()
-        failed = fail_at_each_step(world, keeper, force=False)
-        assert plan_now(world) == ()
-    wanted = UNDONE - {Step.STAGE_PROGRAMS, Step.COMMIT_PROGRAMS}
-    assert wanted <= failed, f"never reached: {wanted - failed}"
-
-
-def test_every_step_of_a_forced_reload_is_rolled_back(world: World) -> None:
-    """The same file again: a dead link is replaced, programs take their own directory over."""
-    child = world.cgroup / "child"
-    child.mkdir()
-    world.put("one")
-    world.write(
-        "objects:\n  one: {file: one.bpf.o, pin_maps: [counts],\n"
-        "        programs: {count: {attach: [{cgroup: CGROUP/child}, {cgroup: CGROUP}]}}}\n"
-    )
-    with world.keeper() as keeper:
-        world.reload(keeper)
-        child.rmdir()
-        while min(world.link_targets()) != 0:  # the kernel takes its time to let go of a cgroup
-            time.sleep(0.01)
-        child.mkdir()
-        failed = fail_at_each_step(world, keeper, force=True)
-        assert plan_now(world) == ()
-    wanted = {Step.STAGE_PROGRAMS, Step.COMMIT_PROGRAMS, Step.COMMIT_LINK, Step.SWAP, Step.ATTACH}
-    assert wanted <= failed, f"never reached: {wanted - failed}"
