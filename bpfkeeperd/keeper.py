@@ -61,8 +61,8 @@ def look(manifest: Manifest, memory: Memory, *, force: bool = False) -> Look:
 class Keeper:
     """Keeps the maps of one manifest: reloads it, and remembers what bpffs cannot.
 
-    It holds the pin root and a descriptor of everything kept; a context manager that lets go of
-    them and leaves all that is pinned and attached as it is.
+    It holds the pin root and a descriptor of everything kept. `close` lets go of them, and leaves
+    all that is pinned and attached as it is.
 
     Raises:
         ManifestError: the first manifest is wrong.
@@ -188,7 +188,7 @@ class Keeper:
     def _take_stock(self, desired: Desired, applied: Applied, todo: Plan) -> tuple[IdChange, ...]:
         """Takes hold of what is now, counts ID changes and makes a new status.
 
-        ``todo`` is what is left to do, or what was just done of it.
+        ``todo`` is what is still to be done.
         """
         observed = applied.observed
         if observed is None:

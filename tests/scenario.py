@@ -13,10 +13,10 @@ from bpfkeeperd import kernel
 from bpfkeeperd.churn import IdChange
 from bpfkeeperd.keeper import Keeper
 from bpfkeeperd.layout import Layout
-from bpfkeeperd.state import Outcome
+from bpfkeeperd.state import Outcome, ReloadResult
 from bpfkeeperd.steps import OnStep, no_failpoint
 from tests.conftest import BuildObject
-from tests.machine import events, map_id
+from tests.machine import events, map_id, send_datagrams
 
 
 @dataclass(slots=True)
@@ -138,6 +138,24 @@ def contents(path: Path) -> dict[bytes, bytes | None]:
             key: kernel.map_lookup(fd, key, info.value_size)
             for key in kernel.map_keys(fd, info.key_size)
         }
+
+
+def refused(outcome: Outcome) -> str:
+    """Everything a reload that failed says."""
+    assert outcome.result is ReloadResult.FAILED, outcome
+    return "\n".join([*outcome.refusals, *(failure.message for failure in outcome.failures)])
+
+
+def check_still_served(world: World, *, programs: int = 1) -> None:
+    """Every packet of this process's cgroup is counted, once by each program."""
+    before = world.events()
+    send_datagrams(2)
+    assert world.events()[0] == before[0] + 2 * programs
+
+
+def garbage(path: Path) -> None:
+    """Puts something that is no object in the place of an object."""
+    path.write_bytes(b"not an object at all")
 
 
 @pytest.fixture

@@ -16,9 +16,6 @@ struct btf;
 
 struct bpf_object_open_opts { size_t sz; const char *object_name; ...; };
 
-uint32_t libbpf_major_version(void);
-uint32_t libbpf_minor_version(void);
-
 struct bpf_object *bpf_object__open_mem(const void *buf, size_t size,
                                         const struct bpf_object_open_opts *opts);
 int bpf_object__load(struct bpf_object *obj);

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
 
@@ -368,3 +369,18 @@ def test_reads_see_no_reload_half_done(world: World) -> None:
     for command in (["check"], ["plan"], ["status"], ["maps"], ["plan", "--force"], ["schema"]):
         assert cli(world, *command).returncode == 0, command
     assert (world.everything(), contents(world.pins / "counts")) == before
+
+
+def test_more_maps_than_descriptors_at_first(world: World) -> None:
+    """The usual soft limit is soon reached; the hard one is the administrator's."""
+    names = [f"map{number}" for number in range(200)]
+    definition = "{type: array, key_size: 4, value_size: 8, max_entries: 1}"
+    world.write("maps:\n" + "".join(f"  {name}: {definition}\n" for name in names))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (128, hard))
+    try:
+        done = cli(world, "apply")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert set(pins(world)) == {*names, "bpfkeeperd"}

@@ -295,6 +295,16 @@ def test_reload_after_a_daemon_was_killed(world: World, start: Start) -> None:
     assert start().reload().returncode == 0
 
 
+def test_quiet_reload_tells_by_its_exit_code_alone(world: World, start: Start) -> None:
+    """As the unit's ExecReload: the daemon has written the journal already."""
+    prepare(world)
+    daemon = start()
+    for macro, code in (("STEP", 0), ("REFUSED", 1)):
+        world.put("one", "counter", **{macro: 2})
+        done = daemon.reload("--quiet")
+        assert (done.returncode, done.stdout, done.stderr) == (code, "", "")
+
+
 def test_second_daemon_on_the_same_pin_root(world: World, start: Start) -> None:
     prepare(world)
     first = start()

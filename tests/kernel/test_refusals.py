@@ -1,0 +1,225 @@
+"""What cannot be had is refused, by name, and what runs goes on (I3, I8)."""
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bpfkeeperd.state import ReloadResult
+from tests.kernel.test_reload import plan_now
+from tests.machine import inside_cgroup, send_datagrams
+from tests.scenario import World, check_still_served, garbage, refused
+
+
+@pytest.mark.parametrize(
+    ("macros", "message"),
+    [
+        ({"ENTRIES": 32}, "max_entries is 16, wanted is 32"),
+        ({"TYPE": "BPF_MAP_TYPE_LRU_HASH"}, "type is hash, wanted is lru_hash"),
+        ({"WIDER": 1}, "value_size is 16, wanted is 24"),
+        ({"REORDERED": 1}, "value layout: events (int, 8 bytes) at byte 0, wanted is steps"),
+    ],
+)
+def test_differing_map_is_refused_and_everything_stays(
+    world: World, macros: dict[str, Any], message: str
+) -> None:
+    world.put("one")
+    world.put("other", HOOK='"cgroup_skb/ingress"', MAP="others")
+    entry = (
+        "objects:\n"
+        "  one: {file: one.bpf.o, pin_maps: [counts],\n"
+        "        programs: {count: {attach: [{cgroup: CGROUP}]}}}\n"
+        "  other: {file: other.bpf.o, pin_maps: [others],\n"
+        "          programs: {count: {attach: [{cgroup: CGROUP}]}}}\n"
+    )
+    world.write(entry)
+    with world.keeper() as keeper, inside_cgroup(world.cgroup):
+        world.reload(keeper)
+        send_datagrams(1)
+        ids, links = (world.map_id(), world.map_id("others")), world.link_ids()
+        world.put("one", **macros)
+        world.put("other", HOOK='"cgroup_skb/ingress"', MAP="others", STEP=50)
+        outcome = world.reload(keeper)
+        text = refused(outcome)
+        assert message in text and "map counts" in text and "object one" in text
+        assert (world.map_id(), world.map_id("others")) == ids
+        own = {path: link for path, link in links.items() if path.startswith("one/")}
+        now = world.link_ids()
+        assert own.items() <= now.items(), "a held object was touched"
+        assert now != links, "the other object did not go ahead"
+        check_still_served(world)
+        world.put("one", STEP=2)  # the cause goes
+        assert world.reload(keeper).result is ReloadResult.OK
+        check_still_served(world)
+    assert plan_now(world) == ()
+
+
+def test_every_differing_field_is_named(world: World) -> None:
+    world.put("one")
+    world.write_counter("one")
+    world.apply()
+    world.put("one", ENTRIES=32, WIDER=1, TYPE="BPF_MAP_TYPE_ARRAY")
+    text = refused(world.apply())
+    for field in ("type is hash", "value_size is 16", "max_entries is 16"):
+        assert field in text
+
+
+def test_verifier_refusal(world: World) -> None:
+    world.put("one")
+    world.write_counter("one")
+    with world.keeper() as keeper, inside_cgroup(world.cgroup):
+        world.reload(keeper)
+        send_datagrams(1)
+        before = world.everything()
+        world.put("one", REFUSED=1)
+        outcome = world.reload(keeper)
+        text = refused(outcome)
+        assert "object one: the verifier refuses program count: " in text
+        assert "invalid mem access 'map_value_or_null'" in text
+        assert "R0 invalid mem access" in outcome.failures[0].detail
+        assert world.everything() == before
+        check_still_served(world)
+
+
+def _half(path: Path) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+
+
+def _empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def _missing(path: Path) -> None:
+    path.unlink()
+
+
+def _directory(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (garbage, "this is no ELF file"),
+        (_half, "it is cut short or half written"),
+        (_empty, "the file is empty"),
+        (_missing, "No such file or directory"),
+        (_directory, "it is a directory"),
+    ],
+)
+def test_unusable_object_file(world: World, damage: Callable[[Path], None], message: str) -> None:
+    path = world.put("one")
+    world.put("two", HOOK='"cgroup_skb/ingress"', MAP="others")
+    world.write(
+        "objects:\n"
+        "  one: {file: one.bpf.o, pin_maps: [counts],\n"
+        "        programs: {count: {attach: [{cgroup: CGROUP}]}}}\n"
+        "  two: {file: two.bpf.o, pin_maps: [others]}\n"
+    )
+    with world.keeper() as keeper, inside_cgroup(world.cgroup):
+        world.reload(keeper)
+        send_datagrams(1)
+        before = world.everything()
+        damage(path)
+        text = refused(world.reload(keeper))
+        assert message in text and "object one" in text and str(path) in text
+        assert world.everything() == before
+        check_still_served(world)
+        assert {status.name for status in keeper.status.maps} == {"counts", "others"}
+    # A keeper that never saw the good file leaves what runs alone, too.
+    with inside_cgroup(world.cgroup):
+        before = world.everything()
+        text = refused(world.apply())
+        assert message in text
+        assert world.everything() == before
+        check_still_served(world)
+
+
+def test_unreadable_object_is_shown_as_far_as_it_is_known(world: World) -> None:
+    path = world.put("one")
+    world.write_counter("one")
+    world.apply()
+    garbage(path)
+    with world.keeper() as keeper:  # one that never saw the good file
+        refused(world.reload(keeper))
+        (shown,), (attachment,) = keeper.status.maps, keeper.status.attachments
+        assert (shown.name, shown.id) == ("counts", world.map_id())
+        assert attachment.up and "this is no ELF file" in attachment.problem
+
+
+def test_what_runs_counts_and_not_what_was_read(world: World) -> None:
+    """A version that was refused is forgotten when its file cannot be read any more."""
+    path = world.put("one")
+    world.write_counter("one")
+    with world.keeper() as keeper, inside_cgroup(world.cgroup):
+        world.reload(keeper)
+        world.put("one", ENTRIES=32)
+        assert "max_entries is 16" in refused(world.reload(keeper))
+        garbage(path)
+        text = refused(world.reload(keeper))
+        assert "this is no ELF file" in text and "max_entries" not in text
+        # Even without its file, what is loaded is attached again.
+        ((link_id, _),) = world.link_ids().values()
+        subprocess.run(["bpftool", "link", "detach", "id", str(link_id)], check=True)
+        refused(world.reload(keeper))
+        check_still_served(world)
+        assert world.link_ids() and plan_now(world) == ()
+
+
+def test_wrong_sha256_is_refused(world: World) -> None:
+    world.put("one")
+    world.write(f"objects: {{one: {{file: one.bpf.o, sha256: {'0' * 64}}}}}\n")
+    assert "the manifest wants 0000" in refused(world.apply())
+
+
+def test_wrong_manifest_changes_nothing(world: World) -> None:
+    world.put("one")
+    world.write_counter("one")
+    with world.keeper() as keeper:
+        world.reload(keeper)
+        before = world.everything()
+        world.write("objects: {one: {fil: one.bpf.o}}\n")
+        outcome = world.reload(keeper)
+        assert outcome.result is ReloadResult.REJECTED
+        assert "did you mean" in outcome.failures[0].message
+        world.write("objects:\n  one: {file: one.bpf.o, programs: {cuont: {}}}\n")
+        outcome = world.reload(keeper)
+        assert outcome.result is ReloadResult.REJECTED
+        assert "object one has no program cuont: did you mean count?" in (
+            outcome.failures[0].message
+        )
+        assert world.everything() == before
+
+
+def test_two_declarations_of_one_map_that_differ(world: World) -> None:
+    world.put("one")
+    world.put("two", ENTRIES=64)
+    world.write_counter("one", "two")
+    with world.keeper() as keeper:
+        outcome = world.reload(keeper)
+    assert outcome.result is ReloadResult.REJECTED
+    assert "object two declares map counts otherwise than object one" in (
+        outcome.failures[0].message
+    )
+    assert world.map_id() is None
+
+
+def test_held_user_holds_back_a_shared_map(world: World) -> None:
+    """A map is not exchanged under a user that cannot come along."""
+    world.put("one")
+    world.put("two", STEP=10)
+    world.write_counter("one", "two", extra="maps: {counts: {on_mismatch: recreate}}")
+    with world.keeper() as keeper, inside_cgroup(world.cgroup):
+        world.reload(keeper)
+        before = world.everything()
+        world.put("one", ENTRIES=32)
+        garbage(world.directory / "two.bpf.o")
+        text = refused(world.reload(keeper))
+        assert "map counts: object two, which uses it, is held back" in text
+        assert "object one: held back by map counts" in text
+        assert world.everything() == before
+        check_still_served(world, programs=2)
