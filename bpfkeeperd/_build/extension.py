@@ -5,8 +5,10 @@ from pathlib import Path
 from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
-HEADER = (HERE / "libbpf.h").read_text()
-SOURCE = (HERE / "libbpf.c").read_text()
+PARTS = ("libbpf",)
+"""C files with their headers; a later one can use what an earlier one has."""
+HEADER = "".join((HERE / f"{part}.h").read_text() for part in PARTS)
+SOURCE = "".join((HERE / f"{part}.c").read_text() for part in PARTS)
 
 LIBBPF = """
 struct bpf_object;
@@ -40,10 +42,14 @@ int bpf_map_get_fd_by_id(uint32_t id);
 int bpf_prog_get_fd_by_id(uint32_t id);
 int bpf_map_update_elem(int fd, const void *key, const void *value, uint64_t flags);
 int bpf_map_lookup_elem(int fd, const void *key, void *value);
+int bpf_map_lookup_and_delete_elem(int fd, const void *key, void *value);
 int bpf_map_delete_elem(int fd, const void *key);
 int bpf_map_get_next_key(int fd, const void *key, void *next_key);
 
+struct bpf_btf_load_opts;
+int bpf_btf_load(const void *data, size_t size, const struct bpf_btf_load_opts *opts);
 struct btf *btf__load_from_kernel_by_id(uint32_t id);
+const void *btf__raw_data(const struct btf *btf, uint32_t *size);
 void btf__free(struct btf *btf);
 
 void free(void *);

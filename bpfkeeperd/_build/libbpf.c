@@ -179,14 +179,16 @@ int keeper_link_info(int fd, struct keeper_link_info *out)
 
 /* ---- making and changing ---- */
 
-int keeper_map_create(uint32_t type, const char *name, uint32_t key_size, uint32_t value_size,
-		      uint32_t max_entries, uint32_t flags, uint64_t map_extra,
-		      uint32_t numa_node)
+int keeper_map_create(const struct keeper_map_definition *map)
 {
-	LIBBPF_OPTS(bpf_map_create_opts, opts, .map_flags = flags, .map_extra = map_extra,
-		    .numa_node = numa_node);
+	LIBBPF_OPTS(bpf_map_create_opts, opts, .map_flags = map->flags,
+		    .map_extra = map->map_extra, .numa_node = map->numa_node,
+		    .inner_map_fd = map->inner_fd, .btf_fd = map->btf_fd,
+		    .btf_key_type_id = map->btf_key_type_id,
+		    .btf_value_type_id = map->btf_value_type_id);
 
-	return bpf_map_create(type, name, key_size, value_size, max_entries, &opts);
+	return bpf_map_create(map->type, map->name, map->key_size, map->value_size,
+			      map->max_entries, &opts);
 }
 
 int keeper_link_create(int prog_fd, int target_fd, int attach_type, uint32_t flags)

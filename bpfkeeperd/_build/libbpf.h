@@ -41,9 +41,14 @@ int keeper_map_info(int fd, struct keeper_map_info *info);
 int keeper_prog_info(int fd, struct keeper_prog_info *info);
 int keeper_link_info(int fd, struct keeper_link_info *info);
 
-int keeper_map_create(uint32_t type, const char *name, uint32_t key_size, uint32_t value_size,
-		      uint32_t max_entries, uint32_t flags, uint64_t map_extra,
-		      uint32_t numa_node);
+/* inner_fd and btf_fd are 0 for none: neither a map nor BTF ever has descriptor 0 here. */
+struct keeper_map_definition {
+	const char *name;
+	uint32_t type, key_size, value_size, max_entries, flags, numa_node;
+	uint32_t inner_fd, btf_fd, btf_key_type_id, btf_value_type_id;
+	uint64_t map_extra;
+};
+int keeper_map_create(const struct keeper_map_definition *map);
 int keeper_link_create(int prog_fd, int target_fd, int attach_type, uint32_t flags);
 /* With old_prog_fd >= 0 the link is updated only while it runs that program, else EPERM. */
 int keeper_link_update(int link_fd, int prog_fd, int old_prog_fd);

@@ -171,38 +171,87 @@ def map_create(
     flags: int = 0,
     map_extra: int = 0,
     numa_node: int = 0,
+    inner_fd: int = 0,
+    btf: tuple[int, int, int] = (0, 0, 0),
 ) -> int:
-    """Creates a map. The kernel takes 15 characters of a name, of ``[A-Za-z0-9_.]``."""
+    """Creates a map. The kernel takes 15 characters of a name, of ``[A-Za-z0-9_.]``.
+
+    ``inner_fd`` is the pattern of a map-in-map's inner maps; ``btf`` a descriptor from `btf_load`
+    with the IDs of the key's and the value's type.
+    """
     kernel_name = "".join(c if c.isascii() and (c.isalnum() or c in "_.") else "_" for c in name)
+    text = ffi.new("char[]", kernel_name[:15].encode())
+    definition = ffi.new(
+        "struct keeper_map_definition *",
+        {
+            "name": text,
+            "type": map_type,
+            "key_size": key_size,
+            "value_size": value_size,
+            "max_entries": max_entries,
+            "flags": flags,
+            "numa_node": numa_node,
+            "inner_fd": inner_fd,
+            "btf_fd": btf[0],
+            "btf_key_type_id": btf[1],
+            "btf_value_type_id": btf[2],
+            "map_extra": map_extra,
+        },
+    )
     return _checked(
-        lib.keeper_map_create(
-            map_type,
-            kernel_name[:15].encode(),
-            key_size,
-            value_size,
-            max_entries,
-            flags,
-            map_extra,
-            numa_node,
-        ),
+        lib.keeper_map_create(definition),
         f"create map {name} (type {type_name(map_type)}, key_size {key_size}, value_size"
         f" {value_size}, max_entries {max_entries}, flags {flags:#x})",
     )
 
 
-def map_update(fd: int, key: bytes, value: bytes) -> None:
-    _checked(lib.bpf_map_update_elem(fd, key, value, 0), "update a map entry")
+def btf_load(data: bytes) -> int:
+    """Gives BTF to the kernel; returns its descriptor."""
+    return _checked(lib.bpf_btf_load(data, len(data), ffi.NULL), "load BTF into the kernel")
+
+
+def btf_data(btf_id: int) -> bytes | None:
+    """The raw BTF with an ID; None when there is none, or without CAP_SYS_ADMIN."""
+    btf = lib.btf__load_from_kernel_by_id(btf_id)
+    if btf == ffi.NULL:
+        return None
+    try:
+        size = ffi.new("uint32_t *")
+        data = lib.btf__raw_data(btf, size)
+        return bytes(ffi.buffer(data, size[0])) if data != ffi.NULL else None
+    finally:
+        lib.btf__free(btf)
+
+
+def map_update(fd: int, key: bytes | None, value: bytes, flags: int = 0) -> None:
+    """Writes one entry; no key for queues, stacks and bloom filters."""
+    _checked(lib.bpf_map_update_elem(fd, _key(key), value, flags), "update a map entry")
+
+
+def _key(key: bytes | None) -> Any:
+    return ffi.NULL if key is None else key
+
+
+def map_pop(fd: int, key: bytes | None, value_size: int) -> bytes | None:
+    """Takes one entry out: of a queue or stack the next; None when there is none."""
+    value = ffi.new("char[]", value_size)
+    result = lib.bpf_map_lookup_and_delete_elem(fd, _key(key), value)
+    if result == -errno.ENOENT:
+        return None
+    _checked(result, "take a map entry")
+    return bytes(ffi.buffer(value))
 
 
 def map_delete(fd: int, key: bytes) -> None:
     _checked(lib.bpf_map_delete_elem(fd, key), "delete a map entry")
 
 
-def map_lookup(fd: int, key: bytes, value_size: int) -> bytes | None:
-    """One value; None for a key that is not there. Per-CPU maps give one value per possible CPU:
-    the caller sizes the buffer."""
+def map_lookup(fd: int, key: bytes | None, value_size: int) -> bytes | None:
+    """One value (of a queue or stack, without a key, the next); None for a key that is not there.
+
+    Per-CPU maps give one value per possible CPU: the caller sizes the buffer."""
     value = ffi.new("char[]", value_size)
-    result = lib.bpf_map_lookup_elem(fd, key, value)
+    result = lib.bpf_map_lookup_elem(fd, _key(key), value)
     if result == -errno.ENOENT:
         return None
     _checked(result, "look up a map entry")
