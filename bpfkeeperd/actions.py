@@ -59,6 +59,56 @@ class RecreateMap:
 
 
 @dataclass(frozen=True, slots=True)
+class RenewMap:
+    """A new map in the place of one whose contents belong to the programs: what goes on to be true
+    is carried over, under a new ID."""
+
+    map: WantedMap
+    old: MapInfo
+    reason: str
+    carried: tuple[str, ...] = ()
+    """Of global data: the variables that keep their values."""
+    dropped: tuple[str, ...] = ()
+    """Of global data: those that do not."""
+
+    def __str__(self) -> str:
+        changes = f"its ID {self.old.id} changes"
+        if not self.map.spec.internal:
+            return f"renew {type_name(self.map.spec.type)} {self.map.name}: {changes} ({self.reason})"
+        kept = f"copied by name: {', '.join(self.carried) or 'nothing'}"
+        lost = f"; NOT COPIED: {', '.join(self.dropped)}" if self.dropped else ""
+        return f"renew global data {self.map.name}: {changes}, {kept}{lost} ({self.reason})"
+
+
+@dataclass(frozen=True, slots=True)
+class RenameMap:
+    """The map gets another name: its ID and contents stay."""
+
+    map: WantedMap
+    source: str
+    """The name of its pin now."""
+    info: MapInfo
+
+    def __str__(self) -> str:
+        return f"rename map {self.source} to {self.map.name} (ID {self.info.id}, contents kept)"
+
+
+@dataclass(frozen=True, slots=True)
+class WriteEntries:
+    """Puts entries of a kept map right."""
+
+    map: WantedMap
+    places: tuple[int, ...]
+    """Of ``map.contents``."""
+    reason: str
+
+    def __str__(self) -> str:
+        texts = [self.map.contents[place].text for place in self.places[:3]]
+        more = f" and {len(self.places) - 3} more" if len(self.places) > 3 else ""
+        return f"write entries of map {self.map.name}: {', '.join(texts)}{more} ({self.reason})"
+
+
+@dataclass(frozen=True, slots=True)
 class LoadObject:
     object: WantedObject
     reason: str
@@ -121,11 +171,24 @@ class RemovePrograms:
         )
 
 
-MapAction = CreateMap | RecreateMap
+@dataclass(frozen=True, slots=True)
+class RemoveArray:
+    """Lets go of a program array that was kept for an object's programs alone."""
+
+    name: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"unpin program array {self.name} ({self.reason})"
+
+
+Making = CreateMap | RecreateMap | RenewMap
+"""There is a new map afterwards."""
+MapAction = Making | RenameMap
 LinkAction = Attach | Swap
-Removal = Detach | RemovePrograms
+Removal = Detach | RemovePrograms | RemoveArray
 Restore = RestoreMap | RestoreLink
-Action = Restore | MapAction | LoadObject | LinkAction | Removal
+Action = Restore | MapAction | LoadObject | LinkAction | WriteEntries | Removal
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,12 +198,17 @@ class Change:
     maps: tuple[MapAction, ...] = ()
     loads: tuple[LoadObject, ...] = ()
     links: tuple[LinkAction, ...] = ()
+    writes: tuple[WriteEntries, ...] = ()
     removals: tuple[Removal, ...] = ()
     """Of what the change replaces; done last, when nothing can fail any more."""
 
     @property
     def actions(self) -> tuple[Action, ...]:
-        return (*self.maps, *self.loads, *self.links, *self.removals)
+        return (*self.maps, *self.loads, *self.links, *self.writes, *self.removals)
+
+    @property
+    def makes(self) -> tuple[Making, ...]:
+        return tuple(action for action in self.maps if not isinstance(action, RenameMap))
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,9 @@ Looking at everything once more would cost a third of a large reload; after a fa
 from dataclasses import dataclass, field, replace
 
 from bpfkeeperd import kernel
-from bpfkeeperd.actions import Detach, Removal, RemovePrograms, Swap
+from bpfkeeperd.actions import Detach, Removal, RemoveArray, RemovePrograms, Swap
 from bpfkeeperd.desired import Attachment
-from bpfkeeperd.layout import LinkKey, escape
+from bpfkeeperd.layout import LinkKey, escape, is_array_name
 from bpfkeeperd.observed import Observed, ObservedLink, ObservedMap
 from bpfkeeperd.state import ProgramInfo
 
@@ -24,10 +24,21 @@ class After:
     gone_links: set[LinkKey] = field(default_factory=set)
     gone_programs: set[tuple[str, str]] = field(default_factory=set)
     """Escaped object name and digest."""
+    gone_arrays: set[str] = field(default_factory=set)
 
     def made_map(self, name: str, fd: int) -> None:
         info = kernel.map_info(fd)
         self.maps[name] = ObservedMap(pinned=info, layouts=kernel.btf_layouts(*info.btf))
+
+    def renamed(self, name: str) -> None:
+        """A map that has its new name now."""
+        self.maps[name] = replace(self.maps.get(name, self.before.maps[name]), source="")
+
+    def wrote(self, name: str, places: tuple[int, ...]) -> None:
+        """Entries that are as the manifest has them."""
+        found = self.maps.get(name, self.before.maps[name])
+        astray = tuple(place for place in found.astray if place not in places)
+        self.maps[name] = replace(found, astray=astray)
 
     def loaded(self, object_name: str, digest: str, programs: dict[str, int]) -> None:
         """Programs by name, as descriptors; the object's name is escaped."""
@@ -55,6 +66,8 @@ class After:
                 self.gone_links.add(key)
             case RemovePrograms(object_name, digest):
                 self.gone_programs.add((object_name, digest))
+            case RemoveArray(name):
+                self.gone_arrays.add(name)
 
     def observed(self) -> Observed:
         links = {**self.before.links, **self.links}
@@ -64,9 +77,11 @@ class After:
                 left = dict(programs[object_name])
                 del left[digest]
                 programs[object_name] = left
+        made_arrays = [name for name in self.maps if is_array_name(name)]
         return replace(
             self.before,
             maps={**self.before.maps, **self.maps},
             programs={name: digests for name, digests in programs.items() if digests},
             links={key: link for key, link in links.items() if key not in self.gone_links},
+            arrays=tuple(sorted({*self.before.arrays, *made_arrays} - self.gone_arrays)),
         )

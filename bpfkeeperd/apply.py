@@ -7,11 +7,16 @@ from dataclasses import dataclass, field
 from bpfkeeperd import kernel
 from bpfkeeperd.actions import (
     REPLACED,
+    CreateMap,
     Detach,
+    MapAction,
     Plan,
     RecreateMap,
     Removal,
+    RemoveArray,
     RemovePrograms,
+    RenameMap,
+    RenewMap,
     Restore,
     RestoreLink,
     RestoreMap,
@@ -19,6 +24,7 @@ from bpfkeeperd.actions import (
 from bpfkeeperd.after import After
 from bpfkeeperd.directories import make_directory, remove_empty, remove_tree, unlink
 from bpfkeeperd.enact import Enactor, error_text, make_link_directory
+from bpfkeeperd.enactmaps import kept_map
 from bpfkeeperd.errors import KeeperError, ObjectError
 from bpfkeeperd.held import Held
 from bpfkeeperd.layout import Layout
@@ -39,8 +45,26 @@ class Applied:
     made_maps: set[str] = field(default_factory=set)
     """Maps whose pin was made now."""
     recreated_maps: set[str] = field(default_factory=set)
+    renewed_maps: set[str] = field(default_factory=set)
+    renamed_maps: dict[str, str] = field(default_factory=dict)
+    """New name to old."""
     observed: Observed | None = None
     """What is now; None when it takes another look to know."""
+
+
+    def took_place(self, action: MapAction) -> None:
+        name = action.map.name
+        match action:
+            case RenameMap(_, source):
+                self.renamed_maps[name] = source
+                return
+            case RecreateMap():
+                self.recreated_maps.add(name)
+            case RenewMap():
+                self.renewed_maps.add(name)
+            case CreateMap():
+                pass
+        self.made_maps.add(name)
 
 
 def apply(
@@ -138,28 +162,18 @@ def _make_changes(enactor: Enactor, plan: Plan, open_object: OpenObject, applied
                 continue
             change = item.change
             for action in change.maps:
-                applied.made_maps.add(action.map.name)
-                if isinstance(action, RecreateMap):
-                    applied.recreated_maps.add(action.map.name)
-            applied.done += map(str, (*change.maps, *change.loads, *change.links))
+                applied.took_place(action)
+            done = (*change.maps, *change.loads, *change.links, *change.writes)
+            applied.done += map(str, done)
             for removal in change.removals:
                 _remove(enactor, removal, applied)
 
 
 def _kept_map(enactor: Enactor, stack: ExitStack, name: str) -> int:
-    """The descriptor of a kept map: the held one when it is the pinned one."""
-    found = enactor.observed.maps[name]
-    info = found.pinned or found.lost
-    map_id = info.id if info else 0
-    fd = enactor.held.map_fd(name, map_id)
-    if fd is not None:
-        return fd
-    opened = kernel.pinned_map(enactor.layout.map(name))
+    fd, opened = kept_map(enactor.layout, enactor.observed, enactor.held, name)
     if opened:
-        stack.callback(os.close, opened[0])
-    if opened is None or opened[1].id != map_id:
-        raise KeeperError(f"map {name} was exchanged while the reload went on: reload again")
-    return opened[0]
+        stack.callback(os.close, fd)
+    return fd
 
 
 def _remove(enactor: Enactor, removal: Removal, applied: Applied) -> None:
@@ -181,6 +195,10 @@ def _remove(enactor: Enactor, removal: Removal, applied: Applied) -> None:
                 os.rmdir(path)
                 if removal.last:
                     os.rmdir(os.path.dirname(path))
+            case RemoveArray(name):
+                enactor.on_step(Step.REMOVE_ARRAY, name)
+                unlink(layout.map(name))
+                remove_empty(layout.map(name), layout.own)
         enactor.after.removed(removal)
         if removal.reason != REPLACED:  # that goes without saying
             applied.done.append(str(removal))

@@ -32,6 +32,9 @@ class Memory:
         return {name: record.id for name, record in self.maps.items() if record.id}
 
 
+NOTHING: Mapping[str, str] = {}
+
+
 @dataclass(frozen=True, slots=True)
 class IdChange:
     name: str
@@ -50,13 +53,19 @@ def follow(
     boot_id: str,
     made: Set[str] = frozenset(),
     recreated: Set[str] = frozenset(),
+    renewed: Set[str] = frozenset(),
+    renamed: Mapping[str, str] = NOTHING,
 ) -> tuple[Memory, tuple[IdChange, ...]]:
     """Compares the IDs under the names now with the last ones.
 
     ``made`` are the pins that the keeper made since the last look, ``recreated`` those of them that
-    took the place of another map.
+    took the place of another map, ``renewed`` those that carry on what another held. ``renamed``
+    has the new name of each pin that got one, with the old one.
     """
     maps = dict(memory.maps)
+    for name, former in renamed.items():
+        if former in maps:
+            maps[name] = maps.pop(former)
     changes = []
     for name, map_id in pinned.items():
         record = maps.get(name)
@@ -69,6 +78,8 @@ def follow(
             if name in made and not record.made:
                 maps[name] = replace(record, made=True)
             continue
+        elif name in renewed:
+            reason = MapIdChange.RENEWED
         elif name in recreated:
             reason = MapIdChange.RECREATED
         elif name in made:

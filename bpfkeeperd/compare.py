@@ -15,7 +15,7 @@ from bpfkeeperd.maptypes import (
     USER_RINGBUF,
     type_name,
 )
-from bpfkeeperd.state import MapInfo, MapSpec
+from bpfkeeperd.state import InnerInfo, MapInfo, MapSpec
 
 NO_COMMON_LRU = 0x2
 RDONLY = 0x8
@@ -70,6 +70,25 @@ def differences(want: MapSpec, have: MapInfo) -> tuple[str, ...]:
             ("max_entries", have.max_entries, want.max_entries),
             ("flags", f"{flags:#x}", f"{want.flags:#x}"),
             ("map_extra", f"{have.map_extra:#x}", f"{want.map_extra:#x}"),
+        )
+        if is_ != wanted
+    )
+
+
+def inner_differences(want: MapSpec, have: InnerInfo | None) -> tuple[str, ...]:
+    """How the inner maps that a map-in-map takes differ from the wanted ones; libbpf and the
+    kernel's info say nothing of them."""
+    inner = want.inner
+    if inner is None or have is None:
+        return ()
+    return tuple(
+        f"inner {field} is {is_}, wanted is {wanted}"
+        for field, is_, wanted in (
+            ("type", type_name(have.type), type_name(inner.type)),
+            ("key_size", have.key_size, inner.key_size),
+            ("value_size", have.value_size, inner.value_size),
+            ("max_entries", have.max_entries, inner.max_entries),
+            ("flags", f"{have.flags:#x}", f"{inner.flags:#x}"),
         )
         if is_ != wanted
     )

@@ -1,9 +1,11 @@
 """Pins and directories of the keeper's own: made for this user alone, removed without following."""
 
 import contextlib
+import functools
 import os
 
 from bpfkeeperd.errors import KernelError
+from bpfkeeperd.transaction import Transaction
 
 
 def make_directory(path: str) -> None:
@@ -14,6 +16,24 @@ def make_directory(path: str) -> None:
         pass
     except OSError as error:
         raise KernelError(f"make directory {path}", error.errno or 0) from None
+
+
+def make_parents(transaction: Transaction, path: str, top: str) -> None:
+    """Makes the directories between ``top`` and a path that are not there yet."""
+    parts = path.removeprefix(f"{top}/").split("/")[:-1]
+    for depth in range(1, len(parts) + 1):
+        directory = f"{top}/{'/'.join(parts[:depth])}"
+        if not os.path.isdir(directory):
+            make_directory(directory)
+            transaction.on_undo(functools.partial(os.rmdir, directory))
+
+
+def exchange(transaction: Transaction, staged: str, path: str, aside: str) -> None:
+    """A staged pin takes the place of another, which stays aside until nothing can fail."""
+    os.link(path, aside)
+    transaction.on_undo(lambda: unlink(aside))
+    os.rename(staged, path)
+    transaction.on_undo(lambda: os.rename(aside, path))
 
 
 def unlink(path: str) -> None:

@@ -10,16 +10,21 @@ from bpfkeeperd.actions import (
     LoadObject,
     Plan,
     RecreateMap,
+    RemoveArray,
     RemovePrograms,
+    RenameMap,
+    RenewMap,
     RestoreLink,
     RestoreMap,
     Swap,
+    WriteEntries,
 )
 
 KINDS = (
     "map_missing",
     "map_differs",
     "map_pin_lost",
+    "entries_differ",
     "object_not_loaded",
     "object_held_back",
     "attachment_missing",
@@ -54,13 +59,15 @@ def _kind(action: Action) -> str:
             return "attachment_pin_lost"
         case CreateMap():
             return "map_missing"
-        case RecreateMap():
+        case RecreateMap() | RenewMap() | RenameMap():
             return "map_differs"
+        case WriteEntries():
+            return "entries_differ"
         case LoadObject():
             return "object_not_loaded"
         case Attach():
             return "attachment_missing"
         case Swap():
             return "attachment_replaced"
-        case Detach() | RemovePrograms():
+        case Detach() | RemovePrograms() | RemoveArray():
             return "leftover"

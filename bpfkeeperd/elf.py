@@ -15,6 +15,8 @@ from elftools.elf.elffile import ELFFile
 from bpfkeeperd.errors import ObjectError
 
 _HEADER = struct.Struct("<4s5B7xHHIQQQIHHHHHH")
+_DAMAGED = (ELFError, ValueError, LookupError, TypeError, AttributeError, OverflowError)
+"""What pyelftools raises at the sight of nonsense."""
 _EM_BPF = 247
 _ET_REL = 1
 _MACHINES = {62: "x86-64", 183: "arm64", 243: "RISC-V", 3: "i386", 40: "ARM", 0: "no machine"}
@@ -84,9 +86,38 @@ def read_elf(data: bytes) -> ElfFacts:
         )
         license_section = elf.get_section_by_name("license")
         text = license_section.data() if license_section else b""
-    except (ELFError, ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
+    except _DAMAGED as error:
         raise ObjectError(f"the ELF file is damaged: {error}") from None
     return ElfFacts(text.split(b"\0")[0].decode("utf-8", "replace"), sections)
+
+
+def slotted_maps(data: bytes) -> frozenset[str]:
+    """The program arrays that an object fills with programs of its own: those whose declaration
+    names functions, which libbpf does not tell.
+
+    Raises:
+        ObjectError: the file is damaged.
+    """
+    try:
+        elf = ELFFile(io.BytesIO(data))
+        relocations = elf.get_section_by_name(".rel.maps")
+        symbols = elf.get_section_by_name(".symtab")
+        section = elf.get_section_index(".maps")
+        if relocations is None or symbols is None or section is None:
+            return frozenset()
+        filled = [
+            relocation["r_offset"]
+            for relocation in relocations.iter_relocations()
+            if symbols.get_symbol(relocation["r_info_sym"])["st_info"]["type"] == "STT_FUNC"
+        ]
+        return frozenset(
+            symbol.name
+            for symbol in symbols.iter_symbols()
+            if symbol["st_shndx"] == section
+            and any(0 <= place - symbol["st_value"] < symbol["st_size"] for place in filled)
+        )
+    except _DAMAGED as error:
+        raise ObjectError(f"the ELF file is damaged: {error}") from None
 
 
 def first_complaint(log: str) -> str:

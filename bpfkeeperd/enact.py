@@ -11,13 +11,15 @@ from bpfkeeperd.actions import (
     CreateMap,
     LinkAction,
     LoadObject,
-    MapAction,
     RecreateMap,
+    RenameMap,
+    RenewMap,
     Swap,
 )
 from bpfkeeperd.after import After
 from bpfkeeperd.attach import create_link
-from bpfkeeperd.directories import make_directory, remove_empty, remove_tree, unlink
+from bpfkeeperd.directories import exchange, make_directory, remove_empty, remove_tree, unlink
+from bpfkeeperd.enactmaps import MapEnactor
 from bpfkeeperd.errors import KeeperError, KernelError
 from bpfkeeperd.held import Held
 from bpfkeeperd.layout import Layout, LinkKey, escape
@@ -37,6 +39,10 @@ class Enactor:
     on_step: OnStep
     after: After
     notes: list[str] = field(default_factory=list)
+    maps: MapEnactor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.maps = MapEnactor(self.layout, self.observed, self.held, self.on_step, self.after)
 
     def enact(self, loaded: Loaded) -> None:
         """Does a change whose objects are loaded, or undoes what it did of it.
@@ -61,10 +67,15 @@ class Enactor:
 
     def _enact(self, loaded: Loaded, transaction: Transaction) -> None:
         change = loaded.change
-        for action in change.maps:
-            self._pin_map(transaction, action, loaded.new_maps[action.map.name])
+        for action in change.makes:
+            self.maps.make_ready(transaction, action, loaded)
+        for action in change.makes:
+            self.maps.pin(transaction, action, loaded.new_maps[action.map.name])
         for load in change.loads:
             self._pin_programs(transaction, load, loaded)
+        for action in change.makes:
+            if isinstance(action, RenewMap) and action.map.spec.internal:
+                self.maps.carry_data(transaction, action, loaded.new_maps[action.map.name])
         # From here on what runs changes.
         for link in change.links:
             match link:
@@ -72,25 +83,19 @@ class Enactor:
                     self._attach(transaction, link, loaded)
                 case Swap():
                     self._swap(transaction, link, loaded)
-        for action in change.maps:
-            if isinstance(action, RecreateMap):
-                self._commit_map(transaction, action.map.name)
+        for write in change.writes:
+            self.maps.write(transaction, write, loaded)
+        for map_action in change.maps:
+            match map_action:
+                case RecreateMap() | RenewMap():
+                    self.maps.commit(transaction, map_action.map.name)
+                case RenameMap():
+                    self.maps.rename(transaction, map_action)
+                case CreateMap():
+                    pass
         for load in change.loads:
             if self._is_pinned(load):
                 self._commit_programs(transaction, load)
-
-    def _pin_map(self, transaction: Transaction, action: MapAction, fd: int) -> None:
-        """A new name is pinned at once, nobody can be disturbed by it; an exchange is staged."""
-        name = action.map.name
-        if isinstance(action, CreateMap):
-            self.on_step(Step.PIN_MAP, name)
-            path = self.layout.map(name)
-        else:
-            self.on_step(Step.STAGE_MAP, name)
-            path = f"{self.layout.staging}/maps/{name}"
-        kernel.pin(fd, path)
-        transaction.on_undo(lambda: unlink(path))
-        self.after.made_map(name, fd)
 
     def _is_pinned(self, load: LoadObject) -> bool:
         """Whether programs of the very same file and settings are pinned already."""
@@ -212,13 +217,6 @@ class Enactor:
             )
         return fd
 
-    def _commit_map(self, transaction: Transaction, name: str) -> None:
-        """The new map takes the name."""
-        self.on_step(Step.COMMIT_MAP, name)
-        path = self.layout.map(name)
-        aside = f"{self.layout.staging}/old_maps/{name}"
-        exchange(transaction, f"{self.layout.staging}/maps/{name}", path, aside)
-
     def _commit_programs(self, transaction: Transaction, load: LoadObject) -> None:
         """The same file loaded again: its programs take their predecessors' directory."""
         wanted = load.object
@@ -236,15 +234,8 @@ def _subject(change: Change) -> str:
     """Whom a change concerns: its objects, else its maps."""
     objects = dict.fromkeys(load.object.name for load in change.loads)
     objects |= dict.fromkeys(link.attachment.object for link in change.links)
-    return ", ".join(objects or [action.map.name for action in change.maps])
-
-
-def exchange(transaction: Transaction, staged: str, path: str, aside: str) -> None:
-    """A staged pin takes the place of another, which stays aside until nothing can fail."""
-    os.link(path, aside)
-    transaction.on_undo(lambda: unlink(aside))
-    os.rename(staged, path)
-    transaction.on_undo(lambda: os.rename(aside, path))
+    maps = [action.map.name for action in (*change.maps, *change.writes)]
+    return ", ".join(objects or maps)
 
 
 def make_link_directory(layout: Layout, key: LinkKey) -> None:

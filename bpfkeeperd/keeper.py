@@ -10,7 +10,7 @@ from bpfkeeperd.actions import Plan
 from bpfkeeperd.apply import Applied, apply
 from bpfkeeperd.churn import IdChange, Memory, follow
 from bpfkeeperd.compare import Machine
-from bpfkeeperd.desired import Desired, WantedObject, resolve
+from bpfkeeperd.desired import Desired, WantedObject
 from bpfkeeperd.drift import drift
 from bpfkeeperd.entries import Manifest
 from bpfkeeperd.errors import KeeperError, ManifestError
@@ -21,6 +21,7 @@ from bpfkeeperd.manifest import parse_manifest, read_files
 from bpfkeeperd.observe import check_pin_root, make_pin_root, observe
 from bpfkeeperd.observed import Observed
 from bpfkeeperd.plan import plan
+from bpfkeeperd.resolve import resolve
 from bpfkeeperd.snapshot import status
 from bpfkeeperd.sources import Specs, read_sources
 from bpfkeeperd.state import Failure, Outcome, ReloadResult, ReloadStatus, Status
@@ -204,6 +205,8 @@ class Keeper:
             boot_id=kernel.boot_id(),
             made=applied.made_maps,
             recreated=applied.recreated_maps,
+            renewed=applied.renewed_maps,
+            renamed=applied.renamed_maps,
         )
         if memory != self._memory:
             self._on_step(Step.WRITE_STATE, self._state_path)

@@ -67,21 +67,36 @@ def name_fault(name: str) -> str | None:
     return None
 
 
+def array_name(object_name: str, elf_name: str) -> str:
+    """The pin of a program array that is kept for an object's programs alone: without a user
+    reference the kernel would empty it."""
+    return f"{OWN_DIRECTORY}/arrays/{escape(object_name)}/{escape(elf_name)}"
+
+
+def is_array_name(name: str) -> bool:
+    return name.startswith(f"{OWN_DIRECTORY}/arrays/")
+
+
 class Layout:
     """The paths under one pin root."""
 
-    __slots__ = ("links", "objects", "own", "root", "staging")
+    __slots__ = ("arrays", "links", "objects", "own", "root", "staging")
 
     def __init__(self, root: str) -> None:
         self.root = root
         self.own = f"{root}/{OWN_DIRECTORY}"
         self.objects = f"{self.own}/objects"
         self.links = f"{self.own}/links"
+        self.arrays = f"{self.own}/arrays"
         self.staging = f"{self.own}/staging"
 
     def map(self, name: str) -> str:
         """Where a kept map is pinned: under its full name, as libbpf does."""
         return f"{self.root}/{name}"
+
+    def staged_map(self, name: str) -> str:
+        """Where a new map waits to take the name from another."""
+        return f"{self.staging}/maps/{escape(name)}"
 
     def object(self, name: str) -> str:
         return f"{self.objects}/{escape(name)}"

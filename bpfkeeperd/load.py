@@ -36,7 +36,7 @@ class Loaded:
 
     def create_maps(self, on_step: OnStep) -> None:
         """Makes the maps of the manifest's own; libbpf makes the others as it loads."""
-        for action in self.change.maps:
+        for action in self.change.makes:
             if action.map.definition:
                 on_step(Step.CREATE_MAP, action.map.name)
                 fd = create_map(action.map)
@@ -64,6 +64,8 @@ class Loaded:
         for program in loading.spec.programs:
             if not program.autoload and program.name in wanted.programs:
                 loading.set_autoload(program.name, True)
+            if program.name in wanted.types:
+                loading.set_type(program.name, wanted.types[program.name])
         return loading
 
     def loaded(self, action: LoadObject, failed: ObjectError | None) -> None:
@@ -87,7 +89,7 @@ class Loaded:
             self.loaded(action, None)
 
     def _to_be_made(self) -> set[str]:
-        return {action.map.name for action in self.change.maps}
+        return {action.map.name for action in self.change.makes}
 
     def __enter__(self) -> Self:
         return self

@@ -2,8 +2,11 @@
 
 import functools
 import os
+import re
 import stat
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
 
 from bpfkeeperd import kernel
 from bpfkeeperd.attach import cgroup_path
@@ -14,6 +17,12 @@ from bpfkeeperd.held import Held
 from bpfkeeperd.layout import OWN_DIRECTORY, Layout, LinkKey
 from bpfkeeperd.observed import Observed, ObservedLink, ObservedMap
 from bpfkeeperd.state import LinkInfo, MapInfo, ProgramInfo
+
+
+LoadedPrograms = dict[str, dict[str, dict[str, ProgramInfo]]]
+"""Escaped object name, digest, escaped program name."""
+OBJECT_NAMESPACE = re.compile("tc/([0-9a-f]{40})/([^/]+)")
+"""Where tc pins a map of one object's: the hash is that of the object's file."""
 
 
 def check_pin_root(root: str) -> bool:
@@ -83,7 +92,7 @@ def observe(desired: Desired, layout: Layout, held: Held, last_ids: Mapping[str,
         KernelError: bpffs cannot be read.
     """
     links: dict[LinkKey, ObservedLink] = {}
-    programs: dict[str, dict[str, dict[str, ProgramInfo]]] = {}
+    programs: LoadedPrograms = {}
     empty_links = list[str]()
     for pin in kernel.scan(layout.objects, depth=3, kind=kernel.PinKind.PROGRAM):
         _check_read(layout.objects, pin)
@@ -102,9 +111,10 @@ def observe(desired: Desired, layout: Layout, held: Held, last_ids: Mapping[str,
     for key, info in held.link_infos(besides=links).items():
         links[key] = ObservedLink(info, pinned=False)
     maps = {
-        name: _observe_map(layout.map(name), name, held, last_ids)
+        name: _observe_map(layout, name, held, last_ids, _former(desired, layout, programs, name))
         for name in (*desired.maps, *desired.unread_maps())
     }
+    maps = _with_contents(desired, layout, held, programs, maps)
     attachments = [
         attachment.target
         for wanted in desired.objects.values()
@@ -118,6 +128,7 @@ def observe(desired: Desired, layout: Layout, held: Held, last_ids: Mapping[str,
         targets=_observe_targets([*attachments, *unread]),
         map_names=_unpinned_names(maps.values(), programs),
         empty_links=tuple(empty_links),
+        arrays=tuple(sorted(pinned_below(layout.arrays, f"{OWN_DIRECTORY}/arrays/"))),
     )
 
 
@@ -127,19 +138,116 @@ def _check_read(directory: str, pin: kernel.Pin) -> None:
         raise KernelError(f"read the pin {directory}/{'/'.join(pin.path)}", pin.error)
 
 
-def _observe_map(path: str, name: str, held: Held, last_ids: Mapping[str, int]) -> ObservedMap:
+def _observe_map(
+    layout: Layout, name: str, held: Held, last_ids: Mapping[str, int], former: str
+) -> ObservedMap:
+    source = ""
     try:
-        found = kernel.pinned_map(path)
+        found = kernel.pinned_map(layout.map(name))
+        if found is None and former:
+            source, found = former, kernel.pinned_map(layout.map(former))
     except KernelError as error:
         return ObservedMap(fault=str(error))
     if found:
         fd, info = found
         os.close(fd)
-        return ObservedMap(pinned=info, layouts=kernel.btf_layouts(*info.btf))
+        return ObservedMap(pinned=info, layouts=kernel.btf_layouts(*info.btf), source=source)
     lost = held.map_info(name) or _alive(last_ids.get(name))
     if lost is None:
         return ObservedMap()
     return ObservedMap(lost=lost, layouts=kernel.btf_layouts(*lost.btf))
+
+
+def _former(
+    desired: Desired, layout: Layout, programs: LoadedPrograms, name: str
+) -> str:
+    """The name that a map may still be pinned under.
+
+    tc pins a map of an object's own namespace below the hash of the object's file: a new file has
+    another place for it, where the map that the programs run on belongs.
+    """
+    wanted = desired.maps.get(name)
+    if wanted is None or wanted.former:
+        return wanted.former if wanted else ""
+    place = OBJECT_NAMESPACE.fullmatch(name)
+    if not place:
+        return ""
+    used = {
+        map_id
+        for user in wanted.users
+        for loaded in programs.get(escape(user), {}).values()
+        for program in loaded.values()
+        for map_id in program.map_ids
+    }
+    for other in _names_in(f"{layout.root}/tc"):
+        candidate = f"tc/{other}/{place[2]}"
+        if candidate == name or candidate in desired.maps or not OBJECT_NAMESPACE.match(candidate):
+            continue
+        found = kernel.pinned_map(layout.map(candidate))
+        if found:
+            os.close(found[0])
+            if found[1].id in used:
+                return candidate
+    return ""
+
+
+def _names_in(directory: str) -> list[str]:
+    try:
+        return sorted(os.listdir(directory))
+    except OSError:
+        return []
+
+
+def _with_contents(
+    desired: Desired,
+    layout: Layout,
+    held: Held,
+    programs: LoadedPrograms,
+    maps: dict[str, ObservedMap],
+) -> dict[str, ObservedMap]:
+    """Adds what the maps hold, as far as the manifest cares, and what maps-in-maps take."""
+    observed = Observed(maps=maps, programs=programs)
+    nested = any(wanted.spec.type in OUTER_TYPES for wanted in desired.maps.values())
+    inner = inner_infos() if nested else {}
+    seen = dict(maps)
+    for name, wanted in desired.maps.items():
+        info = maps[name].pinned
+        if info is None:
+            continue
+        if wanted.spec.type in OUTER_TYPES:
+            seen[name] = replace(seen[name], inner=inner.get(info.id))
+        if wanted.contents and (wanted.enforce or wanted.parts or wanted.fillers):
+            seen[name] = replace(
+                seen[name], astray=_astray(layout, observed, held, wanted)
+            )
+    return seen
+
+
+def _astray(layout: Layout, observed: Observed, held: Held, wanted: WantedMap) -> tuple[int, ...]:
+    """Places of the wanted contents that are not there; a map of another form is not looked at."""
+    info = observed.maps[wanted.name].pinned
+    if info is None or differences(wanted.spec, info):
+        return ()
+    with ExitStack() as stack:
+
+        def map_fd(name: str) -> int:
+            fd, opened = kept_map(layout, observed, held, name)
+            if opened:
+                stack.callback(os.close, fd)
+            return fd
+
+        def program_fd(object_name: str, program: str) -> int:
+            fd = pinned_program(layout, observed, object_name, program)
+            if fd is None:
+                raise KeeperError(f"program {object_name}/{program} is not loaded")
+            stack.callback(os.close, fd)
+            return fd
+
+        try:
+            resolver = Resolver(program_fd=program_fd, map_fd=map_fd)
+            return astray(map_fd(wanted.name), wanted.contents, resolver)
+        except KeeperError:  # it went away meanwhile: the next look sees that
+            return ()
 
 
 def _alive(map_id: int | None) -> MapInfo | None:

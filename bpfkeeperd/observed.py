@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from bpfkeeperd.entries import Target
 from bpfkeeperd.layout import LinkKey
-from bpfkeeperd.state import LinkInfo, MapInfo, ProgramInfo
+from bpfkeeperd.state import InnerInfo, LinkInfo, MapInfo, ProgramInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +19,12 @@ class ObservedMap:
     """What is pinned cannot be used, and why."""
     layouts: tuple[str | None, str | None] = (None, None)
     """Of key and value, of the map that is pinned or lost."""
+    source: str = ""
+    """It is pinned, but under this former name."""
+    inner: InnerInfo | None = None
+    """Of a map-in-map, where it is known."""
+    astray: tuple[int, ...] = ()
+    """Places in the wanted contents of what is not there as wanted, of entries that are watched."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,3 +47,5 @@ class Observed:
     """Maps in use by kept programs that are not pinned under their name: ID to kernel name."""
     empty_links: tuple[str, ...] = ()
     """Directories for links without any link, below that of all links."""
+    arrays: tuple[str, ...] = ()
+    """Pin names of the program arrays that are kept for the programs of one object alone."""

@@ -5,30 +5,26 @@ see; an object that is held back keeps everything it has.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 from bpfkeeperd.actions import (
-    REPLACED,
     Attach,
-    Change,
     CreateMap,
-    Detach,
-    LinkAction,
     LoadObject,
-    MapAction,
     Plan,
     RecreateMap,
     Refusal,
-    Removal,
-    RemovePrograms,
-    Restore,
+    RenameMap,
+    RenewMap,
     RestoreLink,
     RestoreMap,
     Swap,
 )
-from bpfkeeperd.compare import differences, layout_differences
+from bpfkeeperd.compare import differences, inner_differences, layout_differences
 from bpfkeeperd.desired import Attachment, Desired, WantedMap, WantedObject
+from bpfkeeperd.draft import Draft, hold_back
 from bpfkeeperd.entries import MismatchPolicy
+from bpfkeeperd.generations import renew_arrays, renew_data, write_entries
+from bpfkeeperd.grouping import group
 from bpfkeeperd.hooks import LINK_TYPES
 from bpfkeeperd.layout import LinkKey, escape, unescape
 from bpfkeeperd.observed import Observed, ObservedLink, ObservedMap
@@ -41,43 +37,23 @@ _OTHER_MODE = (
 _NO_PROGRAMS: Mapping[str, ProgramInfo] = {}
 
 
-@dataclass(slots=True)
-class _Draft:
-    """What has been decided so far."""
-
-    desired: Desired
-    observed: Observed
-    map_actions: dict[str, MapAction] = field(default_factory=dict)
-    refused_maps: dict[str, str] = field(default_factory=dict)
-    held_objects: dict[str, str] = field(default_factory=dict)
-    """Held back, with everything they have left as it is."""
-    loads: dict[str, LoadObject] = field(default_factory=dict)
-    links: dict[str, list[LinkAction]] = field(default_factory=dict)
-    taken_links: set[LinkKey] = field(default_factory=set)
-    """Orphans that another attachment takes over, or that stand in its way."""
-    spared_links: set[LinkKey] = field(default_factory=set)
-    """Orphans that stay until the attachment that replaces them can be made."""
-    restores: list[Restore] = field(default_factory=list)
-    refusals: list[Refusal] = field(default_factory=list)
-
-
 def plan(desired: Desired, observed: Observed, *, force: bool = False) -> Plan:
     """What has to be done; ``force`` loads every object again, changed or not."""
-    draft = _Draft(desired, observed)
+    draft = Draft(desired, observed)
     for wanted in desired.maps.values():
         _decide_map(draft, wanted)
-    _hold_back(draft)
-    for wanted_object in desired.objects.values():
-        if wanted_object.name not in draft.held_objects:
-            reason = "forced" if force else _reason_to_load(draft, wanted_object)
-            if reason:
-                draft.loads[wanted_object.name] = LoadObject(wanted_object, reason)
+    while True:
+        hold_back(draft)
+        _decide_loads(draft, force)
+        if renew_arrays(draft):
+            break
+    write_entries(draft)
     orphans = _orphan_links(draft)
     for wanted_object in desired.objects.values():
         for attachment in wanted_object.attachments:
             _decide_attachment(draft, wanted_object, attachment, orphans)
     _restore_held_links(draft)
-    changes, removals = _group(draft, orphans)
+    changes, removals = group(draft, orphans)
     return Plan(
         restores=tuple(draft.restores),
         changes=changes,
@@ -86,9 +62,18 @@ def plan(desired: Desired, observed: Observed, *, force: bool = False) -> Plan:
         kept_maps=tuple(
             name
             for name, found in observed.maps.items()
-            if (found.pinned or found.lost) and name not in draft.map_actions
+            if (found.pinned or found.lost) and not draft.makes(name)
         ),
     )
+
+
+def _decide_loads(draft: Draft, force: bool) -> None:
+    draft.loads.clear()
+    for wanted in draft.desired.objects.values():
+        if wanted.name not in draft.held_objects:
+            reason = "forced" if force else _reason_to_load(draft, wanted)
+            if reason:
+                draft.loads[wanted.name] = LoadObject(wanted, reason)
 
 
 def serves(info: LinkInfo, attachment: Attachment, target_id: int | str | None) -> bool:
@@ -100,8 +85,8 @@ def serves(info: LinkInfo, attachment: Attachment, target_id: int | str | None) 
     )
 
 
-def _decide_map(draft: _Draft, wanted: WantedMap) -> None:
-    found = draft.observed.maps.get(wanted.name, ObservedMap())
+def _decide_map(draft: Draft, wanted: WantedMap) -> None:
+    found = draft.found(wanted.name)
     if found.fault:
         draft.refused_maps[wanted.name] = found.fault
         return
@@ -109,80 +94,39 @@ def _decide_map(draft: _Draft, wanted: WantedMap) -> None:
     if current is None:
         draft.map_actions[wanted.name] = CreateMap(wanted)
         return
-    differing = differences(wanted.spec, current) + layout_differences(wanted.spec, *found.layouts)
-    if differing and wanted.policy is MismatchPolicy.RECREATE:
-        if found.pinned:
+    differing = (
+        *differences(wanted.spec, current),
+        *inner_differences(wanted.spec, found.inner),
+        *layout_differences(wanted.spec, *found.layouts),
+    )
+    if differing and wanted.policy is MismatchPolicy.RECREATE and not wanted.spec.internal:
+        if found.pinned and not found.source:
             draft.map_actions[wanted.name] = RecreateMap(wanted, current, differing)
         else:
             draft.map_actions[wanted.name] = CreateMap(wanted)
         return
+    if found.source and not differing:
+        draft.map_actions[wanted.name] = RenameMap(wanted, found.source, current)
     if found.pinned is None:
         draft.restores.append(RestoreMap(wanted, current))
-    if differing:
-        draft.refused_maps[wanted.name] = (
-            f"the pinned map (ID {current.id}) differs: {'; '.join(differing)}."
-            " Nothing is touched (on_mismatch: fail); on_mismatch: recreate would make a new map"
-            " and drop the contents"
-        )
+    if not differing:
+        return
+    if wanted.spec.internal:
+        renew_data(draft, wanted, current, differing)
+        return
+    draft.refused_maps[wanted.name] = (
+        f"the pinned map (ID {current.id}) differs: {'; '.join(differing)}."
+        " Nothing is touched (on_mismatch: fail); on_mismatch: recreate would make a new map"
+        " and drop the contents"
+    )
 
 
-def _hold_back(draft: _Draft) -> None:
-    """Refused maps hold back their users; a held user holds back the maps it shares."""
-    desired = draft.desired
-    for name, wanted in desired.objects.items():
-        if wanted.fault:
-            draft.held_objects[name] = wanted.fault
-    changed = True
-    while changed:
-        changed = False
-        for name in list(draft.refused_maps):
-            for user in desired.maps[name].users:
-                if user not in draft.held_objects:
-                    draft.held_objects[user] = f"held back by map {name}, see there"
-                    changed = True
-        for name in list(draft.map_actions):
-            holder = _holder(draft, name)
-            if holder:
-                _keep_map(draft, name, f"object {holder}, which uses it, is held back")
-                changed = True
-
-
-def _holder(draft: _Draft, map_name: str) -> str:
-    """An object that cannot come along when a map is exchanged; empty when there is none.
-
-    It would go on with the old map, which nobody could see. What counts is what is loaded of it:
-    an object that is not loaded at all goes on with nothing.
-    """
-    found = draft.observed.maps.get(map_name, ObservedMap())
-    current = found.pinned or found.lost
-    for name in (*draft.held_objects, *draft.desired.faults):
-        loaded = draft.observed.programs.get(escape(name), {})
-        uses = name in draft.map_actions[map_name].map.users
-        runs = current is not None and any(
-            current.id in program.map_ids
-            for programs in loaded.values()
-            for program in programs.values()
-        )
-        if loaded and (uses or runs):
-            return name
-    return ""
-
-
-def _keep_map(draft: _Draft, name: str, reason: str) -> None:
-    """Leaves a map as it is, although it was about to be made."""
-    del draft.map_actions[name]
-    draft.refused_maps[name] = reason
-    lost = draft.observed.maps.get(name, ObservedMap()).lost
-    if lost:
-        draft.restores.append(RestoreMap(draft.desired.maps[name], lost))
-
-
-def _loaded(draft: _Draft, wanted: WantedObject) -> Mapping[str, ProgramInfo]:
+def _loaded(draft: Draft, wanted: WantedObject) -> Mapping[str, ProgramInfo]:
     digests = draft.observed.programs.get(escape(wanted.name), {})
     return digests.get(wanted.digest, _NO_PROGRAMS)
 
 
-def _reason_to_load(draft: _Draft, wanted: WantedObject) -> str:
+def _reason_to_load(draft: Draft, wanted: WantedObject) -> str:
     """Why an object has to be loaded (again); empty when it is fine as it is."""
     digests = draft.observed.programs.get(escape(wanted.name), {})
     if wanted.digest not in digests:
@@ -191,13 +135,19 @@ def _reason_to_load(draft: _Draft, wanted: WantedObject) -> str:
     if loaded.keys() != {escape(program) for program in wanted.programs}:
         return "not all of its programs are pinned"
     for pin_name in wanted.maps.values():
-        action = draft.map_actions.get(pin_name)
-        if action:
-            return f"map {pin_name} is {'new' if isinstance(action, CreateMap) else 'recreated'}"
+        match draft.map_actions.get(pin_name):
+            case CreateMap():
+                return f"map {pin_name} is new"
+            case RecreateMap():
+                return f"map {pin_name} is recreated"
+            case RenewMap():
+                return f"map {pin_name} is renewed"
+            case RenameMap() | None:
+                pass
     return _stale_map(draft, wanted, loaded)
 
 
-def _stale_map(draft: _Draft, wanted: WantedObject, loaded: Mapping[str, ProgramInfo]) -> str:
+def _stale_map(draft: Draft, wanted: WantedObject, loaded: Mapping[str, ProgramInfo]) -> str:
     """Whether a program goes on with a map that is not the one pinned under its name."""
     names = draft.observed.map_names
     if not names:
@@ -218,7 +168,7 @@ def _stale_map(draft: _Draft, wanted: WantedObject, loaded: Mapping[str, Program
     return ""
 
 
-def _kernel_names(draft: _Draft, wanted: WantedObject) -> dict[str, str]:
+def _kernel_names(draft: Draft, wanted: WantedObject) -> dict[str, str]:
     """What the maps kept by an object may be called in the kernel, to the name of their pin: as
     the pin, or as any of their users declares them."""
     names = {}
@@ -230,7 +180,7 @@ def _kernel_names(draft: _Draft, wanted: WantedObject) -> dict[str, str]:
     return names
 
 
-def _restore_held_links(draft: _Draft) -> None:
+def _restore_held_links(draft: Draft) -> None:
     """What is attached, stays for now, and nobody asks for, is kept like the rest of it."""
     asked_for = {
         attachment.key
@@ -244,7 +194,7 @@ def _restore_held_links(draft: _Draft) -> None:
             draft.restores.append(RestoreLink(key, link.info))
 
 
-def _orphan_links(draft: _Draft) -> dict[LinkKey, ObservedLink]:
+def _orphan_links(draft: Draft) -> dict[LinkKey, ObservedLink]:
     """Links that no attachment of the manifest wants and that no held object owns."""
     wanted = draft.desired.link_keys()
     untouchable = {escape(name) for name in (*draft.held_objects, *draft.desired.faults)}
@@ -256,7 +206,7 @@ def _orphan_links(draft: _Draft) -> dict[LinkKey, ObservedLink]:
 
 
 def _decide_attachment(
-    draft: _Draft,
+    draft: Draft,
     wanted: WantedObject,
     attachment: Attachment,
     orphans: Mapping[LinkKey, ObservedLink],
@@ -320,7 +270,7 @@ def _same_mode(one: LinkKey, other: LinkKey) -> bool:
     ]
 
 
-def _refusals(draft: _Draft) -> list[Refusal]:
+def _refusals(draft: Draft) -> list[Refusal]:
     maps = [Refusal("map", name, reason) for name, reason in draft.refused_maps.items()]
     objects = [
         Refusal("object", name, reason)
@@ -329,73 +279,3 @@ def _refusals(draft: _Draft) -> list[Refusal]:
     return [*maps, *objects, *draft.refusals]
 
 
-def _group(
-    draft: _Draft, orphans: Mapping[LinkKey, ObservedLink]
-) -> tuple[tuple[Change, ...], tuple[Removal, ...]]:
-    """Puts together what must succeed or fail together; the rest of the removals stands alone."""
-    removals = _removals(draft, orphans)
-    groups = _components(draft)
-    changes = []
-    for maps, objects in groups:
-        loads = [draft.loads[name] for name in objects if name in draft.loads]
-        changed = [name for name in objects if name in draft.loads or draft.links.get(name)]
-        own = [removal for name in changed for removal in removals.pop(name, ())]
-        change = Change(
-            maps=tuple(draft.map_actions[name] for name in maps),
-            loads=tuple(loads),
-            links=tuple(action for name in objects for action in draft.links.get(name, ())),
-            removals=tuple(own),
-        )
-        if change.actions:
-            changes.append(change)
-    return tuple(changes), tuple(removal for rest in removals.values() for removal in rest)
-
-
-def _components(draft: _Draft) -> list[tuple[list[str], list[str]]]:
-    """Objects with the maps to be made, joined wherever they share such a map."""
-    group_of = {name: name for name in draft.desired.objects}
-
-    def root(name: str) -> str:
-        while group_of[name] != name:
-            name = group_of[name]
-        return name
-
-    for action in draft.map_actions.values():
-        for user in action.map.users[1:]:
-            if user not in draft.held_objects:
-                group_of[root(user)] = root(action.map.users[0])
-    groups: dict[str, tuple[list[str], list[str]]] = {}
-    for name, wanted in draft.desired.objects.items():
-        if name not in draft.held_objects or wanted.fault:
-            groups.setdefault(root(name), ([], []))[1].append(name)
-    alone = []
-    for name, action in draft.map_actions.items():
-        users = [user for user in action.map.users if user not in draft.held_objects]
-        if users:
-            groups[root(users[0])][0].append(name)
-        elif action.map.definition:
-            alone.append(([name], list[str]()))
-    return [*alone, *groups.values()]
-
-
-def _removals(draft: _Draft, orphans: Mapping[LinkKey, ObservedLink]) -> dict[str, list[Removal]]:
-    """By object name (the escaped one for what is not in the manifest)."""
-    names = {escape(name): name for name in draft.desired.objects}
-    untouchable = {escape(name) for name in (*draft.held_objects, *draft.desired.faults)}
-    removals: dict[str, list[Removal]] = {}
-    for key in sorted(orphans.keys() - draft.taken_links - draft.spared_links):
-        reason = "not in the manifest any more"
-        removals.setdefault(names.get(key[0], key[0]), []).append(Detach(key, reason))
-    for escaped, digests in draft.observed.programs.items():
-        if escaped in untouchable:
-            continue
-        name = names.get(escaped)
-        wanted = draft.desired.objects[name].digest if name else ""
-        unwanted = [digest for digest in digests if digest != wanted]
-        for digest in unwanted:
-            reason = REPLACED if name else "not in the manifest any more"
-            last = not name and digest == unwanted[-1]
-            removals.setdefault(name or escaped, []).append(
-                RemovePrograms(escaped, digest, reason, last)
-            )
-    return removals

@@ -27,7 +27,11 @@ class MapSpec:
     pinned: bool = False
     """Declared LIBBPF_PIN_BY_NAME."""
     internal: bool = False
-    """Global data (.rodata, .data, .bss, .kconfig): libbpf's own, never pinned by name."""
+    """Global data (.rodata, .data, .bss, .kconfig): the name is that of its section."""
+    pin_name: str = ""
+    """Where a legacy declaration has it pinned; empty: under its name."""
+    slotted: bool = False
+    """A program array that the object fills with programs of its own."""
     key_layout: str | None = None
     value_layout: str | None = None
     """One line per leaf, ``bit offset:bits:kind:name``; None without BTF."""
@@ -71,6 +75,17 @@ class MapInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class InnerInfo:
+    """What a map-in-map takes as its inner maps, as the kernel has it."""
+
+    type: int
+    key_size: int
+    value_size: int
+    max_entries: int
+    flags: int
+
+
+@dataclass(frozen=True, slots=True)
 class ProgramInfo:
     """A loaded program as the kernel has it."""
 
@@ -96,6 +111,8 @@ class MapIdChange(StrEnum):
 
     RECREATED = "recreated"
     MIGRATED = "migrated"
+    RENEWED = "renewed"
+    """A program array or global data went along with the programs it belongs to."""
     REPLACED = "replaced"
     """By someone else: another map was pinned under the name."""
     LOST = "lost"

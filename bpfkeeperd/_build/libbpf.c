@@ -311,6 +311,26 @@ static int layout_resolved(struct layout *l, __s32 id, __u64 offset, const char 
 	return -EINVAL;
 }
 
+/* Global data: a line for each variable, then those of its type. */
+static int layout_section(struct layout *l, const struct btf_type *t)
+{
+	const struct btf_var_secinfo *place = btf_var_secinfos(t);
+	int err = 0;
+
+	for (int i = 0; i < btf_vlen(t) && !err; i++, place++) {
+		const struct btf_type *var = btf__type_by_id(l->btf, place->type);
+		__u64 offset = (__u64)place->offset * 8;
+		const char *name;
+
+		if (!var || !btf_is_var(var))
+			return -EINVAL;
+		name = btf__name_by_offset(l->btf, var->name_off);
+		err = layout_leaf(l, offset, (__u64)place->size * 8, "variable", name ? name : "") ?:
+		      layout_type(l, var->type, offset, name ? name : "", 0);
+	}
+	return err;
+}
+
 static int layout_type(struct layout *l, __u32 id, __u64 offset, const char *path, __u32 bits)
 {
 	__s32 resolved = btf__resolve_type(l->btf, id);
@@ -327,9 +347,10 @@ static int layout_type(struct layout *l, __u32 id, __u64 offset, const char *pat
 
 char *keeper_layout(const struct btf *btf, uint32_t type_id)
 {
+	const struct btf_type *t = btf__type_by_id(btf, type_id);
 	struct layout l = { .btf = btf };
 
-	if (layout_type(&l, type_id, 0, "", 0)) {
+	if (t && btf_is_datasec(t) ? layout_section(&l, t) : layout_type(&l, type_id, 0, "", 0)) {
 		free(l.text.data);
 		return NULL;
 	}

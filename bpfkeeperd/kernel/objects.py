@@ -8,14 +8,16 @@ import contextlib
 import os
 import threading
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
 from bpfkeeperd._libbpf import ffi, lib
-from bpfkeeperd.elf import check_header, first_complaint
+from bpfkeeperd.elf import check_header, first_complaint, slotted_maps
 from bpfkeeperd.errors import ObjectError, errno_text
-from bpfkeeperd.hooks import hook_of_section
+from bpfkeeperd.hooks import ProgramType, hook_of_section
 from bpfkeeperd.kernel.bpf import taken
+from bpfkeeperd.maptypes import PROG_ARRAY
 from bpfkeeperd.state import MapSpec, ObjectSpec, ProgramSpec
 from bpfkeeperd.verifier import load_failure
 
@@ -34,7 +36,8 @@ class OpenObject:
         check_header(data)
         options = ffi.new("struct bpf_object_open_opts *")
         options.sz = ffi.sizeof("struct bpf_object_open_opts")
-        object_name = ffi.new("char[]", name.encode())
+        # libbpf puts it before ".bss" and the like, where the section's name is looked for.
+        object_name = ffi.new("char[]", name.replace(".", "_").encode())
         options.object_name = object_name
         lib.keeper_log_clear()
         self._object = lib.bpf_object__open_mem(data, len(data), options)
@@ -56,6 +59,9 @@ class OpenObject:
             self._maps[spec.name] = pointer
             maps.append(spec)
             pointer = lib.bpf_object__next_map(self._object, pointer)
+        if any(spec.type == PROG_ARRAY for spec in maps):
+            slotted = slotted_maps(self._data)
+            maps = [replace(spec, slotted=spec.name in slotted) for spec in maps]
         program_spec = ffi.new("struct keeper_program_spec *")
         programs, pointer = [], lib.bpf_object__next_program(self._object, ffi.NULL)
         while pointer != ffi.NULL:
@@ -76,6 +82,12 @@ class OpenObject:
 
     def set_autoload(self, program: str, load: bool) -> None:
         lib.bpf_program__set_autoload(self._programs[program], load)
+
+    def set_type(self, program: str, wanted: ProgramType) -> None:
+        """Says what a program is, where its section's name does not."""
+        pointer = self._programs[program]
+        lib.bpf_program__set_type(pointer, wanted.prog_type)
+        lib.bpf_program__set_expected_attach_type(pointer, wanted.expected_attach_type)
 
     def load(self) -> None:
         """Creates the missing maps and loads the programs: the verifier speaks now.
@@ -195,8 +207,9 @@ def _text(pointer: Any) -> str:
 def _map_spec(open_object: Any, pointer: Any, spec: Any) -> MapSpec:
     lib.keeper_map_spec(open_object, pointer, spec)
     key_layout, value_layout = taken(spec.key_layout), taken(spec.value_layout)
+    name = _text(spec.name)
     return MapSpec(
-        name=_text(spec.name),
+        name=name[name.find(".") :] if spec.internal else name,
         type=spec.type,
         key_size=spec.key_size,
         value_size=spec.value_size,

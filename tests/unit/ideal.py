@@ -13,10 +13,14 @@ from bpfkeeperd.actions import (
     Detach,
     LinkAction,
     LoadObject,
+    Making,
     Plan,
     RecreateMap,
     Removal,
+    RemoveArray,
     RemovePrograms,
+    RenameMap,
+    RenewMap,
     Restore,
     RestoreLink,
     RestoreMap,
@@ -144,16 +148,20 @@ class Ideal:
                 self.restored_links.add(key)
 
     def _change(self, change: Change) -> None:
-        new = {action.map.name: self._new_map(action, change) for action in change.maps}
+        new = {action.map.name: self._new_map(action, change) for action in change.makes}
         for load in change.loads:
             self._load(load, new)
         for link in change.links:
             self._link(link)
         self.pins |= new
+        for action in change.maps:
+            if isinstance(action, RenameMap):
+                assert self.pins[action.source] == action.info.id and action.map.name not in new
+                self.pins[action.map.name] = self.pins.pop(action.source)
         for removal in change.removals:
             self._remove(removal)
 
-    def _new_map(self, action: CreateMap | RecreateMap, change: Change) -> int:
+    def _new_map(self, action: Making, change: Change) -> int:
         wanted = action.map
         assert wanted.name not in self.faults
         match action:
@@ -161,6 +169,9 @@ class Ideal:
                 assert wanted.name not in self.pins, "its pin would stand in the way"
             case RecreateMap(_, old, differing):
                 assert self.pins[wanted.name] == old.id and differing
+            case RenewMap(_, old):
+                assert self.pins[wanted.name] == old.id
+                assert wanted.generational or wanted.spec.internal
         if wanted.definition:
             return self.make_map(wanted.spec, wanted.name)
         makers = [load for load in change.loads if wanted.name in load.object.maps.values()]
@@ -220,6 +231,8 @@ class Ideal:
                 if not self.programs[name]:
                     assert last, "its directory would stay"
                     del self.programs[name]
+            case RemoveArray(name):
+                del self.pins[name]
 
     def _hold(self, desired: Desired) -> None:
         """As held.py: maps that are pinned now are held; links until they are detached."""

@@ -12,7 +12,6 @@ from bpfkeeperd.desired import (
     Desired,
     ObjectSource,
     attachment,
-    resolve,
 )
 from bpfkeeperd.entries import (
     AttachEntry,
@@ -30,6 +29,7 @@ from bpfkeeperd.entries import (
 from bpfkeeperd.hooks import LINK_TYPES, XDP, Hook, HookKind, hook_of_section
 from bpfkeeperd.layout import escape
 from bpfkeeperd.observed import ObservedLink
+from bpfkeeperd.resolve import resolve
 from bpfkeeperd.state import LinkInfo, MapSpec, ObjectSpec, ProgramInfo, ProgramSpec
 from tests.unit.ideal import Ideal
 

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from bpfkeeperd.compare import Machine
-from bpfkeeperd.desired import Desired, ObjectSource, resolve, target_name
+from bpfkeeperd.desired import Desired, ObjectSource, target_name
+from bpfkeeperd.resolve import resolve
 from bpfkeeperd.entries import (
     CgroupTarget,
     InterfaceTarget,

@@ -19,7 +19,8 @@ from bpfkeeperd.actions import (
     RestoreMap,
     Swap,
 )
-from bpfkeeperd.desired import Desired, ObjectSource, resolve
+from bpfkeeperd.desired import Desired, ObjectSource
+from bpfkeeperd.resolve import resolve
 from bpfkeeperd.entries import (
     AttachEntry,
     CgroupTarget,

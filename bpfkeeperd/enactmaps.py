@@ -1,0 +1,166 @@
+"""What a change does to maps: filled, carried over, pinned, exchanged, renamed, written."""
+
+import os
+from dataclasses import dataclass
+
+from bpfkeeperd import kernel
+from bpfkeeperd.actions import CreateMap, Making, RenameMap, RenewMap, WriteEntries
+from bpfkeeperd.after import After
+from bpfkeeperd.directories import exchange, make_parents, unlink
+from bpfkeeperd.errors import KeeperError
+from bpfkeeperd.fill import Resolver, fill, overwrite
+from bpfkeeperd.globaldata import carried_over, variables
+from bpfkeeperd.held import Held
+from bpfkeeperd.inner import slots
+from bpfkeeperd.layout import Layout, escape
+from bpfkeeperd.load import Loaded
+from bpfkeeperd.observed import Observed
+from bpfkeeperd.steps import OnStep, Step
+from bpfkeeperd.transaction import Transaction
+
+
+@dataclass(slots=True)
+class MapEnactor:
+    """What every step on maps needs."""
+
+    layout: Layout
+    observed: Observed
+    held: Held
+    on_step: OnStep
+    after: After
+
+    def make_ready(self, transaction: Transaction, action: Making, loaded: Loaded) -> None:
+        """Has a new map hold what it should before anybody can see it."""
+        wanted = action.map
+        fd = loaded.new_maps[wanted.name]
+        if wanted.contents:
+            self.on_step(Step.FILL_MAP, wanted.name)
+            fill(fd, wanted.name, wanted.contents, self._resolver(transaction, loaded))
+        if isinstance(action, RenewMap) and not wanted.spec.internal:
+            self._carry_slots(transaction, action, fd)
+
+    def _carry_slots(self, transaction: Transaction, action: RenewMap, fd: int) -> None:
+        """Programs that others put into a program array stay in it."""
+        old = self.kept_fd(transaction, action.map.name)
+        own = {
+            program.id
+            for name in (*action.map.users, *action.map.fillers)
+            for programs in self.observed.programs.get(escape(name), {}).values()
+            for program in programs.values()
+        }
+        filled = slots(fd, kernel.map_info(fd))
+        for key, program_id in slots(old, action.old).items():
+            if key in filled or program_id in own:
+                continue
+            program = kernel.program_by_id(program_id)
+            if program is not None:
+                kernel.map_update(fd, key, transaction.close_later(program).to_bytes(4, "little"))
+
+    def pin(self, transaction: Transaction, action: Making, fd: int) -> None:
+        """A new name is pinned at once, nobody can be disturbed by it; an exchange is staged."""
+        name = action.map.name
+        if isinstance(action, CreateMap):
+            self.on_step(Step.PIN_MAP, name)
+            path = self.layout.map(name)
+            make_parents(transaction, path, self.layout.root)
+        else:
+            self.on_step(Step.STAGE_MAP, name)
+            path = self.layout.staged_map(name)
+        kernel.pin(fd, path)
+        transaction.on_undo(lambda: unlink(path))
+        self.after.made_map(name, fd)
+
+    def carry_data(self, transaction: Transaction, action: RenewMap, fd: int) -> None:
+        """Copies variables into new global data: as late as can be, their values may change."""
+        name, layout = action.map.name, action.map.spec.value_layout
+        _, old_layout = self.observed.maps[name].layouts
+        if not action.carried or layout is None or old_layout is None:
+            return
+        self.on_step(Step.CARRY_DATA, name)
+        key = bytes(4)
+        old_fd = self.kept_fd(transaction, name)
+        old = kernel.map_lookup(old_fd, key, action.old.value_size) or b""
+        new = kernel.map_lookup(fd, key, action.map.spec.value_size) or b""
+        have, want = variables(old_layout), variables(layout)
+        kernel.map_update(fd, key, carried_over(old, new, have, want, action.carried))
+
+    def write(self, transaction: Transaction, action: WriteEntries, loaded: Loaded) -> None:
+        """Puts entries of a kept map right; what was there before comes back on undo."""
+        wanted = action.map
+        self.on_step(Step.WRITE_ENTRIES, wanted.name)
+        fd = self.kept_fd(transaction, wanted.name)
+        contents = [wanted.contents[place] for place in action.places]
+        resolver = self._resolver(transaction, loaded)
+        for undo in overwrite(fd, wanted.name, contents, resolver):
+            transaction.on_undo(undo)
+        self.after.wrote(wanted.name, action.places)
+
+    def rename(self, transaction: Transaction, action: RenameMap) -> None:
+        """A new pin and then none under the old name: nothing that came meanwhile is replaced."""
+        name = action.map.name
+        self.on_step(Step.RENAME_MAP, name)
+        source, path = self.layout.map(action.source), self.layout.map(name)
+        make_parents(transaction, path, self.layout.root)
+        os.link(source, path)
+        transaction.on_undo(lambda: unlink(path))
+        os.unlink(source)
+        transaction.on_undo(lambda: os.link(path, source))
+        self.after.renamed(name)
+
+    def commit(self, transaction: Transaction, name: str) -> None:
+        """The new map takes the name."""
+        self.on_step(Step.COMMIT_MAP, name)
+        aside = f"{self.layout.staging}/old_maps/{escape(name)}"
+        exchange(transaction, self.layout.staged_map(name), self.layout.map(name), aside)
+
+    def kept_fd(self, transaction: Transaction, name: str) -> int:
+        """The descriptor of a kept map: the held one when it is the pinned one."""
+        fd, opened = kept_map(self.layout, self.observed, self.held, name)
+        return transaction.close_later(fd) if opened else fd
+
+    def _resolver(self, transaction: Transaction, loaded: Loaded) -> Resolver:
+        def map_fd(name: str) -> int:
+            fd = loaded.new_maps.get(name)
+            return self.kept_fd(transaction, name) if fd is None else fd
+
+        def program_fd(object_name: str, program: str) -> int:
+            opened = loaded.objects.get(object_name)
+            if opened:
+                return opened.program_fd(program)
+            fd = pinned_program(self.layout, self.observed, object_name, program)
+            if fd is None:
+                raise KeeperError(f"program {object_name}/{program} is not loaded")
+            return transaction.close_later(fd)
+
+        return Resolver(program_fd=program_fd, map_fd=map_fd)
+
+
+def kept_map(layout: Layout, observed: Observed, held: Held, name: str) -> tuple[int, bool]:
+    """The descriptor of a kept map, and whether it was opened for the caller, who closes it then.
+
+    Raises:
+        KeeperError: what is pinned is not what was observed.
+    """
+    found = observed.maps[name]
+    info = found.pinned or found.lost
+    map_id = info.id if info else 0
+    fd = held.map_fd(name, map_id)
+    if fd is not None:
+        return fd, False
+    opened = kernel.pinned_map(layout.map(found.source or name))
+    if opened is None or opened[1].id != map_id:
+        if opened:
+            os.close(opened[0])
+        raise KeeperError(f"map {name} was exchanged while the reload went on: reload again")
+    return opened[0], True
+
+
+def pinned_program(
+    layout: Layout, observed: Observed, object_name: str, program: str
+) -> int | None:
+    """A descriptor of a kept program, of whatever file; None when it is not loaded."""
+    for digest, programs in observed.programs.get(escape(object_name), {}).items():
+        if escape(program) in programs:
+            path = f"{layout.programs(object_name, digest)}/{escape(program)}"
+            return kernel.pinned(path, kernel.PinKind.PROGRAM)
+    return None

@@ -1,0 +1,60 @@
+"""Global data (.data, .bss) as variables with places, told from the layout of its map's value. Pure.
+
+A layout has a line ``bit offset:bits:variable:name`` for each variable, before those of its parts.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+KEEPABLE = (".data", ".bss")
+"""Sections that can be kept; of .rodata and .kconfig each version of an object brings its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    offset: int
+    """In bytes."""
+    size: int
+    """In bytes."""
+    parts: tuple[str, ...]
+    """The layout of its type, from its own start."""
+
+    def same(self, other: "Variable") -> bool:
+        """Whether the bytes mean the same."""
+        return (self.size, self.parts) == (other.size, other.parts)
+
+
+def is_keepable(section: str) -> bool:
+    return any(section == name or section.startswith(f"{name}.") for name in KEEPABLE)
+
+
+def variables(layout: str) -> Mapping[str, Variable]:
+    """The variables of a section, by name."""
+    found: dict[str, Variable] = {}
+    name, offset, size, parts = "", 0, 0, list[str]()
+    for line in (*layout.splitlines(), "0:0:variable:"):
+        bit_offset, bits, kind, path = line.split(":", 3)
+        if kind != "variable":
+            # A struct's member: its name in the struct, without the variable's.
+            parts.append(f"{int(bit_offset) - 8 * offset}:{bits}:{kind}:{path[len(name) :]}")
+            continue
+        if name:
+            found[name] = Variable(offset, size, tuple(parts))
+        name, offset, size, parts = path, int(bit_offset) // 8, int(bits) // 8, []
+    return found
+
+
+def carried_over(
+    old: bytes,
+    new: bytes,
+    have: Mapping[str, Variable],
+    want: Mapping[str, Variable],
+    names: Iterable[str],
+) -> bytes:
+    """The new section's bytes with the values that the named variables have in the old one's."""
+    data = bytearray(new)
+    for name in names:
+        source, place = have[name], want[name]
+        value = old[source.offset : source.offset + source.size]
+        data[place.offset : place.offset + place.size] = value
+    return bytes(data)

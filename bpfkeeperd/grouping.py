@@ -1,0 +1,122 @@
+"""What of a plan must succeed or fail together, and what goes when all is done. Pure."""
+
+from collections.abc import Mapping
+
+from bpfkeeperd.actions import (
+    REPLACED,
+    Change,
+    Detach,
+    Removal,
+    RemoveArray,
+    RemovePrograms,
+)
+from bpfkeeperd.draft import Draft
+from bpfkeeperd.layout import LinkKey, escape
+from bpfkeeperd.observed import ObservedLink
+
+
+def group(
+    draft: Draft, orphans: Mapping[LinkKey, ObservedLink]
+) -> tuple[tuple[Change, ...], tuple[Removal, ...]]:
+    """Puts together what must succeed or fail together; the rest of the removals stands alone."""
+    removals = _removals(draft, orphans)
+    groups = _components(draft)
+    changes = []
+    for maps, objects in groups:
+        loads = [draft.loads[name] for name in objects if name in draft.loads]
+        changed = [name for name in objects if name in draft.loads or draft.links.get(name)]
+        own = [removal for name in changed for removal in removals.pop(name, ())]
+        change = Change(
+            maps=tuple(draft.map_actions[name] for name in maps if name in draft.map_actions),
+            loads=tuple(loads),
+            links=tuple(action for name in objects for action in draft.links.get(name, ())),
+            writes=tuple(draft.writes[name] for name in maps if name in draft.writes),
+            removals=tuple(own),
+        )
+        if change.actions:
+            changes.append(change)
+    return tuple(changes), tuple(removal for rest in removals.values() for removal in rest)
+
+
+def _components(draft: Draft) -> list[tuple[list[str], list[str]]]:
+    """Maps and objects of each change: joined wherever one cannot be done without the other."""
+    group_of: dict[str, str] = {}
+
+    def root(node: str) -> str:
+        while (parent := group_of.setdefault(node, node)) != node:
+            node = parent
+        return node
+
+    takes_part = [
+        name
+        for name, wanted in draft.desired.objects.items()
+        if name not in draft.held_objects or wanted.fault
+    ]
+    touched = [name for name in draft.desired.maps if _is_touched(draft, name)]
+    for map_name in touched:
+        wanted_map = draft.desired.maps[map_name]
+        # Its users take the new map, its fillers bring the programs of its slots, its inner maps
+        # stand in it.
+        objects = [*wanted_map.users, *(name for name in wanted_map.fillers if name in draft.loads)]
+        others = [_object(name) for name in objects if name in takes_part]
+        if not draft.makes(map_name):
+            others = [other for other in others if other not in map(_object, wanted_map.users)]
+        others += [_map(part) for part in wanted_map.parts if part in touched]
+        for other in others:
+            group_of[root(_map(map_name))] = root(other)
+    groups: dict[str, tuple[list[str], list[str]]] = {}
+    for map_name in sorted(touched, key=lambda name: bool(draft.desired.maps[name].parts)):
+        if _can_be_done(draft, map_name):
+            groups.setdefault(root(_map(map_name)), ([], []))[0].append(map_name)
+    for name in takes_part:
+        groups.setdefault(root(_object(name)), ([], []))[1].append(name)
+    return list(groups.values())
+
+
+def _is_touched(draft: Draft, map_name: str) -> bool:
+    return map_name in draft.map_actions or map_name in draft.writes
+
+
+def _can_be_done(draft: Draft, map_name: str) -> bool:
+    """Whether somebody can make the map: libbpf for an object that takes part, or the keeper."""
+    wanted = draft.desired.maps[map_name]
+    if not draft.makes(map_name) or wanted.definition:
+        return True
+    return any(user in draft.loads for user in wanted.users)
+
+
+def _map(name: str) -> str:
+    return f"map {name}"
+
+
+def _object(name: str) -> str:
+    return f"object {name}"
+
+
+def _removals(draft: Draft, orphans: Mapping[LinkKey, ObservedLink]) -> dict[str, list[Removal]]:
+    """By object name (the escaped one for what is not in the manifest)."""
+    names = {escape(name): name for name in draft.desired.objects}
+    untouchable = {escape(name) for name in (*draft.held_objects, *draft.desired.faults)}
+    removals: dict[str, list[Removal]] = {}
+    for key in sorted(orphans.keys() - draft.taken_links - draft.spared_links):
+        reason = "not in the manifest any more"
+        removals.setdefault(names.get(key[0], key[0]), []).append(Detach(key, reason))
+    for escaped, digests in draft.observed.programs.items():
+        if escaped in untouchable:
+            continue
+        name = names.get(escaped)
+        wanted = draft.desired.objects[name].digest if name else ""
+        unwanted = [digest for digest in digests if digest != wanted]
+        for digest in unwanted:
+            reason = REPLACED if name else "not in the manifest any more"
+            last = not name and digest == unwanted[-1]
+            removals.setdefault(name or escaped, []).append(
+                RemovePrograms(escaped, digest, reason, last)
+            )
+    for array in draft.observed.arrays:
+        escaped = array.split("/")[2]
+        if array not in draft.desired.maps and escaped not in untouchable:
+            name = names.get(escaped, escaped)
+            reason = "not used any more" if escaped in names else "not in the manifest any more"
+            removals.setdefault(name, []).append(RemoveArray(array, reason))
+    return removals

@@ -1,0 +1,198 @@
+"""Manifest and object files put together: what should be, or every reason why it cannot be. Pure."""
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import replace
+
+from bpfkeeperd.compare import Machine
+from bpfkeeperd.desired import (
+    Desired,
+    ObjectSource,
+    WantedObject,
+    attachment,
+)
+from bpfkeeperd.entries import (
+    AttachEntry,
+    CgroupTarget,
+    InterfaceTarget,
+    Manifest,
+    ObjectEntry,
+    ProgramEntry,
+    XdpMode,
+)
+from bpfkeeperd.errors import ManifestError, Problem
+from bpfkeeperd.globaldata import is_keepable
+from bpfkeeperd.hooks import Hook, HookKind, ProgramType
+from bpfkeeperd.layout import array_name, name_fault
+from bpfkeeperd.maprules import fault_text, violations
+from bpfkeeperd.resolvemaps import wanted_maps
+from bpfkeeperd.state import MapSpec, ObjectSpec, ProgramSpec
+from bpfkeeperd.suggest import did_you_mean
+
+
+def resolve(
+    manifest: Manifest,
+    sources: Mapping[str, ObjectSource | str],
+    machine: Machine,
+    good: Mapping[str, WantedObject] | None = None,
+) -> Desired:
+    """Puts manifest and object files together.
+
+    ``sources`` holds, for each object, its file or why that cannot be used; ``good`` the objects as
+    they were last loaded. An object with a fault is wanted as it was then, so that what runs of it
+    is not taken for left-over.
+
+    Raises:
+        ManifestError: references to programs or maps the objects do not have, targets that do not
+            fit a program's hook, two declarations of one map that differ: all at once.
+    """
+    problems: list[Problem] = []
+    objects: dict[str, WantedObject] = {}
+    faults: dict[str, str] = {}
+    for name, entry in manifest.objects.items():
+        source = sources[name]
+        if isinstance(source, ObjectSource) and (
+            fault := _object_fault(entry, source.spec, machine)
+        ):
+            source = f"{entry.file}: {fault}"
+        if isinstance(source, ObjectSource):
+            objects[name] = _wanted_object(entry, source, problems)
+        elif good and name in good:
+            objects[name] = _as_loaded(entry, good[name], source)
+        else:
+            faults[name] = source
+    maps = wanted_maps(manifest, objects, faults, machine, problems)
+    if problems:
+        problems.sort(key=lambda problem: (problem.mark.file, problem.mark.line))
+        raise ManifestError(tuple(problems))
+    return Desired(manifest, maps, objects, faults)
+
+
+def _as_loaded(entry: ObjectEntry, good: WantedObject, fault: str) -> WantedObject:
+    """The programs and maps that were loaded, at the targets that the manifest names now."""
+    now = _wanted_object(entry, good.source, [])
+    return replace(good, attachments=now.attachments, fault=fault)
+
+
+def _wanted_object(
+    entry: ObjectEntry, source: ObjectSource, problems: list[Problem]
+) -> WantedObject:
+    maps = _kept_maps(entry, source.spec, problems)
+    programs = {program.name: program for program in source.spec.programs}
+    attachments = []
+    types: dict[str, ProgramType] = {}
+    for program_entry in entry.programs.values():
+        program = programs.get(program_entry.name)
+        if program is None:
+            message = f"object {entry.name} has no program {program_entry.name}"
+            remedy = did_you_mean(program_entry.name, programs)
+            problems.append(Problem(program_entry.mark, message, remedy))
+            continue
+        if program_entry.type:
+            types[program.name] = program_entry.type
+        hook = program_entry.type.hook if program_entry.type else program.hook
+        for attach in program_entry.attach:
+            fault = _attach_fault(attach, program.section, hook)
+            if fault:
+                message = f"program {program.name} cannot be attached here"
+                problems.append(Problem(attach.mark, message, fault))
+            elif hook:
+                attachments.append(attachment(entry.name, program.name, hook, attach.target))
+    loaded = tuple(
+        program
+        for program in source.spec.programs
+        if program.autoload or program.name in entry.programs
+    )
+    names = tuple(program.name for program in loaded)
+    settings = f"{sorted(maps.items())} {sorted(names)}"
+    if types:
+        settings += f" {sorted((name, type_.prog_type) for name, type_ in types.items())}"
+    digest = f"{source.sha256[:24]}{zlib.crc32(settings.encode()):08x}"
+    return WantedObject(entry.name, digest, source, maps, tuple(attachments), names, types)
+
+
+def _object_fault(entry: ObjectEntry, spec: ObjectSpec, machine: Machine) -> str:
+    """Why the kernel would refuse an object whatever the manifest says; empty when it is fine.
+
+    It is no mistake of the manifest: the other objects go ahead.
+    """
+    faults = [
+        fault_text(map_spec.name, map_spec, violation)
+        for map_spec in spec.maps
+        if not map_spec.internal
+        for violation in violations(map_spec, machine, declared_in_object=True)
+    ]
+    for program in spec.programs:
+        known = entry.programs.get(program.name)
+        typed = program.type or program.hook or (known and known.type)
+        if not typed and (program.autoload or known):
+            faults.append(
+                f'the section "{program.section}" of program {program.name} does not say what type'
+                f" of program it is: write programs: {{{program.name}: {{type: socket_filter}}}},"
+                " or whatever it is"
+            )
+    return "; ".join(faults)
+
+
+def _attach_fault(attach: AttachEntry, section: str, hook: Hook | None) -> str:
+    if hook is None and section.removeprefix("?") in ("tc", "classifier"):
+        return 'write SEC("tcx/ingress") or SEC("tcx/egress"), which say where it is attached'
+    if hook is None:
+        return (
+            f'its section "{section}" names no hook that this version attaches'
+            " (cgroup, xdp, tcx): leave out attach and it is loaded and pinned"
+        )
+    match attach.target:
+        case CgroupTarget() if hook.kind is not HookKind.CGROUP:
+            return f'its section "{section}" belongs to an interface: write interface: NAME'
+        case InterfaceTarget() if hook.kind is HookKind.CGROUP:
+            return f'its section "{section}" belongs to a cgroup: write cgroup: PATH'
+        case InterfaceTarget(mode=mode) if hook.kind is HookKind.TCX and mode is not XdpMode.AUTO:
+            return "mode is for XDP programs only: leave it out"
+    return ""
+
+
+def _kept_maps(entry: ObjectEntry, spec: ObjectSpec, problems: list[Problem]) -> dict[str, str]:
+    declared = {map_spec.name: map_spec for map_spec in spec.maps}
+    kept = {
+        name: map_spec.pin_name or name
+        for name, map_spec in declared.items()
+        if map_spec.pinned and not map_spec.internal
+    }
+    for elf_name, pin_name in entry.pin_maps.items():
+        fault = _keep_fault(elf_name, declared)
+        if fault is None:
+            kept[elf_name] = pin_name
+            continue
+        message, remedy = fault
+        place = entry.pin_marks.get(elf_name, entry.mark)
+        problems.append(Problem(place, f"object {entry.name} {message}", remedy))
+    for elf_name, pin_name in kept.items():
+        fault_text = name_fault(pin_name) if elf_name not in entry.pin_maps else None
+        if fault_text:
+            message = f"object {entry.name} declares a pinned map {elf_name}: {fault_text}"
+            remedy = f"write pin_maps: {{{elf_name}: another_name}}"
+            problems.append(Problem(entry.mark, message, remedy))
+    for name, map_spec in declared.items():
+        if map_spec.slotted and name not in kept:
+            kept[name] = array_name(entry.name, name)
+    return kept
+
+
+def _keep_fault(elf_name: str, declared: Mapping[str, MapSpec]) -> tuple[str, str] | None:
+    """Why a map cannot be kept, and what to do; None when it can."""
+    spec = declared.get(elf_name)
+    if spec is None:
+        visible = [name for name, other in declared.items() if not other.internal]
+        return f"has no map {elf_name}", did_you_mean(elf_name, visible)
+    if spec.internal and not is_keepable(elf_name):
+        return (
+            f"cannot keep {elf_name}",
+            "it is constant data, of which every version of the object brings its own",
+        )
+    if spec.internal and spec.value_layout is None:
+        return (
+            f"cannot keep {elf_name}",
+            "without BTF nobody can tell which variable is where: compile with -g",
+        )
+    return None

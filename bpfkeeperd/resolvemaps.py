@@ -1,0 +1,209 @@
+"""The maps that a manifest and its objects want, each with all that is said of it. Pure."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from bpfkeeperd.compare import Machine, canonical, inner_differences, spec_differences
+from bpfkeeperd.contents import encode
+from bpfkeeperd.desired import WantedMap, WantedObject
+from bpfkeeperd.entries import (
+    Content,
+    CpuRef,
+    InterfaceRef,
+    Manifest,
+    MapDefinition,
+    MapEntry,
+    MapRef,
+    ProgramRef,
+)
+from bpfkeeperd.errors import Problem
+from bpfkeeperd.maprules import violations
+from bpfkeeperd.maptypes import BY_NAME, type_name
+from bpfkeeperd.nodes import Place
+from bpfkeeperd.shapes import layout_text
+from bpfkeeperd.state import MapSpec
+from bpfkeeperd.suggest import did_you_mean
+
+
+def wanted_maps(
+    manifest: Manifest,
+    objects: Mapping[str, WantedObject],
+    faults: Mapping[str, str],
+    machine: Machine,
+    problems: list[Problem],
+) -> dict[str, WantedMap]:
+    maps: dict[str, WantedMap] = {}
+    for entry in manifest.maps.values():
+        if entry.definition:
+            spec = canonical(own_spec(entry.name, entry.definition), machine)
+            problems += _violations(entry, spec, machine)
+            maps[entry.name] = WantedMap(
+                entry.name,
+                spec,
+                entry.on_mismatch,
+                (),
+                entry.definition,
+                entry.definition.contents,
+            )
+    # An object that cannot be read now does not say any more how its maps should be.
+    for wanted in sorted(objects.values(), key=lambda wanted: bool(wanted.fault)):
+        specs = {map_spec.name: map_spec for map_spec in wanted.source.spec.maps}
+        for elf_name, pin_name in wanted.maps.items():
+            spec = canonical(specs[elf_name], machine)
+            known = maps.get(pin_name)
+            if known is None:
+                policy = manifest.policy(pin_name)
+                slotted = spec.slotted
+                maps[pin_name] = WantedMap(
+                    pin_name, spec, policy, (wanted.name,), slotted=slotted
+                )
+                continue
+            differing = spec_differences(spec, known.spec)
+            if differing and not wanted.fault:
+                problems.append(_disagreement(manifest, wanted.name, known, differing))
+            users = (*known.users, wanted.name)
+            maps[pin_name] = replace(
+                known,
+                spec=_with_layouts(known.spec, spec),
+                users=users,
+                slotted=known.slotted or spec.slotted,
+            )
+    for entry in manifest.maps.values():
+        if entry.name not in maps:
+            if not faults:
+                problems.append(_undeclared(entry, maps))
+            continue
+        maps[entry.name] = _with_entry(maps[entry.name], entry, problems)
+    for name, wanted_map in maps.items():
+        problems += _dangling(wanted_map, maps, objects, manifest)
+    return maps
+
+
+def _violations(entry: MapEntry, spec: MapSpec, machine: Machine) -> list[Problem]:
+    """What the kernel would refuse about a map of the manifest's own."""
+    return [
+        Problem(
+            entry.marks.get(violation.field.partition(".")[0], entry.mark),
+            f"{type_name(spec.type)} {entry.name}: {violation.message}",
+            violation.remedy,
+        )
+        for violation in violations(spec, machine, declared_in_object=False)
+    ]
+
+
+def _with_entry(wanted: WantedMap, entry: MapEntry, problems: list[Problem]) -> WantedMap:
+    """A map with what the manifest says of it beside its policy."""
+    contents = wanted.contents
+    if entry.entries and not entry.definition:
+        place = Place(f"maps.{entry.name}.entries", entry.marks.get("entries", entry.mark))
+        contents, found = encode(place, wanted.spec, entry.entries)
+        problems += found
+    former = entry.rename_from or ""
+    return replace(wanted, contents=contents, enforce=entry.enforce, former=former)
+
+
+def _dangling(
+    wanted: WantedMap,
+    maps: Mapping[str, WantedMap],
+    objects: Mapping[str, WantedObject],
+    manifest: Manifest,
+) -> list[Problem]:
+    """Entries that name a map or a program that nobody keeps, and a former name that is in use."""
+    problems = []
+    for content in wanted.contents:
+        match content.value:
+            case MapRef(name) if name not in maps:
+                message = f"no map {name} is kept here"
+                problems.append(Problem(content.mark, message, did_you_mean(name, maps)))
+            case MapRef(name):
+                problems += _misfit(wanted, maps[name], content)
+            case ProgramRef() as ref:
+                problems += _no_program(ref, content, objects, manifest)
+            case InterfaceRef(program=ProgramRef() as ref) | CpuRef(program=ProgramRef() as ref):
+                problems += _no_program(ref, content, objects, manifest)
+            case _:
+                pass
+    if wanted.former in maps:
+        entry = manifest.maps[wanted.name]
+        mark = entry.marks.get("rename_from", entry.mark)
+        message = f"map {wanted.name} cannot be renamed from {wanted.former}"
+        remedy = "that is a kept map, too: take it out of the manifest"
+        problems.append(Problem(mark, message, remedy))
+    return problems
+
+
+def _misfit(outer: WantedMap, inner: WantedMap, content: Content) -> list[Problem]:
+    if outer.spec.inner is None:
+        return []
+    differing = inner_differences(outer.spec.inner, inner.spec)
+    if not differing:
+        return []
+    message = f"map {inner.name} cannot be an inner map of {outer.name}: {'; '.join(differing)}"
+    return [Problem(content.mark, message, f"make it as the inner definition of {outer.name}")]
+
+
+def _no_program(
+    ref: ProgramRef,
+    content: Content,
+    objects: Mapping[str, WantedObject],
+    manifest: Manifest,
+) -> list[Problem]:
+    wanted = objects.get(ref.object)
+    if wanted is None and ref.object in manifest.objects:
+        return []  # its file cannot be read now
+    if wanted is None:
+        message = f"there is no object {ref.object}"
+        return [Problem(content.mark, message, did_you_mean(ref.object, manifest.objects))]
+    if ref.program in wanted.programs:
+        return []
+    message = f"object {ref.object} has no program {ref.program}"
+    return [Problem(content.mark, message, did_you_mean(ref.program, wanted.programs))]
+
+
+def _with_layouts(known: MapSpec, other: MapSpec) -> MapSpec:
+    """A declaration with what only the other one, which agrees with it, says of the layouts."""
+    key = known.key_layout if known.key_layout is not None else other.key_layout
+    value = known.value_layout if known.value_layout is not None else other.value_layout
+    if (key, value) == (known.key_layout, known.value_layout):
+        return known
+    return replace(known, key_layout=key, value_layout=value)
+
+
+def _disagreement(
+    manifest: Manifest, name: str, known: WantedMap, differing: tuple[str, ...]
+) -> Problem:
+    entry = manifest.objects[name]
+    other = f"object {known.users[0]}" if known.users else "the manifest"
+    marks = [entry.pin_marks[elf] for elf, pin in entry.pin_maps.items() if pin == known.name]
+    return Problem(
+        marks[0] if marks else entry.mark,
+        f"object {name} declares map {known.name} otherwise than {other}: {'; '.join(differing)}",
+        "make the declarations equal, or pin one of them under another name",
+    )
+
+
+def _undeclared(entry: MapEntry, maps: Mapping[str, WantedMap]) -> Problem:
+    remedy = did_you_mean(entry.name, maps)
+    return Problem(
+        entry.mark,
+        f"no object keeps a map {entry.name}",
+        remedy or "add it to an object's pin_maps, or give type and sizes for a map of its own",
+    )
+
+
+def own_spec(name: str, definition: MapDefinition) -> MapSpec:
+    """A map of the manifest's own as an object would declare it."""
+    return MapSpec(
+        name=name,
+        type=BY_NAME[definition.type].number,
+        key_size=definition.key_size,
+        value_size=definition.value_size,
+        max_entries=definition.max_entries,
+        flags=definition.flags,
+        map_extra=definition.map_extra,
+        numa_node=definition.numa_node or 0,
+        pinned=True,
+        key_layout=layout_text(definition.key) if definition.key else None,
+        value_layout=layout_text(definition.value) if definition.value else None,
+        inner=own_spec(f"{name}.inner", definition.inner) if definition.inner else None,
+    )
