@@ -11,8 +11,10 @@ class Count(StrEnum):
     """Entries in use, of max_entries."""
     BYTES = "bytes"
     """Bytes not yet consumed, of max_entries."""
+    ESTIMATE = "estimate"
+    """Entries in use, of max_entries, deduced from what they left behind."""
     NONE = "none"
-    """Every slot exists, or the notion does not apply, or it is not counted yet."""
+    """Every slot exists, or the notion does not apply."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +28,18 @@ class MapType:
 
 
 HASH = 1
+PROG_ARRAY = 3
 PERF_EVENT_ARRAY = 4
+PERCPU_HASH = 5
 LRU_HASH = 9
 LRU_PERCPU_HASH = 10
+LPM_TRIE = 11
 ARRAY_OF_MAPS = 12
 HASH_OF_MAPS = 13
 DEVMAP = 14
+SOCKHASH = 18
+QUEUE = 22
+STACK = 23
 DEVMAP_HASH = 25
 RINGBUF = 27
 USER_RINGBUF = 31
@@ -39,36 +47,36 @@ USER_RINGBUF = 31
 MAP_TYPES = (
     MapType(HASH, "hash", Count.ENTRIES),
     MapType(2, "array"),
-    MapType(3, "prog_array"),
-    MapType(PERF_EVENT_ARRAY, "perf_event_array"),
-    MapType(5, "percpu_hash", Count.ENTRIES, per_cpu=True),
+    MapType(PROG_ARRAY, "prog_array", Count.ENTRIES),
+    MapType(PERF_EVENT_ARRAY, "perf_event_array", Count.ENTRIES),
+    MapType(PERCPU_HASH, "percpu_hash", Count.ENTRIES, per_cpu=True),
     MapType(6, "percpu_array", per_cpu=True),
     MapType(7, "stack_trace"),
-    MapType(8, "cgroup_array"),
+    MapType(8, "cgroup_array", Count.ENTRIES),
     MapType(LRU_HASH, "lru_hash", Count.ENTRIES),
     MapType(LRU_PERCPU_HASH, "lru_percpu_hash", Count.ENTRIES, per_cpu=True),
-    MapType(11, "lpm_trie", Count.ENTRIES),
-    MapType(ARRAY_OF_MAPS, "array_of_maps"),
+    MapType(LPM_TRIE, "lpm_trie", Count.ENTRIES),
+    MapType(ARRAY_OF_MAPS, "array_of_maps", Count.ENTRIES),
     MapType(HASH_OF_MAPS, "hash_of_maps", Count.ENTRIES),
-    MapType(DEVMAP, "devmap"),
-    MapType(15, "sockmap"),
-    MapType(16, "cpumap"),
-    MapType(17, "xskmap"),
-    MapType(18, "sockhash", Count.ENTRIES),
+    MapType(DEVMAP, "devmap", Count.ENTRIES),
+    MapType(15, "sockmap", Count.ENTRIES),
+    MapType(16, "cpumap", Count.ENTRIES),
+    MapType(17, "xskmap", Count.ENTRIES),
+    MapType(SOCKHASH, "sockhash", Count.ENTRIES),
     MapType(19, "cgroup_storage"),
-    MapType(20, "reuseport_sockarray"),
+    MapType(20, "reuseport_sockarray", Count.ENTRIES),
     MapType(21, "percpu_cgroup_storage", per_cpu=True),
-    MapType(22, "queue", Count.ENTRIES),
-    MapType(23, "stack", Count.ENTRIES),
-    MapType(24, "sk_storage"),
-    MapType(DEVMAP_HASH, "devmap_hash"),
+    MapType(QUEUE, "queue", Count.ENTRIES),
+    MapType(STACK, "stack", Count.ENTRIES),
+    MapType(24, "sk_storage", Count.ENTRIES),
+    MapType(DEVMAP_HASH, "devmap_hash", Count.ENTRIES),
     MapType(26, "struct_ops"),
     MapType(RINGBUF, "ringbuf", Count.BYTES),
-    MapType(28, "inode_storage"),
-    MapType(29, "task_storage"),
-    MapType(30, "bloom_filter"),
+    MapType(28, "inode_storage", Count.ENTRIES),
+    MapType(29, "task_storage", Count.ENTRIES),
+    MapType(30, "bloom_filter", Count.ESTIMATE),
     MapType(USER_RINGBUF, "user_ringbuf", Count.BYTES),
-    MapType(32, "cgrp_storage"),
+    MapType(32, "cgrp_storage", Count.ENTRIES),
     MapType(33, "arena"),
     MapType(34, "insn_array"),
 )
