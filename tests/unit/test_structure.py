@@ -26,6 +26,9 @@ ONLY_IN = {
     "cffi": {"_build/extension.py"},
 }
 PURE = [
+    "btf.py",
+    "btfbuilder.py",
+    "btfformat.py",
     "entries.py",
     "state.py",
     "hooks.py",
@@ -46,7 +49,7 @@ PURE = [
 ]
 MAY_IMPORT = {
     *("collections", "dataclasses", "difflib", "enum", "errno", "functools", "hashlib"),
-    *("re", "typing", "zlib"),
+    *("re", "struct", "typing", "zlib"),
 }
 STRERROR_ONLY = "errors.py"
 """It needs os.strerror(), and nothing else of os."""
