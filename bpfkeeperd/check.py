@@ -3,14 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from bpfkeeperd.compare import Machine
 from bpfkeeperd.desired import ObjectSource
-from bpfkeeperd.resolve import resolve
 from bpfkeeperd.elf import ElfFacts, read_elf
 from bpfkeeperd.entries import Manifest
 from bpfkeeperd.errors import KeeperError
+from bpfkeeperd.keeper import machine
 from bpfkeeperd.manifest import read_manifest
 from bpfkeeperd.maptypes import type_name
+from bpfkeeperd.resolve import resolve
 from bpfkeeperd.sources import Sources, read_sources
 from bpfkeeperd.state import MapSpec, ObjectSpec
 

@@ -19,7 +19,7 @@ from bpfkeeperd.actions import (
     RestoreMap,
     Swap,
 )
-from bpfkeeperd.compare import differences, inner_differences, layout_differences
+from bpfkeeperd.compare import differences, layout_differences, pattern_differences
 from bpfkeeperd.desired import Attachment, Desired, WantedMap, WantedObject
 from bpfkeeperd.draft import Draft, hold_back
 from bpfkeeperd.entries import MismatchPolicy
@@ -96,7 +96,7 @@ def _decide_map(draft: Draft, wanted: WantedMap) -> None:
         return
     differing = (
         *differences(wanted.spec, current),
-        *inner_differences(wanted.spec, found.inner),
+        *pattern_differences(wanted.spec, found.inner),
         *layout_differences(wanted.spec, *found.layouts),
     )
     if differing and wanted.policy is MismatchPolicy.RECREATE and not wanted.spec.internal:

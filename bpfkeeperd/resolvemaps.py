@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from bpfkeeperd.compare import Machine, canonical, inner_differences, spec_differences
+from bpfkeeperd.compare import Machine, as_info, canonical, inner_differences, spec_differences
 from bpfkeeperd.contents import encode
 from bpfkeeperd.desired import WantedMap, WantedObject
 from bpfkeeperd.entries import (
@@ -135,7 +135,7 @@ def _dangling(
 def _misfit(outer: WantedMap, inner: WantedMap, content: Content) -> list[Problem]:
     if outer.spec.inner is None:
         return []
-    differing = inner_differences(outer.spec.inner, inner.spec)
+    differing = inner_differences(outer.spec.inner, as_info(inner.spec))
     if not differing:
         return []
     message = f"map {inner.name} cannot be an inner map of {outer.name}: {'; '.join(differing)}"

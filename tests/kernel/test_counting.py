@@ -8,7 +8,7 @@ import random
 import resource
 import socket
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -18,27 +18,12 @@ from bpfkeeperd import counting, kernel
 from bpfkeeperd.counting import MapCounter
 from bpfkeeperd.errors import KeeperError, KernelError, ObjectError
 from bpfkeeperd.maptypes import BY_NAME, MAP_TYPES, Count
+from tests.kernel.counted import count, create, create_outer
 
 NO_PREALLOC = 1
-MAP_CREATE, MAP_UPDATE, MAP_LOOKUP_AND_DELETE = 0, 2, 21
-
-
-@pytest.fixture(autouse=True)
-def no_descriptor_left() -> Iterator[None]:
-    before = os.listdir("/proc/self/fd")
-    yield
-    assert os.listdir("/proc/self/fd") == before
-
-
-@pytest.fixture
-def stack() -> Iterator[ExitStack]:
-    with ExitStack() as opened:
-        yield opened
-
-
-@pytest.fixture
-def counter(stack: ExitStack) -> MapCounter:
-    return stack.enter_context(MapCounter.open())
+BPF_LOOP, NO_HELPER = (struct.pack("=BBhi", 0x85, 0, 0, helper) for helper in (181, 99999))
+"""The instruction that calls a helper, as it stands in the object."""
+MAP_UPDATE, MAP_LOOKUP_AND_DELETE = 2, 21
 
 
 def bpf(command: int, attributes: bytes) -> int:
@@ -49,20 +34,6 @@ def bpf(command: int, attributes: bytes) -> int:
     if result < 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     return result
-
-
-def create(
-    stack: ExitStack, name: str, key_size: int, value_size: int, max_entries: int, flags: int = 0
-) -> int:
-    fd = kernel.map_create(
-        BY_NAME[name].number, "counted", key_size, value_size, max_entries, flags=flags
-    )
-    stack.callback(os.close, fd)
-    return fd
-
-
-def count(counter: MapCounter, fd: int) -> int | None:
-    return counter.counts().get(kernel.map_info(fd).id)
 
 
 def walked(fd: int) -> int:
@@ -141,8 +112,7 @@ def test_prefixes_within_prefixes(counter: MapCounter, stack: ExitStack) -> None
 
 def test_a_hash_of_maps(counter: MapCounter, stack: ExitStack) -> None:
     inner = create(stack, "array", 4, 4, 1)
-    fd = bpf(MAP_CREATE, struct.pack("=IIIIIi", BY_NAME["hash_of_maps"].number, 4, 4, 10, 0, inner))
-    stack.callback(os.close, fd)
+    fd = create_outer(stack, "hash_of_maps", 10, inner)
     assert count(counter, fd) == 0
     for number in range(3):
         kernel.map_update(fd, struct.pack("=I", number), struct.pack("=I", inner))
@@ -231,6 +201,8 @@ def test_counted_by_says_what_is_counted(counter: MapCounter) -> None:
         known.name for known in MAP_TYPES if known.count is not Count.NONE
     }
     assert (said["hash"], said["hash_of_maps"], said["lpm_trie"]) == ("kfunc", "kfunc", "field")
+    assert (said["devmap"], said["devmap_hash"], said["sk_storage"]) == ("scan", "field", "scan")
+    assert said["bloom_filter"] == "estimate"
     assert (said["array"], counter.counted_by(99)) == ("", "")
 
 
@@ -255,27 +227,33 @@ def test_more_maps_than_a_read_takes(counter: MapCounter, stack: ExitStack) -> N
     assert ids <= counter.counts().keys()
 
 
-def test_without_the_kfunc(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, stack: ExitStack
+@pytest.mark.parametrize("scans", [True, False], ids=["without kfunc", "without bpf_loop"])
+def test_on_an_older_kernel(
+    scans: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, stack: ExitStack
 ) -> None:
-    """The kernel does refuse the first program: the kfunc goes by a name that it does not have."""
+    """The kernel does refuse what it does not know: a kfunc of another name, another helper."""
     data = counting.OBJECT_FILE.read_bytes()
-    assert b"bpf_map_sum_elem_count" in data
+    assert data.count(b"bpf_map_sum_elem_count") and data.count(BPF_LOOP)
+    data = data.replace(b"bpf_map_sum_elem_count", b"bpf_map_sum_elem_xxxxx")
     other = tmp_path / "other.bpf.o"
-    other.write_bytes(data.replace(b"bpf_map_sum_elem_count", b"bpf_map_sum_elem_xxxxx"))
+    other.write_bytes(data if scans else data.replace(BPF_LOOP, NO_HELPER))
     monkeypatch.setattr(counting, "OBJECT_FILE", other)
     counter = stack.enter_context(MapCounter.open())
     hash_map = create(stack, "hash", 8, 8, 10)
     trie = create(stack, "lpm_trie", 8, 8, 10, NO_PREALLOC)
     for name, fd in (("hash", hash_map), ("lpm_trie", trie)):
         kernel.map_update(fd, a_key(name, 1), bytes(8))
-    assert count(counter, hash_map) is None
-    assert count(counter, trie) == 1
-    assert counter.counted_by(BY_NAME["hash"].number) == ""
-    assert counter.counted_by(BY_NAME["lpm_trie"].number) == "field"
+    outer = create_outer(stack, "array_of_maps", 3, trie)
+    kernel.map_update(outer, bytes(4), struct.pack("=I", trie))
+    bloom = create(stack, "bloom_filter", 0, 8, 100)
+    kernel.map_update(bloom, None, bytes(8))
+    counted = [count(counter, fd) for fd in (hash_map, trie, outer, bloom)]
+    assert counted == [None, 1, *((1, 1) if scans else (None, None))]
+    said = [counter.counted_by(kernel.map_info(fd).type) for fd in (hash_map, trie, outer, bloom)]
+    assert said == ["", "field", *(("scan", "estimate") if scans else ("", ""))]
 
 
-def test_neither_program(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_none_of_the_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     def refusing(data: bytes, program: str) -> int:
         raise ObjectError(f"cannot load program {program}: no such kfunc")
 
@@ -283,10 +261,11 @@ def test_neither_program(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(KeeperError) as raised:
         MapCounter.open()
     assert str(raised.value) == (
-        "cannot count map entries: this kernel takes neither program (count_maps: cannot load"
+        "cannot count map entries: this kernel takes none of the programs (count_maps: cannot load"
         " program count_maps: no such kfunc; count_maps_without_kfunc: cannot load program"
-        " count_maps_without_kfunc: no such kfunc): Linux 5.8 or newer with BTF, CAP_BPF and"
-        " CAP_PERFMON are needed"
+        " count_maps_without_kfunc: no such kfunc; count_maps_by_field: cannot load program"
+        " count_maps_by_field: no such kfunc): Linux 5.8 or newer with BTF, CAP_BPF and CAP_PERFMON"
+        " are needed"
     )
 
 

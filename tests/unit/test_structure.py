@@ -26,11 +26,19 @@ ONLY_IN = {
     "cffi": {"_build/extension.py"},
 }
 PURE = [
+    "btf.py",
+    "btfbuilder.py",
+    "btfformat.py",
     "entries.py",
     "state.py",
     "hooks.py",
     "layout.py",
+    "mapcolumns.py",
+    "mapflags.py",
     "maptypes.py",
+    "mapmemory.py",
+    "maprules.py",
+    "explain.py",
     "compare.py",
     "desired.py",
     "observed.py",
@@ -46,7 +54,7 @@ PURE = [
 ]
 MAY_IMPORT = {
     *("collections", "dataclasses", "difflib", "enum", "errno", "functools", "hashlib"),
-    *("re", "typing", "zlib"),
+    *("re", "struct", "typing", "zlib"),
 }
 STRERROR_ONLY = "errors.py"
 """It needs os.strerror(), and nothing else of os."""
