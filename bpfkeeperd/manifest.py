@@ -5,7 +5,7 @@ import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 
 from bpfkeeperd import fields
-from bpfkeeperd.decode import Member, Place, Record, Value, decode
+from bpfkeeperd.decode import Member, Record, Value, decode
 from bpfkeeperd.entries import (
     AttachEntry,
     CgroupTarget,
@@ -21,15 +21,9 @@ from bpfkeeperd.entries import (
 )
 from bpfkeeperd.errors import KeeperError, Mark
 from bpfkeeperd.files import read_file
+from bpfkeeperd.nodes import Faults, MappingNode, Node, Place, ScalarNode
 from bpfkeeperd.values import absolute, host_and_port, short, shown
-from bpfkeeperd.yamlnodes import (
-    SIZE_MAX_BYTES,
-    Faults,
-    MappingNode,
-    Node,
-    ScalarNode,
-    read_tree,
-)
+from bpfkeeperd.yamlnodes import SIZE_MAX_BYTES, read_tree
 
 DROP_IN_DIRECTORY = "conf.d"
 

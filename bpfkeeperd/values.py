@@ -12,6 +12,10 @@ from dataclasses import dataclass
 from bpfkeeperd.layout import name_fault
 
 INTERFACE_MAX_BYTES = 15
+_DECIMAL = re.compile("-?(0|[1-9][0-9]*)")
+_HEX = re.compile("0[xX][0-9a-fA-F]+")
+_DIGITS_MAX = 40
+"""More than any bound has; Python's int() raises at thousands of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,3 +156,40 @@ def cgroup(text: str) -> str | Fault:
         return posixpath.normpath(text)
     path = absolute(text)
     return Fault("cannot be /", "write . for the root cgroup") if path == "/" else path
+
+
+def integer(text: str, plain: bool, low: int, high: int) -> int | Fault:
+    """A number in decimal or hexadecimal digits; ``plain``: it is written without quotes."""
+    if not (_DECIMAL.fullmatch(text) or _HEX.fullmatch(text)):
+        return Fault(f"must be an integer, not {shown(text)}", _integer_remedy(text, low, high))
+    if not plain:
+        return Fault(f"must be an integer, not the text {shown(text)}", "write it without quotes")
+    number = int(text, 0) if len(text) <= _DIGITS_MAX else None
+    if number is not None and low <= number <= high:
+        return number
+    bounds = f"{low}" if low == high else f"from {low} to {high}"
+    return Fault(f"must be {bounds}, not {text if number is not None else shown(text)}")
+
+
+def _integer_remedy(text: str, low: int, high: int) -> str:
+    if low == high:
+        return f"write {low}"
+    if re.fullmatch("0[0-7]+", text) and len(text) <= _DIGITS_MAX:
+        decimal = text.lstrip("0") or "0"
+        return f"write {decimal}, or {int(text, 8):#x} if it was meant as octal"
+    digits = re.sub("[_, ]", "", text)
+    if len(text) <= _DIGITS_MAX and _DECIMAL.fullmatch(digits):
+        return f"write {digits}"
+    return "write decimal digits, or hexadecimal ones after 0x"
+
+
+def boolean(text: str, plain: bool) -> bool | Fault:
+    if plain and text in ("true", "false"):
+        return text == "true"
+    word = text.lower()
+    remedy = ""
+    if word in ("yes", "on", "1", "true", "y"):
+        remedy = "write true, without quotes"
+    if word in ("no", "off", "0", "false", "n"):
+        remedy = "write false, without quotes"
+    return Fault(f"must be true or false, not {shown(text)}", remedy)

@@ -31,7 +31,8 @@ from bpfkeeperd.fields import (
     Word,
 )
 from bpfkeeperd.manifest import parse_manifest
-from bpfkeeperd.yamlnodes import PURE_SHARE, SIZE_MAX_BYTES, Faults, read_tree
+from bpfkeeperd.nodes import Faults
+from bpfkeeperd.yamlnodes import PURE_SHARE, SIZE_MAX_BYTES, read_tree
 
 SECONDS_MAX = 1.0
 KILOBYTES_MAX = 100 << 10

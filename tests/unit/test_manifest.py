@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from bpfkeeperd import manifest as reader
-from bpfkeeperd.decode import Place, Value, decode
+from bpfkeeperd.decode import Value, decode
 from bpfkeeperd.entries import (
     AttachEntry,
     CgroupTarget,
@@ -25,7 +25,8 @@ from bpfkeeperd.entries import (
 from bpfkeeperd.errors import KeeperError, ManifestError, Mark
 from bpfkeeperd.fields import Boolean
 from bpfkeeperd.manifest import parse_manifest, read_files, read_manifest
-from bpfkeeperd.yamlnodes import PROBLEMS_MAX, Faults, ScalarNode, read_tree
+from bpfkeeperd.nodes import PROBLEMS_MAX, Faults, Place, ScalarNode
+from bpfkeeperd.yamlnodes import read_tree
 
 MANIFESTS = Path(__file__).parents[1] / "manifests"
 BAD = sorted((MANIFESTS / "bad").glob("*.yaml"))

@@ -30,6 +30,8 @@ PURE = [
     "btfbuilder.py",
     "btfformat.py",
     "entries.py",
+    "nodes.py",
+    "values.py",
     "state.py",
     "hooks.py",
     "layout.py",
@@ -49,7 +51,7 @@ PURE = [
 ]
 MAY_IMPORT = {
     *("collections", "dataclasses", "difflib", "enum", "errno", "functools", "hashlib"),
-    *("re", "struct", "typing", "zlib"),
+    *("ipaddress", "posixpath", "re", "struct", "typing", "zlib"),
 }
 STRERROR_ONLY = "errors.py"
 """It needs os.strerror(), and nothing else of os."""
