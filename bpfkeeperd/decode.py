@@ -16,6 +16,7 @@ from bpfkeeperd.fields import (
     Kind,
     ListOf,
     MapOf,
+    Raw,
     Struct,
     Text,
     Word,
@@ -78,12 +79,16 @@ class Record:
         data = self._data(name)
         return data if isinstance(data, Record) else Record({})
 
+    def node(self, name: str) -> Node | None:
+        data = self._data(name)
+        return data if isinstance(data, Node) else None
+
     def _data(self, name: str) -> "Data | None":
         value = self.fields.get(name)
         return value.data if value else None
 
 
-Data = str | int | tuple[Value, ...] | dict[str, Member] | Record
+Data = str | int | tuple[Value, ...] | dict[str, Member] | Record | Node
 
 
 Pairs = Sequence[tuple[ScalarNode, Node]]
@@ -114,6 +119,8 @@ def decode(kind: Kind, node: Node, place: Place, faults: Faults) -> Value | None
             return Value(node.mark, _struct(kind, pairs, place, faults))
         case Text() | Integer() | Boolean() | Word():
             return _scalar(kind, node, place, faults) if isinstance(node, ScalarNode) else None
+        case Raw():
+            return Value(node.mark, node)
         case _:
             assert_never(kind)
 
@@ -140,6 +147,8 @@ def _has_form(kind: Kind, node: Node) -> bool:
             return isinstance(node, ScalarNode)
         case Either():
             return any(_has_form(one, node) for one in kind.kinds)
+        case Raw():
+            return True
         case _:
             assert_never(kind)
 
@@ -158,6 +167,8 @@ def _noun(kind: Kind) -> str:
             return "true or false"
         case Either():
             return " or ".join(_noun(one) for one in kind.kinds)
+        case Raw():
+            return "anything"
         case _:
             assert_never(kind)
 

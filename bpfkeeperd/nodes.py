@@ -68,6 +68,11 @@ class Faults:
         if self._problems:
             raise ManifestError(self._sorted())
 
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """In the order of files and lines."""
+        return self._sorted()
+
     def _sorted(self) -> tuple[Problem, ...]:
         def place(problem: Problem) -> tuple[int, int, int]:
             mark = problem.mark

@@ -9,7 +9,9 @@ import posixpath
 import re
 from dataclasses import dataclass
 
-from bpfkeeperd.layout import name_fault
+from bpfkeeperd.layout import global_data_fault, name_fault
+from bpfkeeperd.progtypes import PROGRAM_KINDS
+from bpfkeeperd.suggest import did_you_mean
 
 INTERFACE_MAX_BYTES = 15
 _DECIMAL = re.compile("-?(0|[1-9][0-9]*)")
@@ -44,6 +46,27 @@ def pin_name(text: str) -> str | Fault:
     """A name under which a map can be pinned."""
     fault = name_fault(text)
     return Fault(f"cannot be {shown(text)}", fault) if fault else text
+
+
+def elf_map_name(text: str) -> str | Fault:
+    """A map of an object, by the name it has there; global data is named as its section."""
+    fault = global_data_fault(text)
+    return Fault(f"cannot be {shown(text)}", fault) if fault else any_text(text)
+
+
+def program_kind(text: str) -> str | Fault:
+    """The name of a program type or of a hook."""
+    if text in PROGRAM_KINDS:
+        return text
+    return Fault(f"cannot be {shown(text)}", did_you_mean(text[:40], PROGRAM_KINDS))
+
+
+def program(text: str) -> str | Fault:
+    """A program of an object, as OBJECT/PROGRAM."""
+    object_name, slash, name = text.rpartition("/")
+    if slash and object_name and name:
+        return text
+    return Fault(f"must be a program, not {shown(text)}", "write OBJECT/PROGRAM")
 
 
 def pin_root(text: str) -> str | Fault:

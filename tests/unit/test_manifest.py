@@ -5,6 +5,7 @@ drop-ins of either kind are in NAME.conf.d/.
 """
 
 import os
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from bpfkeeperd.decode import Value, decode
 from bpfkeeperd.entries import (
     AttachEntry,
     CgroupTarget,
+    Content,
     InterfaceTarget,
     Manifest,
     MapDefinition,
@@ -100,6 +102,10 @@ def test_top_level() -> None:
     assert load_good("metrics_off.yaml").metrics_listen is None
 
 
+def number(value: int, size: int) -> bytes:
+    return value.to_bytes(size, sys.byteorder)
+
+
 def test_maps() -> None:
     maps = load_good("full.yaml").maps
     assert list(maps) == ["declared_by_an_object", "keep_me", "settings", "seen", "events"]
@@ -114,7 +120,10 @@ def test_maps() -> None:
         value_size=8,
         max_entries=4,
         flags=1024 | 128,
-        entries=((0, 1500), (3, 2**64 - 1)),
+        contents=(
+            Content(number(0, 4), number(1500, 8)),
+            Content(number(3, 4), number(2**64 - 1, 8)),
+        ),
     )
     assert maps["seen"].definition == MapDefinition(
         type="bloom_filter",
