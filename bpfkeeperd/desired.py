@@ -20,7 +20,7 @@ from bpfkeeperd.entries import (
 from bpfkeeperd.errors import ManifestError, Problem
 from bpfkeeperd.hooks import Hook, HookKind
 from bpfkeeperd.layout import LinkKey, escape, name_fault
-from bpfkeeperd.maptypes import BY_NAME
+from bpfkeeperd.ownmaps import own_spec
 from bpfkeeperd.state import MapSpec, ObjectSpec
 from bpfkeeperd.suggest import did_you_mean
 
@@ -244,7 +244,7 @@ def _wanted_maps(
     maps: dict[str, WantedMap] = {}
     for entry in manifest.maps.values():
         if entry.definition:
-            spec = canonical(_own_spec(entry.name, entry.definition), machine)
+            spec = canonical(own_spec(entry.name, entry.definition), machine)
             maps[entry.name] = WantedMap(entry.name, spec, entry.on_mismatch, (), entry.definition)
     # An object that cannot be read now does not say any more how its maps should be.
     for wanted in sorted(objects.values(), key=lambda wanted: bool(wanted.fault)):
@@ -295,18 +295,4 @@ def _undeclared(entry: MapEntry, maps: Mapping[str, WantedMap]) -> Problem:
         entry.mark,
         f"no object keeps a map {entry.name}",
         remedy or "add it to an object's pin_maps, or give type and sizes for a map of its own",
-    )
-
-
-def _own_spec(name: str, definition: MapDefinition) -> MapSpec:
-    return MapSpec(
-        name=name,
-        type=BY_NAME[definition.type].number,
-        key_size=definition.key_size,
-        value_size=definition.value_size,
-        max_entries=definition.max_entries,
-        flags=definition.flags,
-        map_extra=definition.map_extra,
-        numa_node=definition.numa_node or 0,
-        pinned=True,
     )

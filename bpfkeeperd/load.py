@@ -2,7 +2,6 @@
 verifier. Nothing that runs is touched."""
 
 import os
-import sys
 from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -123,11 +122,12 @@ def create_map(wanted: WantedMap) -> int:
     )
     per_cpu = BY_NUMBER[spec.type].per_cpu
     try:
-        for key, value in definition.entries if definition else ():
-            data = value.to_bytes(spec.value_size, sys.byteorder)
+        for content in definition.contents if definition else ():
+            assert isinstance(content.value, bytes)
+            data = content.value
             if per_cpu:  # the kernel reads a value for each CPU, padded to 8 bytes
                 data = data.ljust((spec.value_size + 7) // 8 * 8, b"\0") * kernel.possible_cpus()
-            kernel.map_update(fd, key.to_bytes(spec.key_size, sys.byteorder), data)
+            kernel.map_update(fd, content.key, data)
     except KernelError as error:
         os.close(fd)
         raise KernelError(f"fill map {wanted.name}", error.errno, "see its entries") from None
