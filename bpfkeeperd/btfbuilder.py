@@ -60,6 +60,15 @@ class BtfBuilder:
             words += self._string(member.name), member.type_id, place
         return self._add(self._record(Kind.STRUCT, name, size, words, len(members), flag))
 
+    def add_union(self, name: str, size: int, members: Sequence[Member]) -> int:
+        """A union without bit-fields."""
+        words = [
+            word
+            for member in members
+            for word in (self._string(member.name), member.type_id, member.bit_offset)
+        ]
+        return self._add(self._record(Kind.UNION, name, size, words, len(members)))
+
     def add_var(self, name: str, type_id: int, linkage: int) -> int:
         return self._add(self._record(Kind.VAR, name, type_id, [linkage]))
 

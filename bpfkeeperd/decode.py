@@ -4,7 +4,6 @@ What a value looks like is settled here, what values mean together is settled in
 """
 
 import difflib
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import assert_never
@@ -17,36 +16,22 @@ from bpfkeeperd.fields import (
     Kind,
     ListOf,
     MapOf,
+    Raw,
     Struct,
     Text,
     Word,
 )
-from bpfkeeperd.values import Fault, short, shown
-from bpfkeeperd.yamlnodes import BrokenNode, Faults, ListNode, MappingNode, Node, ScalarNode
-
-_DECIMAL = re.compile("-?(0|[1-9][0-9]*)")
-_HEX = re.compile("0[xX][0-9a-fA-F]+")
-_DIGITS_MAX = 40
-"""More than any bound has; Python's int() raises at thousands of them."""
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """What messages call a node, and the mark of its name."""
-
-    label: str
-    mark: Mark
-
-    def under(self, name: str, mark: Mark) -> "Place":
-        """The place of a member or a field."""
-        return Place(f"{self.label}.{short(name)}" if self.label else short(name), mark)
-
-    def item(self, index: int, mark: Mark) -> "Place":
-        """The place of an item of a list, counted from 0."""
-        return Place(f"{self.label}[{index}]", mark)
-
-    def __str__(self) -> str:
-        return self.label or "the manifest"
+from bpfkeeperd.nodes import (
+    BrokenNode,
+    Faults,
+    ListNode,
+    MappingNode,
+    Node,
+    Place,
+    ScalarNode,
+    form,
+)
+from bpfkeeperd.values import Fault, boolean, integer, shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +79,16 @@ class Record:
         data = self._data(name)
         return data if isinstance(data, Record) else Record({})
 
+    def node(self, name: str) -> Node | None:
+        data = self._data(name)
+        return data if isinstance(data, Node) else None
+
     def _data(self, name: str) -> "Data | None":
         value = self.fields.get(name)
         return value.data if value else None
 
 
-Data = str | int | tuple[Value, ...] | dict[str, Member] | Record
+Data = str | int | tuple[Value, ...] | dict[str, Member] | Record | Node
 
 
 Pairs = Sequence[tuple[ScalarNode, Node]]
@@ -116,7 +105,7 @@ def decode(kind: Kind, node: Node, place: Place, faults: Faults) -> Value | None
     if isinstance(kind, Either):
         kind = _chosen(kind, node)
     if isinstance(kind, Either) or not _has_form(kind, node):
-        faults.add(node.mark, f"{place} must be {_noun(kind)}, not {_form(node)}", _write(kind))
+        faults.add(node.mark, f"{place} must be {_noun(kind)}, not {form(node)}", _write(kind))
         return None
     match kind:
         case ListOf():
@@ -130,6 +119,8 @@ def decode(kind: Kind, node: Node, place: Place, faults: Faults) -> Value | None
             return Value(node.mark, _struct(kind, pairs, place, faults))
         case Text() | Integer() | Boolean() | Word():
             return _scalar(kind, node, place, faults) if isinstance(node, ScalarNode) else None
+        case Raw():
+            return Value(node.mark, node)
         case _:
             assert_never(kind)
 
@@ -156,6 +147,8 @@ def _has_form(kind: Kind, node: Node) -> bool:
             return isinstance(node, ScalarNode)
         case Either():
             return any(_has_form(one, node) for one in kind.kinds)
+        case Raw():
+            return True
         case _:
             assert_never(kind)
 
@@ -174,22 +167,10 @@ def _noun(kind: Kind) -> str:
             return "true or false"
         case Either():
             return " or ".join(_noun(one) for one in kind.kinds)
+        case Raw():
+            return "anything"
         case _:
             assert_never(kind)
-
-
-def _form(node: Node) -> str:
-    match node:
-        case ListNode():
-            return "a list"
-        case MappingNode():
-            return "a mapping"
-        case ScalarNode() as scalar:
-            return shown(scalar.text)
-        case BrokenNode():
-            return "something else"
-        case _:
-            assert_never(node)
 
 
 def _write(kind: Kind) -> str:
@@ -308,50 +289,13 @@ def _scalar_data(kind: ScalarKind, node: ScalarNode) -> str | int | Fault:
         case Text():
             return kind.check(node.text)
         case Integer():
-            return _integer(kind, node)
+            return integer(node.text, node.plain, kind.low, kind.high)
         case Boolean():
-            return _boolean(node)
+            return boolean(node.text, node.plain)
         case Word():
             return _word(kind, node.text)
         case _:
             assert_never(kind)
-
-
-def _integer(kind: Integer, node: ScalarNode) -> int | Fault:
-    text = node.text
-    if not (_DECIMAL.fullmatch(text) or _HEX.fullmatch(text)):
-        return Fault(f"must be an integer, not {shown(text)}", _integer_remedy(kind, text))
-    if not node.plain:
-        return Fault(f"must be an integer, not the text {shown(text)}", "write it without quotes")
-    number = int(text, 0) if len(text) <= _DIGITS_MAX else None
-    if number is not None and kind.low <= number <= kind.high:
-        return number
-    bounds = f"{kind.low}" if kind.low == kind.high else f"from {kind.low} to {kind.high}"
-    return Fault(f"must be {bounds}, not {text if number is not None else shown(text)}")
-
-
-def _integer_remedy(kind: Integer, text: str) -> str:
-    if kind.low == kind.high:
-        return f"write {kind.low}"
-    if re.fullmatch("0[0-7]+", text) and len(text) <= _DIGITS_MAX:
-        decimal = text.lstrip("0") or "0"
-        return f"write {decimal}, or {int(text, 8):#x} if it was meant as octal"
-    digits = re.sub("[_, ]", "", text)
-    if len(text) <= _DIGITS_MAX and _DECIMAL.fullmatch(digits):
-        return f"write {digits}"
-    return "write decimal digits, or hexadecimal ones after 0x"
-
-
-def _boolean(node: ScalarNode) -> bool | Fault:
-    if node.plain and node.text in ("true", "false"):
-        return node.text == "true"
-    word = node.text.lower()
-    remedy = ""
-    if word in ("yes", "on", "1", "true", "y"):
-        remedy = "write true, without quotes"
-    if word in ("no", "off", "0", "false", "n"):
-        remedy = "write false, without quotes"
-    return Fault(f"must be true or false, not {shown(node.text)}", remedy)
 
 
 def _word(kind: Word, text: str) -> str | Fault:

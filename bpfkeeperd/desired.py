@@ -14,9 +14,10 @@ from bpfkeeperd.entries import (
     Target,
     XdpMode,
 )
-from bpfkeeperd.hooks import Hook, ProgramType
+from bpfkeeperd.hooks import Hook
 from bpfkeeperd.layout import LinkKey, escape
 from bpfkeeperd.maptypes import PROG_ARRAY, STRUCT_OPS
+from bpfkeeperd.progtypes import ProgramKind
 from bpfkeeperd.state import MapSpec, ObjectSpec
 
 
@@ -62,7 +63,7 @@ class WantedObject:
     attachments: tuple[Attachment, ...]
     programs: tuple[str, ...]
     """Those that libbpf loads."""
-    types: Mapping[str, ProgramType] = field(default_factory=dict)
+    types: Mapping[str, ProgramKind] = field(default_factory=dict)
     """Of programs whose section name does not say it."""
     fault: str = ""
     """Why the file of now cannot be used; programs and maps are then those last loaded."""

@@ -1,20 +1,24 @@
 """What a change does to maps: filled, carried over, pinned, exchanged, renamed, written."""
 
 import os
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from bpfkeeperd import kernel
 from bpfkeeperd.actions import CreateMap, Making, RenameMap, RenewMap, WriteEntries
 from bpfkeeperd.after import After
 from bpfkeeperd.directories import exchange, make_parents, unlink
-from bpfkeeperd.errors import KeeperError
-from bpfkeeperd.fill import Resolver, fill, overwrite
+from bpfkeeperd.errors import KeeperError, KernelError
+from bpfkeeperd.fill import Resolver, fill
 from bpfkeeperd.globaldata import carried_over, variables
 from bpfkeeperd.held import Held
 from bpfkeeperd.inner import slots
 from bpfkeeperd.layout import Layout, escape
 from bpfkeeperd.load import Loaded
+from bpfkeeperd.maptypes import BY_NUMBER, PROG_ARRAY
 from bpfkeeperd.observed import Observed
+from bpfkeeperd.state import MapInfo
 from bpfkeeperd.steps import OnStep, Step
 from bpfkeeperd.transaction import Transaction
 
@@ -35,7 +39,7 @@ class MapEnactor:
         fd = loaded.new_maps[wanted.name]
         if wanted.contents:
             self.on_step(Step.FILL_MAP, wanted.name)
-            fill(fd, wanted.name, wanted.contents, self._resolver(transaction, loaded))
+            fill(fd, wanted.spec, wanted.contents, self._resolver(transaction, loaded))
         if isinstance(action, RenewMap) and not wanted.spec.internal:
             self._carry_slots(transaction, action, fd)
 
@@ -54,7 +58,7 @@ class MapEnactor:
                 continue
             program = kernel.program_by_id(program_id)
             if program is not None:
-                kernel.map_update(fd, key, transaction.close_later(program).to_bytes(4, "little"))
+                kernel.map_update(fd, key, transaction.close_later(program).to_bytes(4, sys.byteorder))
 
     def pin(self, transaction: Transaction, action: Making, fd: int) -> None:
         """A new name is pinned at once, nobody can be disturbed by it; an exchange is staged."""
@@ -89,10 +93,12 @@ class MapEnactor:
         wanted = action.map
         self.on_step(Step.WRITE_ENTRIES, wanted.name)
         fd = self.kept_fd(transaction, wanted.name)
-        contents = [wanted.contents[place] for place in action.places]
         resolver = self._resolver(transaction, loaded)
-        for undo in overwrite(fd, wanted.name, contents, resolver):
-            transaction.on_undo(undo)
+        for place in action.places:
+            content = wanted.contents[place]
+            if content.key is not None:
+                transaction.on_undo(way_back(fd, kernel.map_info(fd), content.key))
+            fill(fd, wanted.spec, [content], resolver)
         self.after.wrote(wanted.name, action.places)
 
     def rename(self, transaction: Transaction, action: RenameMap) -> None:
@@ -133,6 +139,33 @@ class MapEnactor:
             return transaction.close_later(fd)
 
         return Resolver(program_fd=program_fd, map_fd=map_fd)
+
+
+def way_back(fd: int, info: MapInfo, key: bytes) -> Callable[[], None]:
+    """Reads an entry, and returns what puts it back."""
+    known = BY_NUMBER.get(info.type)
+    size = info.value_size
+    if known and known.per_cpu:
+        size = (size + 7) // 8 * 8 * kernel.possible_cpus()
+    try:
+        before = kernel.map_lookup(fd, key, size)
+    except KernelError:  # it cannot be read, and so not be put back
+        return lambda: None
+    opens = kernel.program_by_id if info.type == PROG_ARRAY else kernel.map_by_id
+
+    def put_back() -> None:
+        if before is None:
+            kernel.map_delete(fd, key)
+        elif info.type == PROG_ARRAY or (known and known.outer):
+            # What is read is an ID, what is written a descriptor.
+            held = opens(int.from_bytes(before, sys.byteorder))
+            if held is not None:
+                with kernel.holding(held):
+                    kernel.map_update(fd, key, held.to_bytes(4, sys.byteorder))
+        else:
+            kernel.map_update(fd, key, before)
+
+    return put_back
 
 
 def kept_map(layout: Layout, observed: Observed, held: Held, name: str) -> tuple[int, bool]:

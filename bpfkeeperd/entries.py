@@ -1,10 +1,12 @@
-"""What a manifest says, decoded: plain values, each with the place where it stands."""
+"""What a manifest says, decoded: plain values, each with the place where it stands. Pure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from bpfkeeperd.errors import Mark
+from bpfkeeperd.nodes import Node
+from bpfkeeperd.shapes import Shape
 
 DEFAULT_PIN_ROOT = "/sys/fs/bpf"
 DEFAULT_METRICS_LISTEN = "127.0.0.1:9435"
@@ -63,6 +65,8 @@ class ProgramEntry:
 
     name: str
     attach: tuple[AttachEntry, ...] = ()
+    type: str | None = None
+    """A program type or a hook (see progtypes), where the section name says nothing."""
     mark: Mark = field(default=NOWHERE, compare=False)
 
 
@@ -82,6 +86,82 @@ class ObjectEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class ProgramRef:
+    """A program that an object loads."""
+
+    object: str
+    program: str
+
+
+@dataclass(frozen=True, slots=True)
+class InterfaceRef:
+    """A network interface, as the value of a devmap."""
+
+    name: str
+    netns: str | None = None
+    """As of `InterfaceTarget`."""
+    program: ProgramRef | None = None
+    """Run on what is sent to the interface."""
+
+
+@dataclass(frozen=True, slots=True)
+class CgroupRef:
+    """A cgroup, as the value of a CGROUP_ARRAY; the path is as that of `CgroupTarget`."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class MapRef:
+    """A kept map by its pin name, as the value of a map-in-map."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class CpuRef:
+    """The queue of a CPU, as the value of a CPUMAP."""
+
+    queue_size: int
+    program: ProgramRef | None = None
+
+
+ContentValue = bytes | InterfaceRef | CgroupRef | ProgramRef | MapRef | CpuRef
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """One entry that a map is to hold."""
+
+    key: bytes | None
+    """None in maps without keys: queues, stacks, bloom filters."""
+    value: ContentValue
+    mark: Mark = field(default=NOWHERE, compare=False)
+    text: str = field(default="", compare=False)
+    """What messages call it: the key as it is written, or the value where there is no key."""
+
+    @property
+    def program(self) -> ProgramRef | None:
+        """The program that it names."""
+        match self.value:
+            case ProgramRef():
+                return self.value
+            case InterfaceRef(program=program) | CpuRef(program=program):
+                return program
+            case _:
+                return None
+
+
+@dataclass(frozen=True, slots=True)
+class RawEntry:
+    """An entry as it is written: what it means depends on the map (see contents)."""
+
+    key: Node | None
+    value: Node
+    mark: Mark
+
+
+@dataclass(frozen=True, slots=True)
 class MapDefinition:
     """A map of the manifest's own, created by the keeper."""
 
@@ -93,8 +173,12 @@ class MapDefinition:
     flags: int = 0
     map_extra: int = 0
     numa_node: int | None = None
-    entries: tuple[tuple[int, int], ...] = ()
-    """(key, value) as unsigned integers, stored in the machine's byte order, at creation only."""
+    key: Shape | None = None
+    """None where only the size is known."""
+    value: Shape | None = None
+    inner: "MapDefinition | None" = None
+    """Of a map-in-map: what its inner maps are like."""
+    contents: tuple[Content, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +187,16 @@ class MapEntry:
     """The pin name."""
     on_mismatch: MismatchPolicy
     definition: MapDefinition | None = None
-    """None: an object declares the map, this entry only says its policy."""
+    """None: an object declares the map."""
+    entries: tuple[RawEntry, ...] = ()
+    """For a map that an object declares: `contents.encode` makes them what that map can hold."""
+    enforce: bool = False
+    """Contents are written at each reload where they differ; else at creation only."""
+    rename_from: str | None = None
+    """The pin name under which the map was known before."""
     mark: Mark = field(default=NOWHERE, compare=False)
+    marks: Mapping[str, Mark] = field(default_factory=dict, compare=False)
+    """Where each of its fields stands."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,16 +38,6 @@ class Hook:
     """What the program is loaded with; 0 where the kernel does not look at it."""
 
 
-@dataclass(frozen=True, slots=True)
-class ProgramType:
-    """What a program is loaded as, where its section name does not say it."""
-
-    prog_type: int
-    expected_attach_type: int = 0
-    hook: Hook | None = None
-    """Where it can be attached; None: it is loaded and pinned only."""
-
-
 def _cgroup(name: str, prog_type: int, attach_type: int) -> Hook:
     return Hook(name, HookKind.CGROUP, prog_type, attach_type, attach_type)
 

@@ -12,6 +12,9 @@ LinkKey = tuple[str, str, str]
 """Object, program and target, escaped: the names of a link's pin."""
 
 NAME_MAX = 255
+PARTS_MAX = 4
+"""Of the name of a map: it can stand in directories below the pin root, as those of tc do."""
+NEVER_KEPT = "it is constant data, which is never kept: a new version brings its own"
 OWN_DIRECTORY = "bpfkeeperd"
 """The keeper's own directory in the pin root; no map can have this name."""
 RESERVED_NAMES = frozenset({OWN_DIRECTORY})
@@ -51,18 +54,28 @@ def unescape(name: str) -> str:
 
 
 def name_fault(name: str) -> str | None:
-    """Why bpffs, or the keeper's own layout, refuses this map name; None when it is fine."""
+    """Why bpffs, or the keeper's own layout, refuses this map name; None when it is fine.
+
+    A slash is between directories below the pin root and a name.
+    """
     if not name:
         return "a name cannot be empty"
-    if name.startswith((".rodata", ".data", ".bss", ".kconfig")):
-        return "it is global data, which is never kept: a new version brings its own"
+    if name.startswith((".rodata", ".kconfig")):
+        return NEVER_KEPT
+    if name.startswith((".data", ".bss")):
+        return f"global data is kept under another name: write pin_maps: {{{name}: NAME}}"
     if "." in name:
         return "bpffs refuses a dot in a name"
-    if "/" in name or "\0" in name:
-        return "a name cannot hold a slash or a null byte"
-    if len(name.encode("utf-8", "surrogateescape")) > NAME_MAX:
+    if "\0" in name:
+        return "a name cannot hold a null byte"
+    parts = name.split("/")
+    if len(parts) > PARTS_MAX:
+        return f"at most {PARTS_MAX - 1} directories can stand before a name"
+    if not all(parts):
+        return "a name cannot begin or end with a slash, or have two in a row"
+    if any(len(part.encode("utf-8", "surrogateescape")) > NAME_MAX for part in parts):
         return f"bpffs takes names of at most {NAME_MAX} bytes"
-    if name in RESERVED_NAMES:
+    if parts[0] in RESERVED_NAMES:
         return "this name is the keeper's own directory in the pin root"
     return None
 
@@ -75,6 +88,11 @@ def array_name(object_name: str, elf_name: str) -> str:
 
 def is_array_name(name: str) -> bool:
     return name.startswith(f"{OWN_DIRECTORY}/arrays/")
+
+
+def global_data_fault(elf_name: str) -> str | None:
+    """Why a map of an object can be kept under no name at all; None where it can."""
+    return NEVER_KEPT if elf_name.startswith((".rodata", ".kconfig")) else None
 
 
 class Layout:
@@ -91,7 +109,7 @@ class Layout:
         self.staging = f"{self.own}/staging"
 
     def map(self, name: str) -> str:
-        """Where a kept map is pinned: under its full name, as libbpf does."""
+        """Where a kept map is pinned: under its full name, as libbpf does, directories included."""
         return f"{self.root}/{name}"
 
     def staged_map(self, name: str) -> str:

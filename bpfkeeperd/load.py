@@ -2,7 +2,6 @@
 verifier. Nothing that runs is touched."""
 
 import os
-import sys
 from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -11,9 +10,8 @@ from typing import Self
 
 from bpfkeeperd import kernel
 from bpfkeeperd.actions import Change, LoadObject
-from bpfkeeperd.desired import WantedMap
-from bpfkeeperd.errors import KeeperError, KernelError, ObjectError
-from bpfkeeperd.maptypes import BY_NUMBER
+from bpfkeeperd.create import create_map
+from bpfkeeperd.errors import KeeperError, ObjectError
 from bpfkeeperd.steps import OnStep, Step
 
 OpenObject = Callable[[str], kernel.OpenObject]
@@ -39,7 +37,8 @@ class Loaded:
         for action in self.change.makes:
             if action.map.definition:
                 on_step(Step.CREATE_MAP, action.map.name)
-                fd = create_map(action.map)
+                wanted = action.map
+                fd = create_map(wanted.name, wanted.spec, wanted.definition)
                 self._descriptors.append(fd)
                 self.new_maps[action.map.name] = fd
 
@@ -108,32 +107,6 @@ class Loaded:
 
 def _named(action: LoadObject, error: ObjectError) -> ObjectError:
     return ObjectError(f"object {action.object.name}: {error}", error.detail)
-
-
-def create_map(wanted: WantedMap) -> int:
-    """Creates a map of the manifest's own and writes its entries."""
-    spec, definition = wanted.spec, wanted.definition
-    fd = kernel.map_create(
-        spec.type,
-        wanted.name,
-        spec.key_size,
-        spec.value_size,
-        spec.max_entries,
-        flags=spec.flags,
-        map_extra=spec.map_extra,
-        numa_node=spec.numa_node,
-    )
-    per_cpu = BY_NUMBER[spec.type].per_cpu
-    try:
-        for key, value in definition.entries if definition else ():
-            data = value.to_bytes(spec.value_size, sys.byteorder)
-            if per_cpu:  # the kernel reads a value for each CPU, padded to 8 bytes
-                data = data.ljust((spec.value_size + 7) // 8 * 8, b"\0") * kernel.possible_cpus()
-            kernel.map_update(fd, key.to_bytes(spec.key_size, sys.byteorder), data)
-    except KernelError as error:
-        os.close(fd)
-        raise KernelError(f"fill map {wanted.name}", error.errno, "see its entries") from None
-    return fd
 
 
 def load_each(

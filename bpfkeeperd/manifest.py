@@ -5,14 +5,12 @@ import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 
 from bpfkeeperd import fields
-from bpfkeeperd.decode import Member, Place, Record, Value, decode
+from bpfkeeperd.decode import Member, Record, Value, decode
 from bpfkeeperd.entries import (
     AttachEntry,
     CgroupTarget,
     InterfaceTarget,
     Manifest,
-    MapDefinition,
-    MapEntry,
     MismatchPolicy,
     ObjectEntry,
     ProgramEntry,
@@ -21,16 +19,10 @@ from bpfkeeperd.entries import (
 )
 from bpfkeeperd.errors import KeeperError, Mark
 from bpfkeeperd.files import read_file
-from bpfkeeperd.mapflags import MAP_FLAGS, NUMA_NODE
+from bpfkeeperd.nodes import Faults, MappingNode, Node, Place, ScalarNode
+from bpfkeeperd.ownmaps import map_entries
 from bpfkeeperd.values import absolute, host_and_port, short, shown
-from bpfkeeperd.yamlnodes import (
-    SIZE_MAX_BYTES,
-    Faults,
-    MappingNode,
-    Node,
-    ScalarNode,
-    read_tree,
-)
+from bpfkeeperd.yamlnodes import SIZE_MAX_BYTES, read_tree
 
 DROP_IN_DIRECTORY = "conf.d"
 
@@ -84,12 +76,9 @@ def parse_manifest(sources: Sequence[tuple[str, bytes]]) -> Manifest:
         pin_root=main.text("pin_root") or "",
         metrics_listen=host_and_port(main.record("metrics").text("listen") or "none"),
         on_mismatch=policy,
-        maps={
-            name: _map(name, member, policy, faults)
-            for name, member in _merged(
-                "map", [record.members("maps") for record in records], faults
-            )
-        },
+        maps=map_entries(
+            _merged("map", [record.members("maps") for record in records], faults), policy, faults
+        ),
         objects={
             name: _object(name, member, faults)
             for name, member in _merged(
@@ -97,8 +86,23 @@ def parse_manifest(sources: Sequence[tuple[str, bytes]]) -> Manifest:
             )
         },
     )
+    _check_directories(manifest, faults)
     faults.raise_any()
     return manifest
+
+
+def _check_directories(manifest: Manifest, faults: Faults) -> None:
+    """Reports names of maps that other names would need as a directory."""
+    marks = {name: entry.mark for name, entry in manifest.maps.items()}
+    for found in manifest.objects.values():
+        for elf_name, pin_name in found.pin_maps.items():
+            marks.setdefault(pin_name, found.pin_marks[elf_name])
+    for name, mark in marks.items():
+        parts = name.split("/")
+        for parent in ("/".join(parts[:count]) for count in range(1, len(parts))):
+            if parent in marks:
+                message = f"{shown(parent)} is a map, and a directory in {shown(name)}"
+                faults.add(mark, message, f"the map is at {marks[parent]}, rename one of them")
 
 
 def _record(name: str, data: bytes, grammar: fields.Struct, faults: Faults) -> Record:
@@ -145,85 +149,8 @@ def _merged(
                 yield name, member
 
 
-def _map(name: str, member: Member, default: MismatchPolicy, faults: Faults) -> MapEntry:
-    record = _fields_of(member.value)
-    policy = MismatchPolicy(record.text("on_mismatch") or default)
-    return MapEntry(name, policy, _definition(name, record, faults), member.mark)
-
-
 def _fields_of(value: Value) -> Record:
     return value.data if isinstance(value.data, Record) else Record({})
-
-
-def _definition(name: str, record: Record, faults: Faults) -> MapDefinition | None:
-    """The map to create; None for an entry that is policy only, or has a fault."""
-    _check_content(name, record, faults)
-    map_type = record.text("type")
-    max_entries = record.number("max_entries")
-    if map_type is None or max_entries is None:
-        return None
-    node = record.number("numa_node")
-    flags = _flags(record)
-    return MapDefinition(
-        type=map_type,
-        key_size=record.number("key_size") or 0,
-        value_size=record.number("value_size") or 0,
-        max_entries=max_entries,
-        flags=flags if node is None else flags | NUMA_NODE,
-        map_extra=record.number("map_extra") or 0,
-        numa_node=node,
-        entries=tuple((key, value) for _, key, value in _content_of(record)),
-    )
-
-
-def _flags(record: Record) -> int:
-    flags = record.number("flags") or 0
-    for item in record.items("flags"):
-        if isinstance(item.data, str):
-            flags |= MAP_FLAGS[item.data]
-    return flags
-
-
-def _content_of(record: Record) -> Iterator[tuple[Mark, int, int]]:
-    """The entries of a map that are readable: where, key, value."""
-    for item in record.items("entries"):
-        key, value = _fields_of(item).number("key"), _fields_of(item).number("value")
-        if key is not None and value is not None:
-            yield item.mark, key, value
-
-
-def _check_content(name: str, record: Record, faults: Faults) -> None:
-    """Reports the entries that the map they are for could not hold."""
-    key_size, value_size = record.number("key_size"), record.number("value_size")
-    max_entries = record.number("max_entries")
-    is_array = record.text("type") in ("array", "percpu_array")
-    first: dict[int, Mark] = {}
-    for mark, key, value in _content_of(record):
-        if key in first:
-            remedy = f"the first is at {first[key]}, remove one of them"
-            faults.add(mark, f"maps.{short(name)}.entries has the key {key} twice", remedy)
-        first.setdefault(key, mark)
-        _check_fit(mark, "key", key, key_size, faults)
-        _check_fit(mark, "value", value, value_size, faults)
-        if is_array and max_entries is not None and key >= max_entries:
-            remedy = f"an array of {max_entries} entries has the keys below {max_entries}"
-            faults.add(mark, f"key {key} is outside of the array", remedy)
-    place = record.fields.get("entries")
-    if place and max_entries is not None and len(first) > max_entries:
-        faults.add(
-            place.mark,
-            f"maps.{short(name)} has {len(first)} entries, max_entries is {max_entries}",
-            f"raise max_entries to {len(first)} or more",
-        )
-
-
-def _check_fit(mark: Mark, what: str, number: int, size: int | None, faults: Faults) -> None:
-    if size == 0:
-        faults.add(mark, f"an entry needs a {what}, but {what}_size is 0", f"write {what}_size")
-    elif size is not None and number.bit_length() > 8 * size:
-        noun = "byte" if size == 1 else "bytes"
-        remedy = f"at most {(1 << 8 * size) - 1} fits"
-        faults.add(mark, f"{what} {number} does not fit into {what}_size {size} {noun}", remedy)
 
 
 def _object(name: str, member: Member, faults: Faults) -> ObjectEntry:
@@ -301,7 +228,8 @@ def _program(object_name: str, name: str, member: Member, faults: Faults) -> Pro
             )
         first.setdefault(same, item.mark)
         entries.append(AttachEntry(target, item.mark))
-    return ProgramEntry(name, tuple(entries), member.mark)
+    kind = _fields_of(member.value).text("type")
+    return ProgramEntry(name, tuple(entries), kind, member.mark)
 
 
 def _target(record: Record) -> Target | None:

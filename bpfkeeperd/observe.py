@@ -10,11 +10,16 @@ from dataclasses import replace
 
 from bpfkeeperd import kernel
 from bpfkeeperd.attach import cgroup_path
-from bpfkeeperd.desired import Desired
+from bpfkeeperd.compare import differences
+from bpfkeeperd.desired import Desired, WantedMap
 from bpfkeeperd.entries import CgroupTarget, InterfaceTarget, Target
-from bpfkeeperd.errors import KernelError, PinRootError
+from bpfkeeperd.enactmaps import kept_map, pinned_program
+from bpfkeeperd.errors import KeeperError, KernelError, PinRootError
+from bpfkeeperd.fill import Resolver, differing
 from bpfkeeperd.held import Held
-from bpfkeeperd.layout import OWN_DIRECTORY, Layout, LinkKey
+from bpfkeeperd.inner import inner_infos
+from bpfkeeperd.layout import OWN_DIRECTORY, Layout, LinkKey, escape
+from bpfkeeperd.maptypes import BY_NUMBER
 from bpfkeeperd.observed import Observed, ObservedLink, ObservedMap
 from bpfkeeperd.state import LinkInfo, MapInfo, ProgramInfo
 
@@ -23,6 +28,9 @@ LoadedPrograms = dict[str, dict[str, dict[str, ProgramInfo]]]
 """Escaped object name, digest, escaped program name."""
 OBJECT_NAMESPACE = re.compile("tc/([0-9a-f]{40})/([^/]+)")
 """Where tc pins a map of one object's: the hash is that of the object's file."""
+
+
+_OUTER_TYPES = frozenset(known.number for known in BY_NUMBER.values() if known.outer)
 
 
 def check_pin_root(root: str) -> bool:
@@ -207,14 +215,14 @@ def _with_contents(
 ) -> dict[str, ObservedMap]:
     """Adds what the maps hold, as far as the manifest cares, and what maps-in-maps take."""
     observed = Observed(maps=maps, programs=programs)
-    nested = any(wanted.spec.type in OUTER_TYPES for wanted in desired.maps.values())
+    nested = any(wanted.spec.type in _OUTER_TYPES for wanted in desired.maps.values())
     inner = inner_infos() if nested else {}
     seen = dict(maps)
     for name, wanted in desired.maps.items():
         info = maps[name].pinned
         if info is None:
             continue
-        if wanted.spec.type in OUTER_TYPES:
+        if wanted.spec.type in _OUTER_TYPES:
             seen[name] = replace(seen[name], inner=inner.get(info.id))
         if wanted.contents and (wanted.enforce or wanted.parts or wanted.fillers):
             seen[name] = replace(
@@ -245,7 +253,12 @@ def _astray(layout: Layout, observed: Observed, held: Held, wanted: WantedMap) -
 
         try:
             resolver = Resolver(program_fd=program_fd, map_fd=map_fd)
-            return astray(map_fd(wanted.name), wanted.contents, resolver)
+            fd = map_fd(wanted.name)
+            return tuple(
+                place
+                for place, content in enumerate(wanted.contents)
+                if differing(fd, wanted.spec, [content], resolver)
+            )
         except KeeperError:  # it went away meanwhile: the next look sees that
             return ()
 

@@ -17,14 +17,14 @@ from bpfkeeperd.entries import (
     InterfaceTarget,
     Manifest,
     ObjectEntry,
-    ProgramEntry,
     XdpMode,
 )
 from bpfkeeperd.errors import ManifestError, Problem
 from bpfkeeperd.globaldata import is_keepable
-from bpfkeeperd.hooks import Hook, HookKind, ProgramType
+from bpfkeeperd.hooks import Hook, HookKind, hook_of_section
 from bpfkeeperd.layout import array_name, name_fault
 from bpfkeeperd.maprules import fault_text, violations
+from bpfkeeperd.progtypes import PROGRAM_KINDS, ProgramKind
 from bpfkeeperd.resolvemaps import wanted_maps
 from bpfkeeperd.state import MapSpec, ObjectSpec, ProgramSpec
 from bpfkeeperd.suggest import did_you_mean
@@ -80,7 +80,7 @@ def _wanted_object(
     maps = _kept_maps(entry, source.spec, problems)
     programs = {program.name: program for program in source.spec.programs}
     attachments = []
-    types: dict[str, ProgramType] = {}
+    types: dict[str, ProgramKind] = {}
     for program_entry in entry.programs.values():
         program = programs.get(program_entry.name)
         if program is None:
@@ -88,9 +88,10 @@ def _wanted_object(
             remedy = did_you_mean(program_entry.name, programs)
             problems.append(Problem(program_entry.mark, message, remedy))
             continue
+        hook = program.hook
         if program_entry.type:
-            types[program.name] = program_entry.type
-        hook = program_entry.type.hook if program_entry.type else program.hook
+            types[program.name] = PROGRAM_KINDS[program_entry.type]
+            hook = hook_of_section(program_entry.type)
         for attach in program_entry.attach:
             fault = _attach_fault(attach, program.section, hook)
             if fault:
@@ -106,7 +107,7 @@ def _wanted_object(
     names = tuple(program.name for program in loaded)
     settings = f"{sorted(maps.items())} {sorted(names)}"
     if types:
-        settings += f" {sorted((name, type_.prog_type) for name, type_ in types.items())}"
+        settings += f" {sorted((name, str(kind)) for name, kind in types.items())}"
     digest = f"{source.sha256[:24]}{zlib.crc32(settings.encode()):08x}"
     return WantedObject(entry.name, digest, source, maps, tuple(attachments), names, types)
 

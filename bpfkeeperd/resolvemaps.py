@@ -11,16 +11,15 @@ from bpfkeeperd.entries import (
     CpuRef,
     InterfaceRef,
     Manifest,
-    MapDefinition,
     MapEntry,
     MapRef,
     ProgramRef,
 )
 from bpfkeeperd.errors import Problem
 from bpfkeeperd.maprules import violations
-from bpfkeeperd.maptypes import BY_NAME, type_name
+from bpfkeeperd.maptypes import type_name
 from bpfkeeperd.nodes import Place
-from bpfkeeperd.shapes import layout_text
+from bpfkeeperd.ownmaps import own_spec
 from bpfkeeperd.state import MapSpec
 from bpfkeeperd.suggest import did_you_mean
 
@@ -95,7 +94,8 @@ def _with_entry(wanted: WantedMap, entry: MapEntry, problems: list[Problem]) -> 
     """A map with what the manifest says of it beside its policy."""
     contents = wanted.contents
     if entry.entries and not entry.definition:
-        place = Place(f"maps.{entry.name}.entries", entry.marks.get("entries", entry.mark))
+        place = Place("maps", entry.mark).under(entry.name, entry.mark)
+        place = place.under("entries", entry.marks.get("entries", entry.mark))
         contents, found = encode(place, wanted.spec, entry.entries)
         problems += found
     former = entry.rename_from or ""
@@ -188,22 +188,4 @@ def _undeclared(entry: MapEntry, maps: Mapping[str, WantedMap]) -> Problem:
         entry.mark,
         f"no object keeps a map {entry.name}",
         remedy or "add it to an object's pin_maps, or give type and sizes for a map of its own",
-    )
-
-
-def own_spec(name: str, definition: MapDefinition) -> MapSpec:
-    """A map of the manifest's own as an object would declare it."""
-    return MapSpec(
-        name=name,
-        type=BY_NAME[definition.type].number,
-        key_size=definition.key_size,
-        value_size=definition.value_size,
-        max_entries=definition.max_entries,
-        flags=definition.flags,
-        map_extra=definition.map_extra,
-        numa_node=definition.numa_node or 0,
-        pinned=True,
-        key_layout=layout_text(definition.key) if definition.key else None,
-        value_layout=layout_text(definition.value) if definition.value else None,
-        inner=own_spec(f"{name}.inner", definition.inner) if definition.inner else None,
     )

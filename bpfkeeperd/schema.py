@@ -8,6 +8,7 @@ from typing import assert_never
 
 from bpfkeeperd.fields import (
     MANIFEST,
+    TYPE_SCHEMA,
     Boolean,
     Either,
     Field,
@@ -15,6 +16,7 @@ from bpfkeeperd.fields import (
     Kind,
     ListOf,
     MapOf,
+    Raw,
     Struct,
     Text,
     Word,
@@ -27,7 +29,12 @@ Schema = dict[str, object]
 
 def json_schema() -> dict[str, object]:
     """The schema of the main file; a drop-in has its ``maps`` and ``objects``."""
-    return {"$schema": DIALECT, "title": "bpfkeeperd manifest", **_of(MANIFEST)}
+    head: Schema = {
+        "$schema": DIALECT,
+        "title": "bpfkeeperd manifest",
+        "$defs": {"type": TYPE_SCHEMA},
+    }
+    return {**head, **_of(MANIFEST)}
 
 
 def _of(kind: Kind) -> Schema:
@@ -55,6 +62,8 @@ def _of(kind: Kind) -> Schema:
             return _of_struct(kind)
         case Either(kinds=kinds):
             return {"anyOf": [_of(one) for one in kinds]}
+        case Raw(schema=schema):
+            return dict(schema)
         case _:
             assert_never(kind)
 

@@ -9,9 +9,15 @@ import posixpath
 import re
 from dataclasses import dataclass
 
-from bpfkeeperd.layout import name_fault
+from bpfkeeperd.layout import global_data_fault, name_fault
+from bpfkeeperd.progtypes import PROGRAM_KINDS
+from bpfkeeperd.suggest import did_you_mean
 
 INTERFACE_MAX_BYTES = 15
+_DECIMAL = re.compile("-?(0|[1-9][0-9]*)")
+_HEX = re.compile("0[xX][0-9a-fA-F]+")
+_DIGITS_MAX = 40
+"""More than any bound has; Python's int() raises at thousands of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +46,27 @@ def pin_name(text: str) -> str | Fault:
     """A name under which a map can be pinned."""
     fault = name_fault(text)
     return Fault(f"cannot be {shown(text)}", fault) if fault else text
+
+
+def elf_map_name(text: str) -> str | Fault:
+    """A map of an object, by the name it has there; global data is named as its section."""
+    fault = global_data_fault(text)
+    return Fault(f"cannot be {shown(text)}", fault) if fault else any_text(text)
+
+
+def program_kind(text: str) -> str | Fault:
+    """The name of a program type or of a hook."""
+    if text in PROGRAM_KINDS:
+        return text
+    return Fault(f"cannot be {shown(text)}", did_you_mean(text[:40], PROGRAM_KINDS))
+
+
+def program(text: str) -> str | Fault:
+    """A program of an object, as OBJECT/PROGRAM."""
+    object_name, slash, name = text.rpartition("/")
+    if slash and object_name and name:
+        return text
+    return Fault(f"must be a program, not {shown(text)}", "write OBJECT/PROGRAM")
 
 
 def pin_root(text: str) -> str | Fault:
@@ -152,3 +179,40 @@ def cgroup(text: str) -> str | Fault:
         return posixpath.normpath(text)
     path = absolute(text)
     return Fault("cannot be /", "write . for the root cgroup") if path == "/" else path
+
+
+def integer(text: str, plain: bool, low: int, high: int) -> int | Fault:
+    """A number in decimal or hexadecimal digits; ``plain``: it is written without quotes."""
+    if not (_DECIMAL.fullmatch(text) or _HEX.fullmatch(text)):
+        return Fault(f"must be an integer, not {shown(text)}", _integer_remedy(text, low, high))
+    if not plain:
+        return Fault(f"must be an integer, not the text {shown(text)}", "write it without quotes")
+    number = int(text, 0) if len(text) <= _DIGITS_MAX else None
+    if number is not None and low <= number <= high:
+        return number
+    bounds = f"{low}" if low == high else f"from {low} to {high}"
+    return Fault(f"must be {bounds}, not {text if number is not None else shown(text)}")
+
+
+def _integer_remedy(text: str, low: int, high: int) -> str:
+    if low == high:
+        return f"write {low}"
+    if re.fullmatch("0[0-7]+", text) and len(text) <= _DIGITS_MAX:
+        decimal = text.lstrip("0") or "0"
+        return f"write {decimal}, or {int(text, 8):#x} if it was meant as octal"
+    digits = re.sub("[_, ]", "", text)
+    if len(text) <= _DIGITS_MAX and _DECIMAL.fullmatch(digits):
+        return f"write {digits}"
+    return "write decimal digits, or hexadecimal ones after 0x"
+
+
+def boolean(text: str, plain: bool) -> bool | Fault:
+    if plain and text in ("true", "false"):
+        return text == "true"
+    word = text.lower()
+    remedy = ""
+    if word in ("yes", "on", "1", "true", "y"):
+        remedy = "write true, without quotes"
+    if word in ("no", "off", "0", "false", "n"):
+        remedy = "write false, without quotes"
+    return Fault(f"must be true or false, not {shown(text)}", remedy)

@@ -8,13 +8,14 @@ written for decides what that means.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 import yaml
 
-from bpfkeeperd.errors import ManifestError, Mark, Problem
+from bpfkeeperd.errors import Mark
+from bpfkeeperd.nodes import BrokenNode, Faults, ListNode, MappingNode, Node, ScalarNode
 from bpfkeeperd.values import shown
 
 SIZE_MAX_BYTES = 1 << 20
@@ -22,7 +23,6 @@ NODES_MAX = 50_000
 PURE_SHARE = 4
 """Without libyaml a file may be a quarter of that: PyYAML's own parser is some 15 times slower."""
 DEPTH_MAX = 20
-PROBLEMS_MAX = 200
 
 # What libyaml and PyYAML's own parser refuse too, but without a line and a column.
 _UNPRINTABLE = re.compile(
@@ -30,69 +30,6 @@ _UNPRINTABLE = re.compile(
 )
 # In a scalar: control characters, line ends and lone surrogates, which escapes can smuggle in.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-_NULL_WORDS = frozenset({"", "~", "null", "Null", "NULL"})
-
-
-@dataclass(frozen=True, slots=True)
-class ScalarNode:
-    text: str
-    plain: bool
-    """Written without quotes: only then can it be anything but text."""
-    mark: Mark
-
-    @property
-    def is_null(self) -> bool:
-        return self.plain and self.text in _NULL_WORDS
-
-
-@dataclass(frozen=True, slots=True)
-class ListNode:
-    items: tuple["Node", ...]
-    mark: Mark
-
-
-@dataclass(frozen=True, slots=True)
-class MappingNode:
-    pairs: tuple[tuple[ScalarNode, "Node"], ...]
-    """In the order of the file; a key may be there twice."""
-    mark: Mark
-
-
-@dataclass(frozen=True, slots=True)
-class BrokenNode:
-    """Something that has been reported already: nothing more is to be said about it."""
-
-    mark: Mark
-
-
-Node = ScalarNode | ListNode | MappingNode | BrokenNode
-
-
-class Faults:
-    """The problems found so far in the files of one manifest."""
-
-    def __init__(self, files: Sequence[str]) -> None:
-        self._order = {name: index for index, name in enumerate(files)}
-        self._problems: list[Problem] = []
-
-    def add(self, mark: Mark, message: str, remedy: str = "") -> None:
-        """Notes one problem; gives up with a ManifestError when there are far too many."""
-        self._problems.append(Problem(mark, message, remedy))
-        if len(self._problems) == PROBLEMS_MAX:
-            last = Problem(mark, f"{PROBLEMS_MAX} problems so far, the rest was not looked at")
-            raise ManifestError((*self._sorted(), last))
-
-    def raise_any(self) -> None:
-        """Raises a ManifestError with all problems, in the order of files and lines, if any."""
-        if self._problems:
-            raise ManifestError(self._sorted())
-
-    def _sorted(self) -> tuple[Problem, ...]:
-        def place(problem: Problem) -> tuple[int, int, int]:
-            mark = problem.mark
-            return self._order.get(mark.file, len(self._order)), mark.line, mark.column
-
-        return tuple(sorted(self._problems, key=place))
 
 
 def read_tree(

@@ -15,9 +15,10 @@ from typing import Any, Self
 from bpfkeeperd._libbpf import ffi, lib
 from bpfkeeperd.elf import check_header, first_complaint, slotted_maps
 from bpfkeeperd.errors import ObjectError, errno_text
-from bpfkeeperd.hooks import ProgramType, hook_of_section
+from bpfkeeperd.hooks import hook_of_section
 from bpfkeeperd.kernel.bpf import taken
 from bpfkeeperd.maptypes import PROG_ARRAY
+from bpfkeeperd.progtypes import ProgramKind
 from bpfkeeperd.state import MapSpec, ObjectSpec, ProgramSpec
 from bpfkeeperd.verifier import load_failure
 
@@ -83,10 +84,10 @@ class OpenObject:
     def set_autoload(self, program: str, load: bool) -> None:
         lib.bpf_program__set_autoload(self._programs[program], load)
 
-    def set_type(self, program: str, wanted: ProgramType) -> None:
+    def set_type(self, program: str, wanted: ProgramKind) -> None:
         """Says what a program is, where its section's name does not."""
         pointer = self._programs[program]
-        lib.bpf_program__set_type(pointer, wanted.prog_type)
+        lib.bpf_program__set_type(pointer, wanted.type)
         lib.bpf_program__set_expected_attach_type(pointer, wanted.expected_attach_type)
 
     def load(self) -> None:

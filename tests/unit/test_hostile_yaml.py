@@ -26,12 +26,15 @@ from bpfkeeperd.fields import (
     Kind,
     ListOf,
     MapOf,
+    Raw,
     Struct,
     Text,
     Word,
 )
 from bpfkeeperd.manifest import parse_manifest
-from bpfkeeperd.yamlnodes import PURE_SHARE, SIZE_MAX_BYTES, Faults, read_tree
+from bpfkeeperd.nodes import Faults
+from bpfkeeperd.shapes import TYPE_NAMES
+from bpfkeeperd.yamlnodes import PURE_SHARE, SIZE_MAX_BYTES, read_tree
 
 SECONDS_MAX = 1.0
 KILOBYTES_MAX = 100 << 10
@@ -219,6 +222,17 @@ JUNK = st.one_of(
 )
 
 
+RAW = st.recursive(
+    JUNK | st.sampled_from([*TYPE_NAMES, "char[3]", "u8[2]", "10.0.0.0/8", "::1", "0x01"]),
+    lambda below: (
+        st.lists(below, max_size=3)
+        | st.dictionaries(st.sampled_from([*WORDS, "hex", "a", "b"]), below, max_size=3)
+    ),
+    max_leaves=6,
+)
+"""Types, keys and values, of any form."""
+
+
 def shaped(kind: Kind) -> st.SearchStrategy[object]:
     """Values of about the shape of a kind, with junk here and there."""
     match kind:
@@ -237,6 +251,8 @@ def shaped(kind: Kind) -> st.SearchStrategy[object]:
             return st.fixed_dictionaries({}, optional=optional) | JUNK
         case Either(kinds=kinds):
             return st.one_of([shaped(one) for one in kinds])
+        case Raw():
+            return RAW
         case _:
             assert_never(kind)
 

@@ -5,6 +5,7 @@ drop-ins of either kind are in NAME.conf.d/.
 """
 
 import os
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,10 +13,11 @@ from pathlib import Path
 import pytest
 
 from bpfkeeperd import manifest as reader
-from bpfkeeperd.decode import Place, Value, decode
+from bpfkeeperd.decode import Value, decode
 from bpfkeeperd.entries import (
     AttachEntry,
     CgroupTarget,
+    Content,
     InterfaceTarget,
     Manifest,
     MapDefinition,
@@ -25,7 +27,8 @@ from bpfkeeperd.entries import (
 from bpfkeeperd.errors import KeeperError, ManifestError, Mark
 from bpfkeeperd.fields import Boolean
 from bpfkeeperd.manifest import parse_manifest, read_files, read_manifest
-from bpfkeeperd.yamlnodes import PROBLEMS_MAX, Faults, ScalarNode, read_tree
+from bpfkeeperd.nodes import PROBLEMS_MAX, Faults, Place, ScalarNode
+from bpfkeeperd.yamlnodes import read_tree
 
 MANIFESTS = Path(__file__).parents[1] / "manifests"
 BAD = sorted((MANIFESTS / "bad").glob("*.yaml"))
@@ -99,6 +102,10 @@ def test_top_level() -> None:
     assert load_good("metrics_off.yaml").metrics_listen is None
 
 
+def number(value: int, size: int) -> bytes:
+    return value.to_bytes(size, sys.byteorder)
+
+
 def test_maps() -> None:
     maps = load_good("full.yaml").maps
     assert list(maps) == ["declared_by_an_object", "keep_me", "settings", "seen", "events"]
@@ -113,7 +120,10 @@ def test_maps() -> None:
         value_size=8,
         max_entries=4,
         flags=1024 | 128,
-        entries=((0, 1500), (3, 2**64 - 1)),
+        contents=(
+            Content(number(0, 4), number(1500, 8)),
+            Content(number(3, 4), number(2**64 - 1, 8)),
+        ),
     )
     assert maps["seen"].definition == MapDefinition(
         type="bloom_filter",
