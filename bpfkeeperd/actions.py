@@ -74,7 +74,9 @@ class RenewMap:
     def __str__(self) -> str:
         changes = f"its ID {self.old.id} changes"
         if not self.map.spec.internal:
-            return f"renew {type_name(self.map.spec.type)} {self.map.name}: {changes} ({self.reason})"
+            return (
+                f"renew {type_name(self.map.spec.type)} {self.map.name}: {changes} ({self.reason})"
+            )
         kept = f"copied by name: {', '.join(self.carried) or 'nothing'}"
         lost = f"; NOT COPIED: {', '.join(self.dropped)}" if self.dropped else ""
         return f"renew global data {self.map.name}: {changes}, {kept}{lost} ({self.reason})"

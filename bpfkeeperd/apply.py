@@ -51,7 +51,6 @@ class Applied:
     observed: Observed | None = None
     """What is now; None when it takes another look to know."""
 
-
     def took_place(self, action: MapAction) -> None:
         name = action.map.name
         match action:

@@ -36,6 +36,22 @@ def exchange(transaction: Transaction, staged: str, path: str, aside: str) -> No
     transaction.on_undo(lambda: os.rename(aside, path))
 
 
+def pins_below(directory: str, depth: int) -> list[str]:
+    """The pins in a directory and those under it, by their paths from there; none without it."""
+    found = []
+    try:
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                if not entry.is_dir(follow_symlinks=False):
+                    found.append(entry.name)
+                elif depth > 1:
+                    below = pins_below(entry.path, depth - 1)
+                    found += [f"{entry.name}/{name}" for name in below]
+    except FileNotFoundError:
+        return []
+    return found
+
+
 def unlink(path: str) -> None:
     """Removes a pin; it may be gone."""
     with contextlib.suppress(FileNotFoundError):

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
+from elftools.elf.relocation import RelocationSection
+from elftools.elf.sections import SymbolTableSection
 
 from bpfkeeperd.errors import ObjectError
 
@@ -103,7 +105,11 @@ def slotted_maps(data: bytes) -> frozenset[str]:
         relocations = elf.get_section_by_name(".rel.maps")
         symbols = elf.get_section_by_name(".symtab")
         section = elf.get_section_index(".maps")
-        if relocations is None or symbols is None or section is None:
+        if (
+            not isinstance(relocations, RelocationSection)
+            or not isinstance(symbols, SymbolTableSection)
+            or section is None
+        ):
             return frozenset()
         filled = [
             relocation["r_offset"]

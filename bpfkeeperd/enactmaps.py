@@ -58,7 +58,8 @@ class MapEnactor:
                 continue
             program = kernel.program_by_id(program_id)
             if program is not None:
-                kernel.map_update(fd, key, transaction.close_later(program).to_bytes(4, sys.byteorder))
+                transaction.close_later(program)
+                kernel.map_update(fd, key, program.to_bytes(4, sys.byteorder))
 
     def pin(self, transaction: Transaction, action: Making, fd: int) -> None:
         """A new name is pinned at once, nobody can be disturbed by it; an exchange is staged."""

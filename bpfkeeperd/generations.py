@@ -65,14 +65,17 @@ def _renew_one(draft: Draft) -> bool:
         changing = [part for part in (*wanted.users, *wanted.fillers) if part in draft.loads]
         if current is None or not (changing or found.astray):
             continue
-        reason = f"object {changing[0]} is loaded" if changing else "other programs are wanted in it"
+        reason = (
+            f"object {changing[0]} is loaded" if changing else "other programs are wanted in it"
+        )
         draft.map_actions[name] = RenewMap(wanted, current, reason)
         who = holder(draft, name)
         if who:
             del draft.map_actions[name]
+            shared = f"object {who}, with which it shares {name}, is held back"
             for part in changing:
                 del draft.loads[part]
-                draft.held_objects[part] = f"object {who}, with which it shares {name}, is held back"
+                draft.held_objects[part] = shared
             if not changing:
                 draft.refused_maps[name] = f"object {who}, which uses it, is held back"
             hold_back(draft)
@@ -111,7 +114,8 @@ def write_entries(draft: Draft) -> None:
         moved = {
             place
             for place, content in enumerate(wanted.contents)
-            if not wanted.generational and _is_new(draft, content)
+            if not wanted.generational
+            and _is_new(draft, content)
             # What others put into the slot stays, unless the entries are enforced.
             and (wanted.enforce or place not in found.astray)
         }

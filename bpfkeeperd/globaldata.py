@@ -1,4 +1,4 @@
-"""Global data (.data, .bss) as variables with places, told from the layout of its map's value. Pure.
+"""Global data (.data, .bss) as variables with places, as the layout of its map tells. Pure.
 
 A layout has a line ``bit offset:bits:variable:name`` for each variable, before those of its parts.
 """

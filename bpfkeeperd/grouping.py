@@ -55,14 +55,14 @@ def _components(draft: Draft) -> list[tuple[list[str], list[str]]]:
     touched = [name for name in draft.desired.maps if _is_touched(draft, name)]
     for map_name in touched:
         wanted_map = draft.desired.maps[map_name]
-        # Its users take the new map, its fillers bring the programs of its slots, its inner maps
-        # stand in it.
-        objects = [*wanted_map.users, *(name for name in wanted_map.fillers if name in draft.loads)]
-        others = [_object(name) for name in objects if name in takes_part]
+        # Its users take the new map, or know it by its former name; its fillers bring the programs
+        # of its slots, its inner maps stand in it.
+        users = wanted_map.users if map_name in draft.map_actions else ()
         if not draft.makes(map_name):
-            others = [other for other in others if other not in map(_object, wanted_map.users)]
-        others += [_map(part) for part in wanted_map.parts if part in touched]
-        for other in others:
+            users = tuple(name for name in users if name in draft.loads)
+        fillers = [name for name in wanted_map.fillers if name in draft.loads]
+        others = [_object(name) for name in (*users, *fillers) if name in takes_part]
+        for other in (*others, *(_map(part) for part in wanted_map.parts if part in touched)):
             group_of[root(_map(map_name))] = root(other)
     groups: dict[str, tuple[list[str], list[str]]] = {}
     for map_name in sorted(touched, key=lambda name: bool(draft.desired.maps[name].parts)):

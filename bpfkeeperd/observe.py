@@ -12,8 +12,9 @@ from bpfkeeperd import kernel
 from bpfkeeperd.attach import cgroup_path
 from bpfkeeperd.compare import differences
 from bpfkeeperd.desired import Desired, WantedMap
-from bpfkeeperd.entries import CgroupTarget, InterfaceTarget, Target
+from bpfkeeperd.directories import pins_below
 from bpfkeeperd.enactmaps import kept_map, pinned_program
+from bpfkeeperd.entries import CgroupTarget, InterfaceTarget, Target
 from bpfkeeperd.errors import KeeperError, KernelError, PinRootError
 from bpfkeeperd.fill import Resolver, differing
 from bpfkeeperd.held import Held
@@ -22,7 +23,6 @@ from bpfkeeperd.layout import OWN_DIRECTORY, Layout, LinkKey, escape
 from bpfkeeperd.maptypes import BY_NUMBER
 from bpfkeeperd.observed import Observed, ObservedLink, ObservedMap
 from bpfkeeperd.state import LinkInfo, MapInfo, ProgramInfo
-
 
 LoadedPrograms = dict[str, dict[str, dict[str, ProgramInfo]]]
 """Escaped object name, digest, escaped program name."""
@@ -136,7 +136,9 @@ def observe(desired: Desired, layout: Layout, held: Held, last_ids: Mapping[str,
         targets=_observe_targets([*attachments, *unread]),
         map_names=_unpinned_names(maps.values(), programs),
         empty_links=tuple(empty_links),
-        arrays=tuple(sorted(pinned_below(layout.arrays, f"{OWN_DIRECTORY}/arrays/"))),
+        arrays=tuple(
+            f"{OWN_DIRECTORY}/arrays/{name}" for name in sorted(pins_below(layout.arrays, 2))
+        ),
     )
 
 
@@ -166,9 +168,7 @@ def _observe_map(
     return ObservedMap(lost=lost, layouts=kernel.btf_layouts(*lost.btf))
 
 
-def _former(
-    desired: Desired, layout: Layout, programs: LoadedPrograms, name: str
-) -> str:
+def _former(desired: Desired, layout: Layout, programs: LoadedPrograms, name: str) -> str:
     """The name that a map may still be pinned under.
 
     tc pins a map of an object's own namespace below the hash of the object's file: a new file has
@@ -225,9 +225,7 @@ def _with_contents(
         if wanted.spec.type in _OUTER_TYPES:
             seen[name] = replace(seen[name], inner=inner.get(info.id))
         if wanted.contents and (wanted.enforce or wanted.parts or wanted.fillers):
-            seen[name] = replace(
-                seen[name], astray=_astray(layout, observed, held, wanted)
-            )
+            seen[name] = replace(seen[name], astray=_astray(layout, observed, held, wanted))
     return seen
 
 

@@ -27,7 +27,7 @@ from bpfkeeperd.generations import renew_arrays, renew_data, write_entries
 from bpfkeeperd.grouping import group
 from bpfkeeperd.hooks import LINK_TYPES
 from bpfkeeperd.layout import LinkKey, escape, unescape
-from bpfkeeperd.observed import Observed, ObservedLink, ObservedMap
+from bpfkeeperd.observed import Observed, ObservedLink
 from bpfkeeperd.state import LinkInfo, ProgramInfo
 
 _OTHER_MODE = (
@@ -277,5 +277,3 @@ def _refusals(draft: Draft) -> list[Refusal]:
         for name, reason in (*draft.desired.faults.items(), *draft.held_objects.items())
     ]
     return [*maps, *objects, *draft.refusals]
-
-

@@ -1,4 +1,4 @@
-"""Manifest and object files put together: what should be, or every reason why it cannot be. Pure."""
+"""Manifest and object files put together: what should be, or all that is wrong with it. Pure."""
 
 import zlib
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ from bpfkeeperd.layout import array_name, name_fault
 from bpfkeeperd.maprules import fault_text, violations
 from bpfkeeperd.progtypes import PROGRAM_KINDS, ProgramKind
 from bpfkeeperd.resolvemaps import wanted_maps
-from bpfkeeperd.state import MapSpec, ObjectSpec, ProgramSpec
+from bpfkeeperd.state import MapSpec, ObjectSpec
 from bpfkeeperd.suggest import did_you_mean
 
 

@@ -53,9 +53,7 @@ def wanted_maps(
             if known is None:
                 policy = manifest.policy(pin_name)
                 slotted = spec.slotted
-                maps[pin_name] = WantedMap(
-                    pin_name, spec, policy, (wanted.name,), slotted=slotted
-                )
+                maps[pin_name] = WantedMap(pin_name, spec, policy, (wanted.name,), slotted=slotted)
                 continue
             differing = spec_differences(spec, known.spec)
             if differing and not wanted.fault:
@@ -73,7 +71,7 @@ def wanted_maps(
                 problems.append(_undeclared(entry, maps))
             continue
         maps[entry.name] = _with_entry(maps[entry.name], entry, problems)
-    for name, wanted_map in maps.items():
+    for wanted_map in maps.values():
         problems += _dangling(wanted_map, maps, objects, manifest)
     return maps
 

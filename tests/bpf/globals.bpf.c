@@ -4,7 +4,7 @@
  *
  * STEP	added to steps at each event	MORE	a further variable, before the others
  * WIDE	steps is wider			LIMIT	constant data
- * NO_TOTAL	one variable less
+ * NO_TOTAL	one variable less	REFUSED	the verifier refuses the program
  */
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
@@ -51,6 +51,10 @@ int count(struct __sk_buff *skb)
 	another[0]++;
 #endif
 	generation++;
+#ifdef REFUSED
+	while (1) /* never ends: the verifier says so */
+		generation++;
+#endif
 	return 1;
 }
 

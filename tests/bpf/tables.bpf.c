@@ -31,8 +31,8 @@ struct {
 	__uint(type, OUTER);
 	__uint(max_entries, 4);
 	__type(key, __u32);
-	__array(values, struct table);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__array(values, struct table);
 } tables SEC(".maps")
 #ifdef FILLED
 = { .values = { [0] = &first } }

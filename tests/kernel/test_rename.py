@@ -11,7 +11,10 @@ from tests.scenario import World, refused
 RENAMED = """
 maps: {connections: {rename_from: counts}}
 objects:
-  one: {file: one.bpf.o, pin_maps: {counts: connections}, programs: {count: {attach: [{cgroup: CGROUP}]}}}
+  one:
+    file: one.bpf.o
+    pin_maps: {counts: connections}
+    programs: {count: {attach: [{cgroup: CGROUP}]}}
 """
 
 
@@ -37,7 +40,7 @@ def test_a_map_gets_another_name(world: World) -> None:
 def test_the_former_name_is_that_of_a_kept_map(world: World) -> None:
     world.put("one")
     world.write(RENAMED.replace("rename_from: counts", "rename_from: connections"))
-    with pytest.raises(ManifestError, match="cannot be renamed from connections"):
+    with pytest.raises(ManifestError, match="cannot be renamed from"):
         world.apply()
 
 
@@ -62,16 +65,12 @@ def test_a_rename_is_undone_with_its_change(world: World) -> None:
     world.write(RENAMED)
 
     def fail(step: Step, subject: object) -> None:
-        if step is Step.COMMIT_LINK or (step is Step.RENAME_MAP and late):
+        if step is Step.RENAME_MAP and str(subject) == "connections":
             raise OSError(5, "Input/output error", "it")
 
-    for late in (False, True):
-        with world.keeper(fail) as keeper:
-            outcome = world.reload(keeper)
-            if outcome.result is ReloadResult.FAILED:
-                assert refused(outcome)
-                assert world.everything() == before
-    assert not (world.pins / "connections").exists()
+    with world.keeper(fail) as keeper:
+        assert "Input/output error" in refused(world.reload(keeper))
+    assert world.everything() == before
 
 
 def test_a_differing_map_is_not_renamed(world: World) -> None:

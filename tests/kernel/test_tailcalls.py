@@ -1,4 +1,4 @@
-"""Program arrays: renewed with their programs, never a mix of old and new, alive without anybody."""
+"""Program arrays: renewed with their programs, never a mix of old and new, alive alone."""
 
 import threading
 
@@ -16,7 +16,8 @@ PRIVATE = "bpfkeeperd/arrays/stages/jumps"
 
 def write(world: World, *, pins: str = "", maps: str = "") -> None:
     world.write(
-        f"{maps}\nobjects: {{stages: {{file: stages.bpf.o, pin_maps: [whole, mixed{pins}], {ATTACH}}}}}\n"
+        f"{maps}\nobjects:\n  stages:\n    file: stages.bpf.o\n    pin_maps: [whole, mixed{pins}]\n"
+        f"    {ATTACH}\n"
     )
 
 
@@ -80,8 +81,7 @@ def test_a_reload_under_traffic_never_mixes(world: World, style: str) -> None:
             thread.join()
         assert keeper.reload()[0].done == ()
         assert map_id(world.pins / pinned) != first
-        # With the daemon gone, the slots are still filled.
-        keeper.close()
+    with inside_cgroup(world.cgroup):  # nobody holds anything any more: the slots stay filled
         before = sum(counted(world, "whole"))
         send_datagrams(3)
     assert sum(counted(world, "whole")) == before + 3
@@ -120,9 +120,10 @@ def slot(world: World, index: int) -> int:
 def test_what_others_put_into_a_slot_is_carried_over(world: World) -> None:
     world.put("stages", "stages", STATIC=1, PIN=1)
     write(world)
-    with world.keeper() as keeper, kernel.open_object(
-        world.build("stages", VERSION=9).read_bytes(), "guest"
-    ) as guest:
+    with (
+        world.keeper() as keeper,
+        kernel.open_object(world.build("stages", VERSION=9).read_bytes(), "guest") as guest,
+    ):
         good(world, keeper)
         guest.load()
         found = kernel.pinned_map(str(world.pins / "jumps"))

@@ -6,7 +6,6 @@ import pytest
 
 from bpfkeeperd.compare import Machine
 from bpfkeeperd.desired import Desired, ObjectSource, target_name
-from bpfkeeperd.resolve import resolve
 from bpfkeeperd.entries import (
     CgroupTarget,
     InterfaceTarget,
@@ -17,16 +16,18 @@ from bpfkeeperd.entries import (
 from bpfkeeperd.errors import ManifestError
 from bpfkeeperd.hooks import HOOKS, hook_of_section
 from bpfkeeperd.manifest import parse_manifest
+from bpfkeeperd.resolve import resolve
 from bpfkeeperd.state import MapSpec, ObjectSpec, ProgramSpec
 
 MACHINE = Machine(possible_cpus=4, page_size=4096)
 FLOWS = MapSpec("flows", 1, 4, 8, 100, pinned=True)
 COUNTS = MapSpec("counts", 1, 4, 8, 100)
-CONSTANTS = MapSpec("web.rodata", 2, 4, 64, 1, internal=True)
+CONSTANTS = MapSpec(".rodata", 2, 4, 64, 1, internal=True)
 
 
 def program(name: str, section: str, autoload: bool = True) -> ProgramSpec:
-    return ProgramSpec(name, section, 0, 0, autoload, hook_of_section(section))
+    hook = hook_of_section(section)
+    return ProgramSpec(name, section, 0 if hook else 2, 0, autoload, hook)
 
 
 EGRESS = program("count", "cgroup_skb/egress")

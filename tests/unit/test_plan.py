@@ -20,7 +20,6 @@ from bpfkeeperd.actions import (
     Swap,
 )
 from bpfkeeperd.desired import Desired, ObjectSource
-from bpfkeeperd.resolve import resolve
 from bpfkeeperd.entries import (
     AttachEntry,
     CgroupTarget,
@@ -38,6 +37,7 @@ from bpfkeeperd.hooks import LINK_TYPES
 from bpfkeeperd.layout import LinkKey, escape
 from bpfkeeperd.observed import ObservedLink
 from bpfkeeperd.plan import plan, serves
+from bpfkeeperd.resolve import resolve
 from bpfkeeperd.state import ProgramInfo
 from tests.unit.ideal import Ideal, fits, runs_on_the_kept_maps
 from tests.unit.situations import MACHINE, Situation, map_spec, situations, source
