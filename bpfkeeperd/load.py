@@ -10,9 +10,9 @@ from typing import Self
 
 from bpfkeeperd import kernel
 from bpfkeeperd.actions import Change, LoadObject
-from bpfkeeperd.desired import WantedMap
-from bpfkeeperd.errors import KeeperError, KernelError, ObjectError
-from bpfkeeperd.maptypes import BY_NUMBER
+from bpfkeeperd.create import create_map
+from bpfkeeperd.errors import KeeperError, ObjectError
+from bpfkeeperd.fill import Resolver, fill
 from bpfkeeperd.steps import OnStep, Step
 
 OpenObject = Callable[[str], kernel.OpenObject]
@@ -38,9 +38,10 @@ class Loaded:
         for action in self.change.maps:
             if action.map.definition:
                 on_step(Step.CREATE_MAP, action.map.name)
-                fd = create_map(action.map)
+                fd = create_map(action.map.name, action.map.spec, action.map.definition)
                 self._descriptors.append(fd)
                 self.new_maps[action.map.name] = fd
+                fill(fd, action.map.spec, action.map.definition.contents, self._resolver())
 
     def open(
         self, action: LoadObject, open_object: OpenObject, kept_map: KeptMap, on_step: OnStep
@@ -85,6 +86,17 @@ class Loaded:
                 raise _named(action, error) from None
             self.loaded(action, None)
 
+    def _resolver(self) -> Resolver:
+        def program_fd(object_name: str, program: str) -> int:
+            raise KeeperError(f"program {object_name}/{program} is not loaded yet")
+
+        def map_fd(name: str) -> int:
+            if name not in self.new_maps:
+                raise KeeperError(f"map {name} is not there yet")
+            return self.new_maps[name]
+
+        return Resolver(program_fd, map_fd)
+
     def _to_be_made(self) -> set[str]:
         return {action.map.name for action in self.change.maps}
 
@@ -105,33 +117,6 @@ class Loaded:
 
 def _named(action: LoadObject, error: ObjectError) -> ObjectError:
     return ObjectError(f"object {action.object.name}: {error}", error.detail)
-
-
-def create_map(wanted: WantedMap) -> int:
-    """Creates a map of the manifest's own and writes its entries."""
-    spec, definition = wanted.spec, wanted.definition
-    fd = kernel.map_create(
-        spec.type,
-        wanted.name,
-        spec.key_size,
-        spec.value_size,
-        spec.max_entries,
-        flags=spec.flags,
-        map_extra=spec.map_extra,
-        numa_node=spec.numa_node,
-    )
-    per_cpu = BY_NUMBER[spec.type].per_cpu
-    try:
-        for content in definition.contents if definition else ():
-            assert isinstance(content.value, bytes)
-            data = content.value
-            if per_cpu:  # the kernel reads a value for each CPU, padded to 8 bytes
-                data = data.ljust((spec.value_size + 7) // 8 * 8, b"\0") * kernel.possible_cpus()
-            kernel.map_update(fd, content.key, data)
-    except KernelError as error:
-        os.close(fd)
-        raise KernelError(f"fill map {wanted.name}", error.errno, "see its entries") from None
-    return fd
 
 
 def load_each(

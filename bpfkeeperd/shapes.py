@@ -101,6 +101,11 @@ _IPV6 = _SCALARS["ipv6"]
 TYPE_NAMES = tuple(_SCALARS)
 
 
+def named(name: str) -> Scalar:
+    """A scalar by the name that the manifest has for it."""
+    return _SCALARS[name]
+
+
 def plain(size: int) -> Scalar:
     """Bytes of which nothing but the size is known: an integer in the machine's byte order."""
     return Scalar("", 8 * size, Form.INTEGER)

@@ -258,6 +258,12 @@ def map_lookup(fd: int, key: bytes | None, value_size: int) -> bytes | None:
     return bytes(ffi.buffer(value))
 
 
+def map_contains(fd: int, value: bytes) -> bool:
+    """Whether a bloom filter may hold a value."""
+    result = lib.bpf_map_lookup_elem(fd, ffi.NULL, ffi.new("char[]", value))
+    return result != -errno.ENOENT and _checked(result, "ask a bloom filter") == 0
+
+
 def map_keys(fd: int, key_size: int) -> Iterator[bytes]:
     """All keys, one system call each: for small maps and for tests."""
     key, following = ffi.NULL, ffi.new("char[]", key_size)

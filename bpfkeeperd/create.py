@@ -1,0 +1,74 @@
+"""Creating maps of the manifest's own: with BTF, and with the pattern of inner maps."""
+
+import errno
+
+from bpfkeeperd import kernel
+from bpfkeeperd.entries import MapDefinition
+from bpfkeeperd.errors import ENOTSUPP, KernelError
+from bpfkeeperd.maptypes import ARRAY_OF_MAPS, HASH_OF_MAPS, type_name
+from bpfkeeperd.shapes import Array, Shape, btf, named, plain
+from bpfkeeperd.state import MapSpec
+
+_BTF_REQUIRED = frozenset({"sk_storage", "inode_storage", "task_storage", "cgrp_storage"})
+_BTF_REFUSED = frozenset({ENOTSUPP, errno.EINVAL, errno.EOPNOTSUPP})
+
+
+def create_map(name: str, spec: MapSpec, definition: MapDefinition | None = None) -> int:
+    """Creates a map without contents; returns its descriptor.
+
+    ``definition`` says of what key and value are made; without it, or where it does not say, BTF
+    is given only to those types that take no map without it.
+
+    Raises:
+        KernelError: the kernel refuses.
+    """
+    if spec.type in (ARRAY_OF_MAPS, HASH_OF_MAPS) and spec.inner:
+        inner = definition.inner if definition else None
+        with kernel.holding(create_map(f"{name}.inner", spec.inner, inner)) as pattern:
+            return _create(name, spec, inner_fd=pattern)
+    shapes = _shapes(spec, definition)
+    if shapes is None:
+        return _create(name, spec)
+    data, key_id, value_id = btf(*shapes)
+    try:
+        with kernel.holding(kernel.btf_load(data)) as btf_fd:
+            return _create(name, spec, btf_ids=(btf_fd, key_id, value_id))
+    except KernelError as error:
+        if type_name(spec.type) in _BTF_REQUIRED or error.errno not in _BTF_REFUSED:
+            raise
+    # Types without a place for BTF say so in several ways; what else is wrong is wrong again.
+    return _create(name, spec)
+
+
+def _shapes(
+    spec: MapSpec, definition: MapDefinition | None
+) -> tuple[Shape | None, Shape | None] | None:
+    """Key and value as BTF is to describe them; None where a map does without BTF."""
+    key = definition.key if definition else None
+    value = definition.value if definition else None
+    if type_name(spec.type) in _BTF_REQUIRED:
+        return named("s32"), value or Array(named("u8"), spec.value_size)
+    if key is None and value is None:
+        return None
+    return key or _plain(spec.key_size), value or _plain(spec.value_size)
+
+
+def _plain(size: int) -> Shape | None:
+    return plain(size) if size else None
+
+
+def _create(
+    name: str, spec: MapSpec, *, inner_fd: int = 0, btf_ids: tuple[int, int, int] = (0, 0, 0)
+) -> int:
+    return kernel.map_create(
+        spec.type,
+        name.rpartition("/")[2],
+        spec.key_size,
+        spec.value_size,
+        spec.max_entries,
+        flags=spec.flags,
+        map_extra=spec.map_extra,
+        numa_node=spec.numa_node,
+        inner_fd=inner_fd,
+        btf=btf_ids,
+    )
