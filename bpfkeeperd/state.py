@@ -25,7 +25,9 @@ class MapSpec:
     map_extra: int = 0
     numa_node: int = 0
     pinned: bool = False
-    """Declared LIBBPF_PIN_BY_NAME."""
+    """Declared LIBBPF_PIN_BY_NAME, or pinned by tc's rules (`legacy`)."""
+    pin_name: str = ""
+    """Where below the pin root, if the object says so; empty: under its own name."""
     internal: bool = False
     """Global data (.rodata, .data, .bss, .kconfig): libbpf's own, never pinned by name."""
     key_layout: str | None = None
@@ -51,6 +53,8 @@ class ProgramSpec:
 class ObjectSpec:
     maps: tuple[MapSpec, ...]
     programs: tuple[ProgramSpec, ...]
+    pins: Mapping[str, str] = field(default_factory=dict)
+    """Of an old object that tc would pin: map to pin name, ``tc/globals/NAME``."""
 
 
 @dataclass(frozen=True, slots=True)
