@@ -14,8 +14,9 @@
  *       of that. It stays one process, for libbpf asks only once what the kernel can do.
  *
  *   plain_loader walk MAP...
- *       Counts the entries of pinned maps, key by key. Prints how many, and in how many
- *       milliseconds.
+ *   plain_loader slots MAP...
+ *       Counts the entries of pinned maps, key by key, or those of arrays whose slots can be empty,
+ *       lookup by lookup. Prints how many, and in how many milliseconds.
  *
  * A link is pinned at LINK_DIR/<object>/<program>, where <object> is the file's name up to the
  * first dot, for bpffs refuses dots.
@@ -43,7 +44,8 @@ __attribute__((noreturn)) static void usage(void)
 {
 	fputs("usage: plain_loader attach PIN_ROOT LINK_DIR CGROUP_PARENT OBJECT...\n"
 	      "       plain_loader reload PIN_ROOT LINK_DIR NAME...\n"
-	      "       plain_loader walk MAP...\n",
+	      "       plain_loader walk MAP...\n"
+	      "       plain_loader slots MAP...\n",
 	      stderr);
 	exit(2);
 }
@@ -209,18 +211,36 @@ static unsigned long walk(const char *path)
 	return count;
 }
 
+/* An array has every key: only a lookup tells which slots are in use. */
+static unsigned long filled_slots(const char *path)
+{
+	unsigned long count = 0;
+	__u32 key = 0, value;
+	int fd = bpf_obj_get(path);
+
+	if (fd < 0)
+		fail("get map", path, errno);
+	do
+		count += !bpf_map_lookup_elem(fd, &key, &value);
+	while (!bpf_map_get_next_key(fd, &key, &key));
+	close(fd);
+	return count;
+}
+
 int main(int argc, char **argv)
 {
 	if (argc >= 6 && !strcmp(argv[1], "attach")) {
 		attach_all(argv[2], argv[3], argv[4], argv + 5);
 	} else if (argc >= 5 && !strcmp(argv[1], "reload")) {
 		reload(argv[2], argv[3], argv + 4);
-	} else if (argc >= 3 && !strcmp(argv[1], "walk")) {
+	} else if (argc >= 3 && (!strcmp(argv[1], "walk") || !strcmp(argv[1], "slots"))) {
+		unsigned long (*count_one)(const char *) =
+			strcmp(argv[1], "walk") ? filled_slots : walk;
 		double start = now_ms();
 		unsigned long count = 0;
 
 		for (char **map = argv + 2; *map; map++)
-			count += walk(*map);
+			count += count_one(*map);
 		printf("%lu %.3f\n", count, now_ms() - start);
 	} else {
 		usage();
