@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from bpfkeeperd.compare import Machine
 from bpfkeeperd.desired import ObjectSource, resolve
 from bpfkeeperd.elf import ElfFacts, read_elf
 from bpfkeeperd.entries import Manifest
 from bpfkeeperd.errors import KeeperError
+from bpfkeeperd.keeper import machine
 from bpfkeeperd.manifest import read_manifest
 from bpfkeeperd.maptypes import type_name
 from bpfkeeperd.sources import Sources, read_sources
@@ -64,8 +64,7 @@ def check_manifest(path: str) -> CheckReport:
 
 
 def _report(manifest: Manifest, sources: Sources) -> CheckReport:
-    # Canonical form differs between machines only in sizes, which no check depends on.
-    desired = resolve(manifest, sources.found, Machine(possible_cpus=1, page_size=4096))
+    desired = resolve(manifest, sources.found, machine())
     faults = dict(desired.faults)
     objects = {}
     for name, source in sources.found.items():

@@ -3,64 +3,76 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from bpfkeeperd.maptypes import (
-    ARRAY_OF_MAPS,
-    DEVMAP,
-    DEVMAP_HASH,
-    HASH_OF_MAPS,
-    LRU_HASH,
-    LRU_PERCPU_HASH,
-    PERF_EVENT_ARRAY,
-    RINGBUF,
-    USER_RINGBUF,
-    type_name,
-)
+from bpfkeeperd.mapcolumns import Inner, Limit, Pages
+from bpfkeeperd.mapflags import INNER_MAP, NO_COMMON_LRU, OF_DESCRIPTOR
+from bpfkeeperd.maptypes import BY_NUMBER, type_name
 from bpfkeeperd.state import MapInfo, MapSpec
 
-NO_COMMON_LRU = 0x2
-RDONLY = 0x8
-WRONLY = 0x10
-RDONLY_PROG = 0x80
+U32_MAX = 2**32 - 1
+DEFAULT_STACK_DEPTH = 127
+"""Of the sysctl kernel.perf_event_max_stack."""
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What canonical form depends on."""
+    """What canonical form and the rules of map creation depend on."""
 
     possible_cpus: int
     page_size: int
+    kernel_cpus: int = 8192
+    """How many the kernel is built for; the default is the most that x86-64 has."""
+    stack_depth: int = DEFAULT_STACK_DEPTH
+    """The sysctl kernel.perf_event_max_stack."""
+    memory_bytes: int | None = None
+    """None: not known, nothing is refused for it."""
+    numa_nodes: frozenset[int] | None = None
+    """Those that are online; None: not known, any will do."""
+
+    def limit(self, limit: Limit) -> int:
+        """A limit of the table as a number."""
+        largest = self.page_size << 10
+        return {
+            Limit.PER_CPU: max(32 << 10, self.page_size),
+            Limit.KMALLOC: largest,
+            Limit.HASH_ELEMENT: largest - 49,
+            Limit.TRIE_VALUE: largest - 280,
+            Limit.STACK: 8 * self.stack_depth,
+            Limit.KERNEL_CPUS: self.kernel_cpus,
+            Limit.ARENA_PAGES: (4 << 30) // self.page_size,
+            Limit.PAGE: self.page_size,
+        }[limit]
 
 
 def canonical(spec: MapSpec, machine: Machine) -> MapSpec:
-    """The wanted map as the kernel will report it once it is created."""
-    flags = spec.flags & ~(RDONLY | WRONLY)  # properties of the descriptor, not of the map
+    """The wanted map as the kernel will report it once it is created, its inner map too."""
+    flags = spec.flags & ~OF_DESCRIPTOR
     max_entries = spec.max_entries
     value_size = spec.value_size
-    match spec.type:
-        case type_ if type_ in (ARRAY_OF_MAPS, HASH_OF_MAPS):
+    known = BY_NUMBER.get(spec.type)
+    if known:
+        if known.outer:
             value_size = 4
-        case type_ if type_ == PERF_EVENT_ARRAY and max_entries == 0:
+        if known.sized_by_cpus and not max_entries:
             max_entries = machine.possible_cpus
-        case type_ if type_ in (RINGBUF, USER_RINGBUF) and max_entries:
+        if isinstance(known.max_entries, Pages) and max_entries:
             max_entries = machine.page_size
             while max_entries < spec.max_entries:
                 max_entries *= 2
-        case type_ if type_ in (LRU_HASH, LRU_PERCPU_HASH) and flags & NO_COMMON_LRU:
+        if known.flags & flags & NO_COMMON_LRU:  # as many for each CPU
             cpus = machine.possible_cpus
             max_entries = (max_entries + cpus - 1) // cpus * cpus
-    if (flags, max_entries, value_size) == (spec.flags, spec.max_entries, spec.value_size):
-        return spec
-    return replace(spec, flags=flags, max_entries=max_entries, value_size=value_size)
+            if max_entries > U32_MAX:
+                max_entries -= cpus
+    inner = canonical(spec.inner, machine) if spec.inner else None
+    return replace(spec, flags=flags, max_entries=max_entries, value_size=value_size, inner=inner)
 
 
 def differences(want: MapSpec, have: MapInfo) -> tuple[str, ...]:
     """Every field in which a kernel map differs from the wanted one (in canonical form).
 
-    BTF is not looked at here: see `layout_differences`.
+    Neither BTF is looked at here, see `layout_differences`, nor what an inner map has to be, see
+    `inner_differences`: the kernel does not tell that of the outer map.
     """
-    flags = have.flags
-    if have.type in (DEVMAP, DEVMAP_HASH):
-        flags &= ~RDONLY_PROG  # the kernel adds it to every devmap
     return tuple(
         f"{field} is {is_}, wanted is {wanted}"
         for field, is_, wanted in (
@@ -68,28 +80,65 @@ def differences(want: MapSpec, have: MapInfo) -> tuple[str, ...]:
             ("key_size", have.key_size, want.key_size),
             ("value_size", have.value_size, want.value_size),
             ("max_entries", have.max_entries, want.max_entries),
-            ("flags", f"{flags:#x}", f"{want.flags:#x}"),
+            ("flags", f"{_own_flags(have):#x}", f"{want.flags:#x}"),
             ("map_extra", f"{have.map_extra:#x}", f"{want.map_extra:#x}"),
         )
         if is_ != wanted
     )
 
 
+def _own_flags(have: MapInfo) -> int:
+    """The flags without those that the kernel adds to every map of the type."""
+    known = BY_NUMBER.get(have.type)
+    return have.flags & ~known.added if known else have.flags
+
+
+def inner_differences(want: MapSpec, have: MapInfo) -> tuple[str, ...]:
+    """Why a map cannot stand in a map-in-map whose inner map is ``want`` (in canonical form).
+
+    The kernel's bpf_map_meta_equal() compares type, sizes of key and value, and flags; max_entries
+    only for the types whose lookup is compiled into programs. It also compares the spin locks,
+    timers and kernel pointers in the value, which are not seen here.
+    """
+    known = BY_NUMBER.get(want.type)
+    compared = ["type", "key_size", "value_size", "flags"]
+    if known and known.inner is Inner.SAME_SIZE and not known.flags & want.flags & INNER_MAP:
+        compared.append("max_entries")
+    return tuple(
+        f"inner {line}" for line in differences(want, have) if line.split(" ", 1)[0] in compared
+    )
+
+
 def spec_differences(one: MapSpec, other: MapSpec) -> tuple[str, ...]:
-    """Every field in which two declarations of one map differ, layouts included."""
+    """Every field in which two declarations of one map differ, layouts and inner maps included."""
     if one == other:
         return ()
-    as_info = MapInfo(
+    found = differences(one, _as_info(other))
+    found += layout_differences(one, other.key_layout, other.value_layout)
+    if one.inner and other.inner:
+        found += inner_differences(one.inner, _as_info(other.inner))
+        layouts = layout_differences(one.inner, other.inner.key_layout, other.inner.value_layout)
+        found += tuple(f"inner {line}" for line in layouts)
+    elif one.inner or other.inner:
+        found += (f"inner map is {_inner_text(other)}, wanted is {_inner_text(one)}",)
+    return found
+
+
+def _as_info(spec: MapSpec) -> MapInfo:
+    return MapInfo(
         0,
-        other.name,
-        other.type,
-        other.key_size,
-        other.value_size,
-        other.max_entries,
-        other.flags,
-        other.map_extra,
+        spec.name,
+        spec.type,
+        spec.key_size,
+        spec.value_size,
+        spec.max_entries,
+        spec.flags,
+        spec.map_extra,
     )
-    return differences(one, as_info) + layout_differences(one, other.key_layout, other.value_layout)
+
+
+def _inner_text(spec: MapSpec) -> str:
+    return type_name(spec.inner.type) if spec.inner else "none"
 
 
 def layout_differences(

@@ -8,28 +8,12 @@ from dataclasses import dataclass, field
 
 from bpfkeeperd import values
 from bpfkeeperd.entries import DEFAULT_METRICS_LISTEN, DEFAULT_PIN_ROOT, MismatchPolicy, XdpMode
+from bpfkeeperd.mapflags import MAP_FLAGS
 from bpfkeeperd.maptypes import MAP_TYPES
 
 VERSION = 1
 U32_MAX = 2**32 - 1
 U64_MAX = 2**64 - 1
-
-MAP_FLAGS = {
-    "no_prealloc": 1 << 0,
-    "no_common_lru": 1 << 1,
-    "numa_node": 1 << 2,
-    "rdonly": 1 << 3,
-    "wronly": 1 << 4,
-    "stack_build_id": 1 << 5,
-    "zero_seed": 1 << 6,
-    "rdonly_prog": 1 << 7,
-    "wronly_prog": 1 << 8,
-    "clone": 1 << 9,
-    "mmapable": 1 << 10,
-    "preserve_elems": 1 << 11,
-    "inner_map": 1 << 12,
-}
-"""The kernel's ``BPF_F_*`` of map creation, by the name the manifest knows them by."""
 
 
 @dataclass(frozen=True, slots=True)

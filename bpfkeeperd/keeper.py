@@ -9,7 +9,7 @@ from bpfkeeperd import kernel
 from bpfkeeperd.actions import Plan
 from bpfkeeperd.apply import Applied, apply
 from bpfkeeperd.churn import IdChange, Memory, follow
-from bpfkeeperd.compare import Machine
+from bpfkeeperd.compare import DEFAULT_STACK_DEPTH, Machine
 from bpfkeeperd.desired import Desired, WantedObject, resolve
 from bpfkeeperd.drift import drift
 from bpfkeeperd.entries import Manifest
@@ -31,7 +31,15 @@ DURATION_BUCKETS_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5,
 
 
 def machine() -> Machine:
-    return Machine(kernel.possible_cpus(), kernel.page_size())
+    """What sizes depend on here; nothing of it takes root."""
+    return Machine(
+        possible_cpus=kernel.possible_cpus(),
+        page_size=kernel.page_size(),
+        kernel_cpus=kernel.kernel_cpus(),
+        stack_depth=kernel.stack_depth() or DEFAULT_STACK_DEPTH,
+        memory_bytes=kernel.memory_bytes(),
+        numa_nodes=kernel.numa_nodes(),
+    )
 
 
 @dataclass(frozen=True, slots=True)

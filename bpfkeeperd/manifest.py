@@ -21,6 +21,7 @@ from bpfkeeperd.entries import (
 )
 from bpfkeeperd.errors import KeeperError, Mark
 from bpfkeeperd.files import read_file
+from bpfkeeperd.mapflags import MAP_FLAGS, NUMA_NODE
 from bpfkeeperd.values import absolute, host_and_port, short, shown
 from bpfkeeperd.yamlnodes import (
     SIZE_MAX_BYTES,
@@ -168,7 +169,7 @@ def _definition(name: str, record: Record, faults: Faults) -> MapDefinition | No
         key_size=record.number("key_size") or 0,
         value_size=record.number("value_size") or 0,
         max_entries=max_entries,
-        flags=flags if node is None else flags | fields.MAP_FLAGS["numa_node"],
+        flags=flags if node is None else flags | NUMA_NODE,
         map_extra=record.number("map_extra") or 0,
         numa_node=node,
         entries=tuple((key, value) for _, key, value in _content_of(record)),
@@ -179,7 +180,7 @@ def _flags(record: Record) -> int:
     flags = record.number("flags") or 0
     for item in record.items("flags"):
         if isinstance(item.data, str):
-            flags |= fields.MAP_FLAGS[item.data]
+            flags |= MAP_FLAGS[item.data]
     return flags
 
 

@@ -37,9 +37,13 @@ from bpfkeeperd.kernel.places import (
     interface_index,
     interfaces,
     is_bpffs,
+    kernel_cpus,
+    memory_bytes,
     netns_path,
+    numa_nodes,
     page_size,
     possible_cpus,
+    stack_depth,
 )
 from bpfkeeperd.kernel.scan import Pin, PinKind, scan
 
@@ -59,6 +63,7 @@ __all__ = [
     "interfaces",
     "is_bpffs",
     "iter_create",
+    "kernel_cpus",
     "link_create",
     "link_info",
     "link_update",
@@ -71,7 +76,9 @@ __all__ = [
     "map_lookup",
     "map_pop",
     "map_update",
+    "memory_bytes",
     "netns_path",
+    "numa_nodes",
     "open_object",
     "page_size",
     "pin",
@@ -82,4 +89,5 @@ __all__ = [
     "program_info",
     "release_memory",
     "scan",
+    "stack_depth",
 ]

@@ -95,6 +95,40 @@ def page_size() -> int:
 
 
 @functools.cache
+def kernel_cpus() -> int:
+    """How many CPUs this kernel was built for (NR_CPUS)."""
+    with open("/sys/devices/system/cpu/kernel_max", encoding="ascii") as file:
+        return int(file.read()) + 1
+
+
+def stack_depth() -> int | None:
+    """The sysctl kernel.perf_event_max_stack; None on a kernel without perf events."""
+    try:
+        with open("/proc/sys/kernel/perf_event_max_stack", encoding="ascii") as file:
+            return int(file.read())
+    except FileNotFoundError:
+        return None
+
+
+@functools.cache
+def memory_bytes() -> int:
+    """All of the machine's memory."""
+    return os.sysconf("SC_PHYS_PAGES") * page_size()
+
+
+def numa_nodes() -> frozenset[int]:
+    """The NUMA nodes that are online; node 0 alone on a kernel without NUMA."""
+    try:
+        with open("/sys/devices/system/node/online", encoding="ascii") as file:
+            ranges = [part.partition("-") for part in file.read().strip().split(",")]
+    except FileNotFoundError:
+        return frozenset({0})
+    return frozenset(
+        node for first, _, last in ranges for node in range(int(first), int(last or first) + 1)
+    )
+
+
+@functools.cache
 def boot_id() -> str:
     """This boot's ID; map IDs start again from 1 after each boot."""
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:

@@ -1,0 +1,1 @@
+"""What a map type is, and what an errno means where. Pure."""
