@@ -52,6 +52,7 @@ PURE = [
     "maptypes.py",
     "mapmemory.py",
     "maprules.py",
+    "maprefusal.py",
     "explain.py",
     "compare.py",
     "desired.py",
@@ -70,10 +71,8 @@ PURE = [
     "readable.py",
 ]
 MAY_IMPORT = {
-<<<<<<< HEAD
     *("collections", "dataclasses", "difflib", "enum", "errno", "functools", "hashlib"),
     *("ipaddress", "posixpath", "re", "struct", "sys", "typing", "zlib"),
-=======
     *(
         "collections",
         "contextlib",
@@ -85,7 +84,6 @@ MAY_IMPORT = {
         "hashlib",
     ),
     *("re", "struct", "typing", "zlib"),
->>>>>>> 6761637 (dump: the contents of a map by BTF, read in batches)
 }
 STRERROR_ONLY = "errors.py"
 """It needs os.strerror(), and nothing else of os."""
