@@ -58,6 +58,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     command("status", commands.status, "Show maps, attachments and drift as they are.", "json")
     command("maps", commands.maps, "Show the kept maps and how full they are.", "json")
+    sub = command("dump", commands.dump, "Show the contents of a map, whoever made it.", "json")
+    sub.add_argument("map", metavar="MAP", help="a kept map, the path of a pin, or id:NUMBER")
+    sub.add_argument("--limit", type=_count, metavar="N", help="show no more than N entries")
     sub = command(
         "unload", commands.unload, "Detach and unload everything; maps stay, but with --maps."
     )
@@ -66,6 +69,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     command("schema", commands.schema, "Print the manifest's JSON Schema, for editors.")
     return parser
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdecimal()):
+        raise argparse.ArgumentTypeError(f"not a number of entries: {text!r}")
+    return int(text)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

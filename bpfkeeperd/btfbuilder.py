@@ -69,6 +69,10 @@ class BtfBuilder:
         ]
         return self._add(self._record(Kind.UNION, name, size, words, len(members)))
 
+    def add_function(self, returned_id: int) -> int:
+        """Adds the type of a function without parameters."""
+        return self._add(self._record(Kind.FUNC_PROTO, "", returned_id))
+
     def add_var(self, name: str, type_id: int, linkage: int) -> int:
         return self._add(self._record(Kind.VAR, name, type_id, [linkage]))
 
@@ -84,6 +88,10 @@ class BtfBuilder:
     ) -> None:
         """Puts another DATASEC in the place of a type."""
         self._records[type_id - 1] = self._datasec(name, size, variables)
+
+    def replace_pointer(self, type_id: int, target_id: int) -> None:
+        """Puts a pointer in the place of a type."""
+        self._records[type_id - 1] = self._record(Kind.PTR, "", target_id)
 
     def data(self) -> bytes:
         types = b"".join(self._records)

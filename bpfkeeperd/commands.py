@@ -2,6 +2,8 @@
 
 import json
 import os
+import signal
+import sys
 from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -156,6 +158,23 @@ def maps(options: Namespace) -> int:
     print(maps_table(snapshot.maps, counts))
     if problem:
         print(problem)
+    return OK
+
+
+def dump(options: Namespace) -> int:
+    from bpfkeeperd import kernel
+    from bpfkeeperd.dump import dump, open_map
+    from bpfkeeperd.format import Style
+
+    style = Style.JSON if options.json else Style.TABLE
+    if sys.stdout is None:
+        raise KeeperError(f"cannot dump map {options.map}: standard output is closed")
+    # C waits for the output, where no handler of Python would run; there is nothing to undo.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    with kernel.holding(open_map(options.map, options.config)) as fd:
+        note = dump(fd, options.map, sys.stdout.fileno(), style, options.limit)
+    if note:
+        print(f"map {options.map}: {note}", file=sys.stderr)
     return OK
 
 

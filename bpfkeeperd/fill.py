@@ -199,7 +199,7 @@ def _remedy(spec: MapSpec, number: int) -> str:
             return "the map differs from the inner map that was declared"
         case "devmap" | "devmap_hash", errno.EINVAL:
             return 'a program in a devmap has the section "xdp/devmap"'
-        case "cpumap", errno.EINVAL:
+        case "cpumap", errno.ENOMEM:  # the kernel's answer to a program that does not fit, too
             return 'a program in a cpumap has the section "xdp/cpumap"'
         case "cpumap", errno.ENODEV:
             return "this machine has no such CPU"

@@ -64,7 +64,8 @@ class Loaded:
             if not program.autoload and program.name in wanted.programs:
                 loading.set_autoload(program.name, True)
             if program.name in wanted.types:
-                loading.set_type(program.name, wanted.types[program.name])
+                kind = wanted.types[program.name]
+                loading.set_type(program.name, kind.type, kind.expected_attach_type)
         return loading
 
     def loaded(self, action: LoadObject, failed: ObjectError | None) -> None:

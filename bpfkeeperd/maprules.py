@@ -1,13 +1,10 @@
 """The kernel's rules of map creation, checked before the kernel says EINVAL. Pure."""
 
-import errno
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import assert_never
 
-from bpfkeeperd import mapflags
 from bpfkeeperd.compare import Machine, canonical
-from bpfkeeperd.errors import ENOTSUPP, errno_text
 from bpfkeeperd.mapcolumns import (
     Btf,
     Inner,
@@ -21,7 +18,18 @@ from bpfkeeperd.mapcolumns import (
     Size,
     size_text,
 )
-from bpfkeeperd.mapflags import flag_names, flags_in
+from bpfkeeperd.mapflags import (
+    NO_COMMON_LRU,
+    NO_PREALLOC,
+    NUMA_NODE,
+    RDONLY,
+    RDONLY_PROG,
+    STACK_BUILD_ID,
+    WRONLY,
+    WRONLY_PROG,
+    flag_names,
+    flags_in,
+)
 from bpfkeeperd.mapmemory import memory_text, up_front_bytes
 from bpfkeeperd.maptypes import BY_NUMBER, STRUCT_OPS, MapType, a_type, type_name
 from bpfkeeperd.state import MapSpec
@@ -31,9 +39,9 @@ _C_TYPES = {1: "__u8", 2: "__u16", 4: "__u32", 8: "__u64"}
 _INTEGER = "0:32:int:"
 """The layout of a 4-byte integer."""
 _OPPOSED = (
-    mapflags.RDONLY | mapflags.WRONLY,
-    mapflags.RDONLY_PROG | mapflags.WRONLY_PROG,
-    mapflags.NO_COMMON_LRU | mapflags.NUMA_NODE,
+    RDONLY | WRONLY,
+    RDONLY_PROG | WRONLY_PROG,
+    NO_COMMON_LRU | NUMA_NODE,
 )
 """Flags that exclude each other."""
 
@@ -83,48 +91,6 @@ def violations(
 def fault_text(name: str, spec: MapSpec, violation: Violation) -> str:
     """``array a: key_size is 1, an ARRAY's key is a 4-byte index: declare __type(key, __u32)``."""
     return f"{type_name(spec.type)} {name}: {violation.message}: {violation.remedy}"
-
-
-def likely(spec: MapSpec, number: int, machine: Machine) -> str:
-    """Why the kernel refused a map that breaks no rule known here: what was asked for, and the
-    likely reason. One clause each, for the end of an error."""
-    known = BY_NUMBER.get(spec.type)
-    asked = (
-        f"asked for was a {type_name(spec.type)} of key_size {spec.key_size}, value_size"
-        f" {spec.value_size}, max_entries {spec.max_entries}, flags {flag_names(spec.flags)}"
-    )
-    if known is None:
-        return f"{asked}; this version does not know that type"
-    broken = violations(spec, machine, declared_in_object=True)
-    if broken:
-        return f"{asked}; {'; '.join(violation.message for violation in broken)}"
-    return f"{asked}; {_reason(spec, known, number, machine)}"
-
-
-def _reason(spec: MapSpec, known: MapType, number: int, machine: Machine) -> str:
-    newer = [f"the flag {flag.name} since {flag.since}" for flag in flags_in(spec.flags)]
-    age = " and ".join([f"{known.name} since Linux {known.since}", *newer])
-    match number:
-        case errno.EPERM if spec.flags & mapflags.ZERO_SEED:
-            return "the flag zero_seed takes CAP_SYS_ADMIN"
-        case errno.EPERM:
-            return (
-                "it takes CAP_BPF, and CAP_NET_ADMIN for maps of sockets and interfaces; kernels"
-                f" up to 6.4 may say EPERM for what is EINVAL (there is {age})"
-            )
-        case errno.ENOMEM:
-            needed = memory_text(up_front_bytes(spec, machine))
-            return f"it takes {needed} at once, and that was not free, or not to this cgroup"
-        case errno.E2BIG:
-            return "sizes or max_entries are beyond what this kernel takes: make them smaller"
-        case n if n == ENOTSUPP and known.inner is not Inner.NESTED and spec.inner:
-            return "this kernel does not take the inner map's type inside of another map"
-        case n if n == ENOTSUPP and known.btf is not Btf.REQUIRED:
-            return f"{a_type(known.name)} may not take BTF on this kernel"
-        case errno.EINVAL | errno.EOPNOTSUPP:
-            return f"the kernel may be too old: there is {age}"
-        case _:
-            return f"the kernel's answer is {errno_text(number)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +146,7 @@ def _of_type(definition: _Definition) -> Iterator[Violation]:
 
 def _of_part(definition: _Definition, what: str, size: int, part: Part) -> Iterator[Violation]:
     allowed = part.size
-    if isinstance(allowed, Multiple) and definition.spec.flags & mapflags.STACK_BUILD_ID:
+    if isinstance(allowed, Multiple) and definition.spec.flags & STACK_BUILD_ID:
         scale = _BUILD_ID_FRAME // _FRAME
         high = definition.number(allowed.high or 0) * scale
         allowed = Multiple(_BUILD_ID_FRAME, _BUILD_ID_FRAME, high)
@@ -289,11 +255,7 @@ def _of_flags(definition: _Definition) -> Iterator[Violation]:
     foreign = flags & ~known.flags
     if foreign:
         names = flag_names(foreign)
-        answer = (
-            " (524)"
-            if foreign & mapflags.NO_PREALLOC and known.flags & mapflags.NO_COMMON_LRU
-            else ""
-        )
+        answer = " (524)" if foreign & NO_PREALLOC and known.flags & NO_COMMON_LRU else ""
         yield Violation(
             "flags",
             f"flags has {names}{answer}, {definition.a_map} takes {flag_names(known.flags)}",
@@ -336,15 +298,15 @@ def _add_flag(definition: _Definition, missing: int) -> str:
 
 def _of_numa_node(definition: _Definition) -> Iterator[Violation]:
     spec, online = definition.spec, definition.machine.numa_nodes
-    if not definition.type.flags & mapflags.NUMA_NODE:
+    if not definition.type.flags & NUMA_NODE:
         return  # said of the flag already; the node alone does nothing
-    if spec.numa_node and not spec.flags & mapflags.NUMA_NODE:
+    if spec.numa_node and not spec.flags & NUMA_NODE:
         yield Violation(
             "numa_node",
             f"numa_node is {spec.numa_node}, but flags lacks numa_node, so the kernel ignores it",
-            _add_flag(definition, mapflags.NUMA_NODE),
+            _add_flag(definition, NUMA_NODE),
         )
-    elif spec.flags & mapflags.NUMA_NODE and online is not None and spec.numa_node not in online:
+    elif spec.flags & NUMA_NODE and online is not None and spec.numa_node not in online:
         nodes = ", ".join(str(node) for node in sorted(online))
         yield Violation(
             "numa_node",
@@ -437,12 +399,11 @@ def _of_memory(definition: _Definition) -> Iterator[Violation]:
     needed = up_front_bytes(definition.spec, definition.machine)
     if memory is None or needed <= memory:
         return
-    as_used = definition.type.flags & ~definition.spec.flags & mapflags.NO_PREALLOC
-    remedy = f", or {_add_flag(definition, mapflags.NO_PREALLOC)}" if as_used else ""
+    as_used = definition.type.flags & ~definition.spec.flags & NO_PREALLOC
+    remedy = f", or {_add_flag(definition, NO_PREALLOC)}" if as_used else ""
     yield Violation(
         "max_entries",
         f"max_entries is {definition.spec.max_entries}, {definition.a_map} of that size takes"
         f" {memory_text(needed)} at once, this machine has {memory_text(memory)}",
-        "make it smaller"
-        + (f", or {_add_flag(definition, mapflags.NO_PREALLOC)}" if as_used else ""),
+        f"make it smaller{remedy}",
     )

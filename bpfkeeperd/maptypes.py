@@ -52,7 +52,7 @@ class Count(StrEnum):
     BYTES = "bytes"
     """Bytes not yet consumed, of max_entries."""
     ESTIMATE = "estimate"
-    """Entries, as far as the bits that are set tell."""
+    """Entries in use, of max_entries, deduced from what they left behind."""
     NONE = "none"
     """Every slot exists, or the notion does not apply."""
 
@@ -106,15 +106,19 @@ class MapType:
 
 
 HASH = 1
+ARRAY = 2
 PROG_ARRAY = 3
 PERF_EVENT_ARRAY = 4
 PERCPU_HASH = 5
+PERCPU_ARRAY = 6
+CGROUP_ARRAY = 8
 LRU_HASH = 9
 LRU_PERCPU_HASH = 10
 LPM_TRIE = 11
 ARRAY_OF_MAPS = 12
 HASH_OF_MAPS = 13
 DEVMAP = 14
+CPUMAP = 16
 SOCKHASH = 18
 QUEUE = 22
 STACK = 23
@@ -167,12 +171,12 @@ MAP_TYPES = (
         _ANY, _ANY, _HASH_ENTRIES, NO_PREALLOC | NUMA_NODE | _A | ZERO_SEED, _HASH_MEMORY,
         together=Limit.HASH_ELEMENT, count=Count.ENTRIES, copy=Copy.BATCH),
     MapType(
-        2, "array", "3.19", "slots by index, all there from the start; also global data",
+        ARRAY, "array", "3.19", "slots by index, all there from the start; also global data",
         _INDEX, Part(Range(1, (1 << 31) - 1), ""), _ENTRIES,
         NUMA_NODE | _A | MMAPABLE | INNER_MAP, Memory(value=True),
         key_btf=KeyBtf.INT, copy=Copy.BATCH, inner=Inner.SAME_SIZE),
     MapType(
-        3, "prog_array", "4.2", "programs by index, for tail calls",
+        PROG_ARRAY, "prog_array", "4.2", "programs by index, for tail calls",
         _INDEX, Part(OneOf((4,)), "program, written as a descriptor, read as an ID"), _ENTRIES,
         NUMA_NODE | _R, _POINTER,
         count=Count.ENTRIES, share=Share.ALIKE, filled_by="user space, with programs",
@@ -187,11 +191,11 @@ MAP_TYPES = (
         notes=("max_entries 0: one for each possible CPU",
                "without preserve_elems a slot goes with the file that filled it")),
     MapType(
-        5, "percpu_hash", "4.6", "a hash with a value for each CPU",
+        PERCPU_HASH, "percpu_hash", "4.6", "a hash with a value for each CPU",
         _ANY, _PER_CPU, _HASH_ENTRIES, NO_PREALLOC | _A | ZERO_SEED, _PERCPU_HASH_MEMORY,
         together=Limit.HASH_ELEMENT, count=Count.ENTRIES, per_cpu=True, copy=Copy.BATCH),
     MapType(
-        6, "percpu_array", "4.6", "an array with a value for each CPU",
+        PERCPU_ARRAY, "percpu_array", "4.6", "an array with a value for each CPU",
         _INDEX, _PER_CPU, _ENTRIES, _A, Memory(8, value=True),
         key_btf=KeyBtf.INT, per_cpu=True, copy=Copy.BATCH),
     MapType(
@@ -201,7 +205,7 @@ MAP_TYPES = (
         btf=Btf.REFUSED, filled_by="programs, with bpf_get_stackid()",
         notes=("8 bytes a frame, 32 with stack_build_id",)),
     MapType(
-        8, "cgroup_array", "4.8", "cgroups by index, to ask what is below one",
+        CGROUP_ARRAY, "cgroup_array", "4.8", "cgroups by index, to ask what is below one",
         _INDEX, Part(OneOf((4,)), "cgroup, written as a descriptor of its directory"), _ENTRIES,
         NUMA_NODE | _R, _POINTER,
         btf=Btf.REFUSED, count=Count.ENTRIES, filled_by="user space, with cgroups"),
@@ -215,7 +219,7 @@ MAP_TYPES = (
         together=Limit.HASH_ELEMENT, count=Count.ENTRIES, per_cpu=True, copy=Copy.BATCH,
         notes=(_LRU_NOTE,)),
     MapType(
-        11, "lpm_trie", "4.11", "longest prefix match, as in a routing table",
+        LPM_TRIE, "lpm_trie", "4.11", "longest prefix match, as in a routing table",
         Part(Range(5, 260, "EINVAL"), "prefix length in 4 bytes, then the prefix"),
         Part(Range(1, Limit.TRIE_VALUE, "EINVAL"), ""), _ENTRIES,
         NO_PREALLOC | NUMA_NODE | _A, required=NO_PREALLOC,
@@ -240,7 +244,7 @@ MAP_TYPES = (
         _INDEX, _SOCKET, _ENTRIES, NUMA_NODE | _R, _POINTER,
         btf=Btf.REFUSED, count=Count.ENTRIES, filled_by="programs and user space, with sockets"),
     MapType(
-        16, "cpumap", "4.15", "CPUs, for XDP redirection",
+        CPUMAP, "cpumap", "4.15", "CPUs, for XDP redirection",
         _CPU, Part(OneOf((4, 8)), "queue size; of 8 bytes, with a program"),
         Range(1, Limit.KERNEL_CPUS), NUMA_NODE, _POINTER,
         btf=Btf.REFUSED, count=Count.ENTRIES, copy=Copy.KEYS,
@@ -252,7 +256,7 @@ MAP_TYPES = (
         btf=Btf.REFUSED, count=Count.ENTRIES, filled_by="user space, with AF_XDP sockets",
         inner=Inner.SAME_SIZE),
     MapType(
-        18, "sockhash", "4.18", "sockets by keys of any form",
+        SOCKHASH, "sockhash", "4.18", "sockets by keys of any form",
         Part(Range(1, 512), ""), _SOCKET, Range(1, 1 << 27, "EINVAL"),
         NUMA_NODE | _R, Memory(bucket=16),
         btf=Btf.REFUSED, count=Count.ENTRIES, filled_by="programs and user space, with sockets"),
@@ -266,16 +270,16 @@ MAP_TYPES = (
         _INDEX, _SOCKET, _ENTRIES, NUMA_NODE | _A, _POINTER,
         count=Count.ENTRIES, filled_by="user space, with sockets"),
     MapType(
-        21, "percpu_cgroup_storage", "4.20", "the same with a value for each CPU (deprecated)",
+        21, "percpu_cgroup_storage", "4.20", "cgroup_storage, a value for each CPU (deprecated)",
         _CGROUP_KEY, _PER_CPU, _NONE, NUMA_NODE | _A,
         key_btf=KeyBtf.CGROUP, per_cpu=True,
         filled_by="the kernel, when a program is attached to a cgroup", inner=Inner.UNSUPPORTED),
     MapType(
-        22, "queue", "4.20", "values, first in first out",
+        QUEUE, "queue", "4.20", "values, first in first out",
         _NOTHING, _ONE_PIECE, _ENTRIES, NUMA_NODE | _A, Memory(value=True),
         btf=Btf.REFUSED, count=Count.ENTRIES, notes=(_DRAIN_NOTE,)),
     MapType(
-        23, "stack", "4.20", "values, last in first out",
+        STACK, "stack", "4.20", "values, last in first out",
         _NOTHING, _ONE_PIECE, _ENTRIES, NUMA_NODE | _A, Memory(value=True),
         btf=Btf.REFUSED, count=Count.ENTRIES, notes=(_DRAIN_NOTE,)),
     _local_storage(24, "sk_storage", "5.2", "socket"),

@@ -25,11 +25,11 @@ class MapSpec:
     map_extra: int = 0
     numa_node: int = 0
     pinned: bool = False
-    """Declared LIBBPF_PIN_BY_NAME."""
+    """Declared LIBBPF_PIN_BY_NAME, or pinned by tc's rules (`legacy`)."""
+    pin_name: str = ""
+    """Where below the pin root, if the object says so; empty: under its own name."""
     internal: bool = False
     """Global data (.rodata, .data, .bss, .kconfig): the name is that of its section."""
-    pin_name: str = ""
-    """Where a legacy declaration has it pinned; empty: under its name."""
     slotted: bool = False
     """A program array that the object fills with programs of its own."""
     key_layout: str | None = None
@@ -55,6 +55,8 @@ class ProgramSpec:
 class ObjectSpec:
     maps: tuple[MapSpec, ...]
     programs: tuple[ProgramSpec, ...]
+    pins: Mapping[str, str] = field(default_factory=dict)
+    """Of an old object that tc would pin: map to pin name, ``tc/globals/NAME``."""
 
 
 @dataclass(frozen=True, slots=True)

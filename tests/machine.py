@@ -46,6 +46,25 @@ def bpf_name(kind: str, number: int) -> str:
     return info.raw[offset : offset + 16].split(b"\0")[0].decode()
 
 
+def fill_map(fd: int, keys: bytes, values: bytes, count: int) -> None:
+    """Writes many entries in one call (BPF_MAP_UPDATE_BATCH)."""
+    key_buffer = ctypes.create_string_buffer(keys, len(keys))
+    value_buffer = ctypes.create_string_buffer(values, len(values))
+    addresses = ctypes.addressof(key_buffer), ctypes.addressof(value_buffer)
+    attributes = struct.pack("=QQQQIIQQ", 0, 0, *addresses, count, fd, 0, 0)
+    result, after = _bpf(26, attributes)
+    written = struct.unpack_from("=I", after, 32)[0]
+    assert (result, written) == (0, count), f"{written} of {count} entries written"
+
+
+def run_program(fd: int) -> int:
+    """Runs a program once, without any input (BPF_PROG_TEST_RUN); what it returned."""
+    attributes = struct.pack("=II", fd, 0) + bytes(72)
+    result, after = _bpf(10, attributes)
+    assert result == 0, f"errno {ctypes.get_errno()}"
+    return int(struct.unpack_from("=I", after, 4)[0])
+
+
 class Netns:
     """Two namespaces ``<name>-a`` and ``<name>-b``, with veth ``veth0`` in each."""
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
-PARTS = ("libbpf",)
+PARTS = ("libbpf", "dump")
 """C files with their headers; a later one can use what an earlier one has."""
 HEADER = "".join((HERE / f"{part}.h").read_text() for part in PARTS)
 SOURCE = "".join((HERE / f"{part}.c").read_text() for part in PARTS)
@@ -45,6 +45,9 @@ int bpf_map_lookup_elem(int fd, const void *key, void *value);
 int bpf_map_lookup_and_delete_elem(int fd, const void *key, void *value);
 int bpf_map_delete_elem(int fd, const void *key);
 int bpf_map_get_next_key(int fd, const void *key, void *next_key);
+struct bpf_map_batch_opts;
+int bpf_map_lookup_batch(int fd, void *in_batch, void *out_batch, void *keys, void *values,
+                         uint32_t *count, const struct bpf_map_batch_opts *opts);
 
 struct bpf_btf_load_opts;
 int bpf_btf_load(const void *data, size_t size, const struct bpf_btf_load_opts *opts);

@@ -30,10 +30,12 @@ from bpfkeeperd.kernel.bpf import (
     program_info,
     release_memory,
 )
+from bpfkeeperd.kernel.dump import MapReader, Printer, map_for_reading, pinned_for_reading
 from bpfkeeperd.kernel.objects import OpenObject, load_objects, open_object
 from bpfkeeperd.kernel.places import (
     boot_id,
     cgroup2_mount,
+    cpu_numbers,
     inside_netns,
     interface_index,
     interfaces,
@@ -50,14 +52,17 @@ from bpfkeeperd.kernel.scan import Pin, PinKind, scan
 
 __all__ = [
     "TRACE_ITER",
+    "MapReader",
     "OpenObject",
     "Pin",
     "PinKind",
+    "Printer",
     "boot_id",
     "btf_data",
     "btf_layouts",
     "btf_load",
     "cgroup2_mount",
+    "cpu_numbers",
     "holding",
     "inside_netns",
     "interface_index",
@@ -73,6 +78,7 @@ __all__ = [
     "map_contains",
     "map_create",
     "map_delete",
+    "map_for_reading",
     "map_info",
     "map_keys",
     "map_lookup",
@@ -85,6 +91,7 @@ __all__ = [
     "page_size",
     "pin",
     "pinned",
+    "pinned_for_reading",
     "pinned_map",
     "possible_cpus",
     "program_by_id",

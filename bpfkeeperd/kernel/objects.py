@@ -7,7 +7,7 @@ loading cannot disagree, and a reload opens each file once.
 import contextlib
 import os
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
@@ -17,8 +17,8 @@ from bpfkeeperd.elf import check_header, first_complaint, slotted_maps
 from bpfkeeperd.errors import ObjectError, errno_text
 from bpfkeeperd.hooks import hook_of_section
 from bpfkeeperd.kernel.bpf import taken
+from bpfkeeperd.legacy import rewrite
 from bpfkeeperd.maptypes import PROG_ARRAY
-from bpfkeeperd.progtypes import ProgramKind
 from bpfkeeperd.state import MapSpec, ObjectSpec, ProgramSpec
 from bpfkeeperd.verifier import load_failure
 
@@ -33,8 +33,9 @@ class OpenObject:
 
     def __init__(self, data: bytes, name: str) -> None:
         self.name = name
-        self._data = data  # libbpf keeps pointing into it
         check_header(data)
+        rewritten = rewrite(data)
+        self._data = data = rewritten.data  # libbpf keeps pointing into it
         options = ffi.new("struct bpf_object_open_opts *")
         options.sz = ffi.sizeof("struct bpf_object_open_opts")
         # libbpf puts it before ".bss" and the like, where the section's name is looked for.
@@ -44,19 +45,20 @@ class OpenObject:
         self._object = lib.bpf_object__open_mem(data, len(data), options)
         if self._object == ffi.NULL:
             number, log = ffi.errno, _log()
-            why = first_complaint(log) or errno_text(number)
-            if "legacy map definitions" in why:
-                why += ': declare them in SEC(".maps")'
-            raise ObjectError(f"cannot read the object: {why}", log)
+            raise ObjectError(
+                f"cannot read the object: {first_complaint(log) or errno_text(number)}", log
+            )
         self._maps: dict[str, Any] = {}
         self._programs: dict[str, Any] = {}
-        self.spec = self._describe()
+        self.spec = self._describe(rewritten.pins)
 
-    def _describe(self) -> ObjectSpec:
+    def _describe(self, pins: Mapping[str, str]) -> ObjectSpec:
         map_spec = ffi.new("struct keeper_map_spec *")
         maps, pointer = [], lib.bpf_object__next_map(self._object, ffi.NULL)
         while pointer != ffi.NULL:
             spec = _map_spec(self._object, pointer, map_spec)
+            if spec.name in pins:
+                spec = replace(spec, pinned=True, pin_name=pins[spec.name])
             self._maps[spec.name] = pointer
             maps.append(spec)
             pointer = lib.bpf_object__next_map(self._object, pointer)
@@ -70,7 +72,7 @@ class OpenObject:
             self._programs[program.name] = pointer
             programs.append(program)
             pointer = lib.bpf_object__next_program(self._object, pointer)
-        return ObjectSpec(tuple(maps), tuple(programs))
+        return ObjectSpec(tuple(maps), tuple(programs), pins)
 
     def reuse_map(self, name: str, fd: int) -> None:
         """Has the programs use this map instead of a new one. Nothing is compared: compare first.
@@ -81,14 +83,14 @@ class OpenObject:
         if result < 0:
             raise ObjectError(f"cannot use the kept map {name}: {errno_text(-result)}", _log())
 
+    def set_type(self, program: str, prog_type: int, expected_attach_type: int = 0) -> None:
+        """Says what a program is where its section's name does not; before `load`."""
+        pointer = self._programs[program]
+        lib.bpf_program__set_type(pointer, prog_type)
+        lib.bpf_program__set_expected_attach_type(pointer, expected_attach_type)
+
     def set_autoload(self, program: str, load: bool) -> None:
         lib.bpf_program__set_autoload(self._programs[program], load)
-
-    def set_type(self, program: str, wanted: ProgramKind) -> None:
-        """Says what a program is, where its section's name does not."""
-        pointer = self._programs[program]
-        lib.bpf_program__set_type(pointer, wanted.type)
-        lib.bpf_program__set_expected_attach_type(pointer, wanted.expected_attach_type)
 
     def load(self) -> None:
         """Creates the missing maps and loads the programs: the verifier speaks now.

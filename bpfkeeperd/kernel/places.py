@@ -82,11 +82,16 @@ def interface_index(name: str) -> int:
 
 
 @functools.cache
+def cpu_numbers() -> tuple[int, ...]:
+    """The CPUs that this machine may ever have, as per-CPU maps list them."""
+    with open("/sys/devices/system/cpu/possible", encoding="ascii") as file:
+        ranges = [part.split("-") for part in file.read().strip().split(",")]
+    return tuple(cpu for ends in ranges for cpu in range(int(ends[0]), int(ends[-1]) + 1))
+
+
 def possible_cpus() -> int:
     """How many CPUs this machine may ever have: what per-CPU maps are sized by."""
-    with open("/sys/devices/system/cpu/possible", encoding="ascii") as file:
-        last = file.read().strip().rpartition(",")[2].rpartition("-")[2]
-    return int(last) + 1
+    return len(cpu_numbers())
 
 
 @functools.cache

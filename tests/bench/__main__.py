@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from bpfkeeperd import kernel
 from bpfkeeperd.errors import KeeperError
 from tests.bench.daemon import BenchError
+from tests.bench.dump import measure_dumps
 from tests.bench.gap import measure_gaps
 from tests.bench.idle import measure_idle
 from tests.bench.places import Places, own_places
@@ -26,13 +27,16 @@ MEASUREMENTS: dict[str, Measurement] = {
     "gap": lambda places, quick: measure_gaps(places, rounds=1 if quick else 10),
     "idle": lambda places, quick: measure_idle(places),
     "scrape": lambda places, quick: measure_scrapes(places, rounds=5 if quick else 21),
+    "dump": lambda places, quick: measure_dumps(places, rounds=3 if quick else 11),
 }
 
 NOTES = """\
 Reloads are timed by a client of the control socket; plain libbpf is plain_loader.c, a process that
 opens, loads, gives kept maps to, swaps in and closes the same objects, one after the other.
 Missed: delivered by the interface (rx_packets) and noted by no program; every packet has a number.
-Counting includes all other maps of the machine."""
+Counting includes all other maps of the machine.
+A dump is the whole command, from start to end, its output read by nobody (/dev/null); it is timed
+against BPF_MAP_LOOKUP_BATCH alone, in a C program that throws away what it reads."""
 
 
 def _options() -> argparse.Namespace:

@@ -44,12 +44,14 @@ class Places:
         return path
 
     def compile_bpf(self, name: str, **macros: object) -> bytes:
-        """A BPF object of this directory, without its debug information."""
+        """A BPF object of this directory or the tests', without its debug information."""
         path = self.directory / f"{name}.bpf.o"
         include = f"/usr/include/{platform.machine()}-linux-gnu"
         defines = [f"-D{macro}={value}" for macro, value in macros.items()]
         flags = ["-O2", "-g", "-target", "bpf", "-Wall", "-Werror", "-I", include, *defines]
-        source = SOURCES / f"{name}.bpf.c"
+        directories = SOURCES, SOURCES.parent / "bpf"
+        sources = [directory / f"{name}.bpf.c" for directory in directories]
+        source = next(source for source in sources if source.exists())
         subprocess.run(["clang", *flags, "-c", str(source), "-o", str(path)], check=True)
         subprocess.run(["llvm-strip", "-g", str(path)], check=True)
         return path.read_bytes()

@@ -14,8 +14,12 @@
  *       of that. It stays one process, for libbpf asks only once what the kernel can do.
  *
  *   plain_loader walk MAP...
- *       Counts the entries of pinned maps, key by key. Prints how many, and in how many
- *       milliseconds.
+ *   plain_loader slots MAP...
+ *       Counts the entries of pinned maps, key by key, or those of arrays whose slots can be empty,
+ *       lookup by lookup. Prints how many, and in how many milliseconds.
+ *
+ *   plain_loader batch MAP
+ *       Reads all entries of a pinned hash, by BPF_MAP_LOOKUP_BATCH. Prints the same.
  *
  * A link is pinned at LINK_DIR/<object>/<program>, where <object> is the file's name up to the
  * first dot, for bpffs refuses dots.
@@ -43,7 +47,9 @@ __attribute__((noreturn)) static void usage(void)
 {
 	fputs("usage: plain_loader attach PIN_ROOT LINK_DIR CGROUP_PARENT OBJECT...\n"
 	      "       plain_loader reload PIN_ROOT LINK_DIR NAME...\n"
-	      "       plain_loader walk MAP...\n",
+	      "       plain_loader walk MAP...\n"
+	      "       plain_loader slots MAP...\n"
+	      "       plain_loader batch MAP\n",
 	      stderr);
 	exit(2);
 }
@@ -209,18 +215,72 @@ static unsigned long walk(const char *path)
 	return count;
 }
 
+/* All of a map that is not per CPU, by batches as large as fit into 256 KiB. */
+static unsigned long batch(const char *path)
+{
+	struct bpf_map_info info = {};
+	__u32 token, room, size = sizeof(info);
+	unsigned long count = 0;
+	char *keys, *values;
+	int fd = bpf_obj_get(path), err;
+
+	if (fd < 0 || bpf_obj_get_info_by_fd(fd, &info, &size))
+		fail("get map", path, errno);
+	room = (256 << 10) / (info.key_size + info.value_size);
+	keys = malloc(room * info.key_size);
+	values = malloc(room * info.value_size);
+	if (!keys || !values)
+		fail("read map", path, ENOMEM);
+	do {
+		__u32 read = room;
+
+		err = bpf_map_lookup_batch(fd, count ? &token : NULL, &token, keys, values, &read,
+					   NULL);
+		if (err && err != -ENOENT)
+			fail("read map", path, -err);
+		count += read;
+	} while (!err);
+	close(fd);
+	free(keys);
+	free(values);
+	return count;
+}
+
+/* An array has every key: only a lookup tells which slots are in use. */
+static unsigned long filled_slots(const char *path)
+{
+	unsigned long count = 0;
+	__u32 key = 0, value;
+	int fd = bpf_obj_get(path);
+
+	if (fd < 0)
+		fail("get map", path, errno);
+	do
+		count += !bpf_map_lookup_elem(fd, &key, &value);
+	while (!bpf_map_get_next_key(fd, &key, &key));
+	close(fd);
+	return count;
+}
+
 int main(int argc, char **argv)
 {
 	if (argc >= 6 && !strcmp(argv[1], "attach")) {
 		attach_all(argv[2], argv[3], argv[4], argv + 5);
 	} else if (argc >= 5 && !strcmp(argv[1], "reload")) {
 		reload(argv[2], argv[3], argv + 4);
-	} else if (argc >= 3 && !strcmp(argv[1], "walk")) {
+	} else if (argc == 3 && !strcmp(argv[1], "batch")) {
+		double start = now_ms();
+		unsigned long count = batch(argv[2]);
+
+		printf("%lu %.3f\n", count, now_ms() - start);
+	} else if (argc >= 3 && (!strcmp(argv[1], "walk") || !strcmp(argv[1], "slots"))) {
+		unsigned long (*count_one)(const char *) =
+			strcmp(argv[1], "walk") ? filled_slots : walk;
 		double start = now_ms();
 		unsigned long count = 0;
 
 		for (char **map = argv + 2; *map; map++)
-			count += walk(*map);
+			count += count_one(*map);
 		printf("%lu %.3f\n", count, now_ms() - start);
 	} else {
 		usage();

@@ -29,6 +29,10 @@ PURE = [
     "btf.py",
     "btfbuilder.py",
     "btfformat.py",
+    "elfimage.py",
+    "legacymaps.py",
+    "mapbtf.py",
+    "legacy.py",
     "entries.py",
     "nodes.py",
     "values.py",
@@ -48,6 +52,7 @@ PURE = [
     "maptypes.py",
     "mapmemory.py",
     "maprules.py",
+    "maprefusal.py",
     "explain.py",
     "compare.py",
     "desired.py",
@@ -68,10 +73,24 @@ PURE = [
     "suggest.py",
     "verifier.py",
     "errors.py",
+    "views.py",
+    "format.py",
+    "readable.py",
 ]
 MAY_IMPORT = {
     *("collections", "dataclasses", "difflib", "enum", "errno", "functools", "hashlib"),
     *("ipaddress", "posixpath", "re", "struct", "sys", "typing", "zlib"),
+    *(
+        "collections",
+        "contextlib",
+        "dataclasses",
+        "difflib",
+        "enum",
+        "errno",
+        "functools",
+        "hashlib",
+    ),
+    *("re", "struct", "typing", "zlib"),
 }
 STRERROR_ONLY = "errors.py"
 """It needs os.strerror(), and nothing else of os."""
