@@ -6,9 +6,6 @@ A layout has a line ``bit offset:bits:variable:name`` for each variable, before 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-KEEPABLE = (".data", ".bss")
-"""Sections that can be kept; of .rodata and .kconfig each version of an object brings its own."""
-
 
 @dataclass(frozen=True, slots=True)
 class Variable:
@@ -22,10 +19,6 @@ class Variable:
     def same(self, other: "Variable") -> bool:
         """Whether the bytes mean the same."""
         return (self.size, self.parts) == (other.size, other.parts)
-
-
-def is_keepable(section: str) -> bool:
-    return any(section == name or section.startswith(f"{name}.") for name in KEEPABLE)
 
 
 def variables(layout: str) -> Mapping[str, Variable]:

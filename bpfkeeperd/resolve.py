@@ -20,7 +20,6 @@ from bpfkeeperd.entries import (
     XdpMode,
 )
 from bpfkeeperd.errors import ManifestError, Problem
-from bpfkeeperd.globaldata import is_keepable
 from bpfkeeperd.hooks import Hook, HookKind, hook_of_section
 from bpfkeeperd.layout import array_name, name_fault
 from bpfkeeperd.maprules import fault_text, violations
@@ -186,11 +185,6 @@ def _keep_fault(elf_name: str, declared: Mapping[str, MapSpec]) -> tuple[str, st
     if spec is None:
         visible = [name for name, other in declared.items() if not other.internal]
         return f"has no map {elf_name}", did_you_mean(elf_name, visible)
-    if spec.internal and not is_keepable(elf_name):
-        return (
-            f"cannot keep {elf_name}",
-            "it is constant data, of which every version of the object brings its own",
-        )
     if spec.internal and spec.value_layout is None:
         return (
             f"cannot keep {elf_name}",

@@ -106,13 +106,15 @@ def test_programs_that_are_not_asked_for_are_loaded_unless_libbpf_would_not() ->
 
 
 def test_specs_are_in_canonical_form() -> None:
-    ring = MapSpec("events", 27, 0, 0, 5000, flags=8, pinned=True)
+    ring = MapSpec("events", 27, 0, 0, 5000, pinned=True)
+    read_only = MapSpec("limits", 1, 4, 8, 100, flags=8, pinned=True)
     desired = desire(
         "maps: {own: {type: lru_hash, key_size: 4, value_size: 4, max_entries: 5, flags: 2}}\n"
         "objects: {web: {file: /lib/web.o}}",
-        web=file(ring),
+        web=file(ring, read_only),
     )
-    assert desired.maps["events"].spec == replace(ring, max_entries=8192, flags=0)
+    assert desired.maps["events"].spec == replace(ring, max_entries=8192)
+    assert desired.maps["limits"].spec == replace(read_only, flags=0)
     assert desired.maps["own"].spec.max_entries == 8
 
 
@@ -125,7 +127,6 @@ def test_everything_that_does_not_exist_is_told_at_once() -> None:
         "    file: /lib/web.o\n"
         "    pin_maps:\n"
         "      count: counted\n"
-        "      web.rodata: constants\n"
         "    programs:\n"
         "      conut: {}\n"
         "      nothing_like_it: {attach: [{cgroup: web.slice}]}\n",
@@ -134,10 +135,8 @@ def test_everything_that_does_not_exist_is_told_at_once() -> None:
     assert [line for line in text.splitlines() if line.startswith("/etc")] == [
         "/etc/k.yaml:3:3: no object keeps a map flow: did you mean flows?",
         "/etc/k.yaml:8:7: object web has no map count: did you mean counts?",
-        "/etc/k.yaml:9:7: object web has no map web.rodata: it is global data, which is never"
-        " kept: a new version brings its own",
-        "/etc/k.yaml:11:7: object web has no program conut: did you mean count?",
-        "/etc/k.yaml:12:7: object web has no program nothing_like_it: there is count, drop,"
+        "/etc/k.yaml:10:7: object web has no program conut: did you mean count?",
+        "/etc/k.yaml:11:7: object web has no program nothing_like_it: there is count, drop,"
         " optional, shape, trace",
     ]
     assert "          conut: {}\n          ^" in text, "the line and a caret"

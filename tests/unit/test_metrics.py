@@ -129,6 +129,7 @@ def test_the_whole_text_of_a_small_status() -> None:
         f'bpfkeeper_build_info{{version="{bpfkeeperd.__version__}"}} 1.0',
         'bpfkeeper_map_id_changes_total{map="flows",reason="recreated"} 0.0',
         'bpfkeeper_map_id_changes_total{map="flows",reason="migrated"} 0.0',
+        'bpfkeeper_map_id_changes_total{map="flows",reason="renewed"} 0.0',
         'bpfkeeper_map_id_changes_total{map="flows",reason="replaced"} 0.0',
         'bpfkeeper_map_id_changes_total{map="flows",reason="lost"} 0.0',
         'bpfkeeper_map_id_changes_total{map="flows",reason="reboot"} 0.0',
