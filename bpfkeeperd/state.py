@@ -71,6 +71,17 @@ class MapInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class InnerInfo:
+    """What a map-in-map takes as its inner maps, as the kernel has it."""
+
+    type: int
+    key_size: int
+    value_size: int
+    max_entries: int
+    flags: int
+
+
+@dataclass(frozen=True, slots=True)
 class ProgramInfo:
     """A loaded program as the kernel has it."""
 
