@@ -7,19 +7,25 @@ map tells it.
 
 import functools
 import struct
+import sys
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from bpfkeeperd import kernel
 from bpfkeeperd.counting import read_all
 from bpfkeeperd.errors import KeeperError, KernelError
-from bpfkeeperd.maptypes import HASH_OF_MAPS
-from bpfkeeperd.state import InnerInfo, MapInfo
+from bpfkeeperd.layout import Layout
+from bpfkeeperd.maptypes import ARRAY_OF_MAPS, BY_NUMBER, HASH_OF_MAPS
+from bpfkeeperd.state import InnerInfo, InnerStatus, MapInfo, MapStatus, Status
 
 OBJECT_FILE = Path(__file__).parent / "bpf" / "map_inner.bpf.o"
 
 SLOTS_MAX = 1 << 20
 """Slots of an array that are looked at, half a second's worth, and keys of a hash."""
+
+_SHOWN_MAX = 4096
+"""As `SLOTS_MAX`, for a status: 2 ms."""
 
 _PROGRAM = "describe_inner"
 _RECORD = struct.Struct("=6I")
@@ -67,7 +73,7 @@ def _inner_of(outer_id: int) -> InnerInfo | None:
         if fd is None:
             return None
         with kernel.holding(fd):
-            found = slots(fd, kernel.map_info(fd), most=1)
+            found = slots(fd, kernel.map_info(fd))
         info = next((info for inner_id in found.values() if (info := map_of(inner_id))), None)
     except KernelError:  # without CAP_SYS_ADMIN nobody can tell
         return None
@@ -79,13 +85,45 @@ def _inner_of(outer_id: int) -> InnerInfo | None:
 def slots(fd: int, info: MapInfo, most: int = SLOTS_MAX) -> dict[bytes, int]:
     """Key to inner map ID (of a program array: program ID) of the filled slots.
 
-    At most ``most`` of them, of an array in ascending order among its first `SLOTS_MAX` slots.
+    Looks at no more than the first ``most`` slots of an array, in their order, or keys of a hash.
 
     Raises:
         KernelError: the map does not tell what it holds.
     """
-    array_slots = 0 if info.type == HASH_OF_MAPS else min(info.max_entries, SLOTS_MAX)
-    return dict(kernel.map_slots(fd, info.key_size, array_slots, most))
+    array = info.type != HASH_OF_MAPS
+    return dict(kernel.map_slots(fd, info.key_size, array=array, most=min(info.max_entries, most)))
+
+
+def with_inner_maps(status: Status, layout: Layout) -> Status:
+    """The status with the inner maps that stand in the pinned maps of maps now."""
+    return replace(status, maps=tuple(_with_inner_maps(entry, layout) for entry in status.maps))
+
+
+def _with_inner_maps(status: MapStatus, layout: Layout) -> MapStatus:
+    known = BY_NUMBER.get(status.type)
+    if status.id is None or not known or not known.outer:
+        return status
+    try:
+        found = kernel.pinned_map(layout.map(status.name))
+        if found is None:
+            return status
+        with kernel.holding(found[0]) as fd:
+            filled = slots(fd, found[1], most=_SHOWN_MAX)
+        inner = [(key, info) for key, inner_id in filled.items() if (info := map_of(inner_id))]
+    except KernelError:  # gone meanwhile, or without CAP_SYS_ADMIN: nothing to show
+        return status
+    array = status.type == ARRAY_OF_MAPS
+    return replace(
+        status,
+        inner=tuple(
+            InnerStatus(_key_text(key, array=array), info.id, info.type, info.max_entries)
+            for key, info in inner
+        ),
+    )
+
+
+def _key_text(key: bytes, *, array: bool) -> str:
+    return str(int.from_bytes(key, sys.byteorder)) if array else key.hex(" ")
 
 
 @functools.lru_cache(maxsize=4096)

@@ -4,17 +4,16 @@ from bpfkeeperd._libbpf import ffi, lib
 from bpfkeeperd.errors import KernelError
 
 
-def map_slots(fd: int, key_size: int, array_slots: int, most: int) -> list[tuple[bytes, int]]:
-    """Key and ID of at most so many filled slots.
+def map_slots(fd: int, key_size: int, *, array: bool, most: int) -> list[tuple[bytes, int]]:
+    """Key and ID of the filled ones of the first slots of an array, or of so many keys of a hash.
 
-    Of an array the first ``array_slots`` slots are looked at. With 0 the keys of a hash are walked;
-    while others delete, a key may come twice.
+    While others delete, a key of a hash may come twice.
 
     Raises:
         KernelError: the map does not tell what it holds.
     """
     stream, size = ffi.new("char **"), ffi.new("size_t *")
-    result = lib.keeper_slots(fd, key_size, array_slots, most, stream, size)
+    result = lib.keeper_slots(fd, key_size, array, most, stream, size)
     if result < 0:
         raise KernelError("read the slots of a map", -result)
     try:

@@ -9,12 +9,15 @@ from pathlib import Path
 import pytest
 
 from bpfkeeperd import inner, kernel
+from bpfkeeperd.counting import MapCounter
 from bpfkeeperd.errors import KernelError
 from bpfkeeperd.inner import inner_infos, slots
 from bpfkeeperd.maptypes import BY_NAME
-from bpfkeeperd.state import InnerInfo
+from bpfkeeperd.render import maps_table
+from bpfkeeperd.state import InnerInfo, InnerStatus, ReloadResult
 from tests.conftest import BuildObject
 from tests.kernel.counted import create, create_outer, u32
+from tests.scenario import World
 
 NO_PREALLOC = 1
 OUTER = ("array_of_maps", "hash_of_maps")
@@ -105,6 +108,7 @@ def test_slots_of_maps(stack: ExitStack, name: str) -> None:
         kernel.map_update(outer, u32(place), u32(fd))
     assert slots(outer, info) == {u32(place): id_of(fd) for place, fd in given.items()}
     assert len(slots(outer, info, most=2)) == 2
+    assert len(slots(outer, info, most=18)) == (3 if name == "array_of_maps" else 5)
     kernel.map_delete(outer, u32(17))
     assert u32(17) not in slots(outer, info) and len(slots(outer, info)) == 4
 
@@ -129,6 +133,33 @@ def test_slots_of_programs(stack: ExitStack, build_object: BuildObject) -> None:
         kernel.map_update(fd, u32(place), u32(program))
     program_id = kernel.program_info(program).id
     assert slots(fd, kernel.map_info(fd)) == {u32(3): program_id, u32(19): program_id}
+
+
+def test_a_status_shows_what_is_in_the_maps(world: World, stack: ExitStack) -> None:
+    world.put("nested", "nested")
+    world.write("objects: {nested: {file: nested.bpf.o, pin_maps: [by_number, by_port]}}\n")
+    table = create(stack, "hash", 4, 4, 10)
+    for place in range(3):
+        kernel.map_update(table, u32(place), u32(0))
+    with world.keeper() as keeper:
+        assert world.reload(keeper).result is ReloadResult.OK
+        assert [found.inner for found in keeper.status.maps] == [(), ()]
+        for name, keys in (("by_number", [u32(3), u32(19)]), ("by_port", [b"\x01\xbb"])):
+            opened = kernel.pinned_map(str(world.pins / name))
+            assert opened
+            with kernel.holding(opened[0]):
+                for key in keys:
+                    kernel.map_update(opened[0], key, u32(table))
+        keeper.look()
+        shown = {found.name: found.inner for found in keeper.status.maps}
+        text = maps_table(keeper.status.maps, stack.enter_context(MapCounter.open()).counts())
+    number = BY_NAME["hash"].number
+    assert shown == {
+        "by_number": tuple(InnerStatus(key, id_of(table), number, 10) for key in ("3", "19")),
+        "by_port": (InnerStatus("01 bb", id_of(table), number, 10),),
+    }
+    rows = [line.split()[1:6] for line in text.splitlines() if "[19]" in line]
+    assert rows == [[str(id_of(table)), "hash", "3", "10", "30.0%"]]
 
 
 def test_a_map_that_does_not_tell(stack: ExitStack) -> None:
