@@ -222,6 +222,7 @@ def schema(options: Namespace) -> int:
 def _look(options: Namespace) -> "tuple[Status, list[str]]":
     """The status of now, and what the manifest wants and cannot be had."""
     from bpfkeeperd.drift import drift
+    from bpfkeeperd.inner import with_inner_maps
     from bpfkeeperd.keeper import look
     from bpfkeeperd.layout import Layout
     from bpfkeeperd.lock import reading
@@ -241,6 +242,7 @@ def _look(options: Namespace) -> "tuple[Status, list[str]]":
         drift=drift(seen.plan),
         reloads=ReloadStatus(),
     )
+    now = with_inner_maps(now, Layout(manifest.pin_root))
     return now, [str(refusal) for refusal in seen.plan.refusals]
 
 

@@ -75,6 +75,17 @@ class MapInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class InnerInfo:
+    """What a map-in-map takes as its inner maps, as the kernel has it."""
+
+    type: int
+    key_size: int
+    value_size: int
+    max_entries: int
+    flags: int
+
+
+@dataclass(frozen=True, slots=True)
 class ProgramInfo:
     """A loaded program as the kernel has it."""
 
@@ -118,6 +129,17 @@ class ReloadResult(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class InnerStatus:
+    """One map in a map of maps, as last observed."""
+
+    key: str
+    """The slot's number, or the bytes of the key in hex."""
+    id: int
+    type: int
+    max_entries: int
+
+
+@dataclass(frozen=True, slots=True)
 class MapStatus:
     """One map of the manifest, as last observed."""
 
@@ -133,6 +155,8 @@ class MapStatus:
     """Reloads of this daemon that kept the map."""
     changes: Mapping[MapIdChange, int] = field(default_factory=dict)
     problem: str = ""
+    inner: tuple[InnerStatus, ...] = ()
+    """Of a map of maps: the maps in it, of its first 4096 slots."""
 
 
 @dataclass(frozen=True, slots=True)
