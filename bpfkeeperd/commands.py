@@ -219,6 +219,20 @@ def schema(options: Namespace) -> int:
     return OK
 
 
+def explain_map_type(options: Namespace) -> int:
+    from bpfkeeperd.explain import map_type_text, map_types_text
+
+    print(map_type_text(options.name) if options.name else map_types_text())
+    return OK
+
+
+def explain_errno(options: Namespace) -> int:
+    from bpfkeeperd.explainerrno import errno_text_at
+
+    print(errno_text_at(options.errno, options.place))
+    return OK
+
+
 def _look(options: Namespace) -> "tuple[Status, list[str]]":
     """The status of now, and what the manifest wants and cannot be had."""
     from bpfkeeperd.drift import drift

@@ -54,6 +54,7 @@ PURE = [
     "maprules.py",
     "maprefusal.py",
     "explain.py",
+    "explainerrno.py",
     "compare.py",
     "desired.py",
     "observed.py",
