@@ -42,6 +42,9 @@ PURE = [
     "shapes.py",
     "literals.py",
     "contents.py",
+    "views.py",
+    "format.py",
+    "readable.py",
     "state.py",
     "hooks.py",
     "layout.py",
@@ -65,27 +68,10 @@ PURE = [
     "suggest.py",
     "verifier.py",
     "errors.py",
-    "views.py",
-    "format.py",
-    "readable.py",
 ]
 MAY_IMPORT = {
-<<<<<<< HEAD
     *("collections", "dataclasses", "difflib", "enum", "errno", "functools", "hashlib"),
     *("ipaddress", "posixpath", "re", "struct", "sys", "typing", "zlib"),
-=======
-    *(
-        "collections",
-        "contextlib",
-        "dataclasses",
-        "difflib",
-        "enum",
-        "errno",
-        "functools",
-        "hashlib",
-    ),
-    *("re", "struct", "typing", "zlib"),
->>>>>>> 6761637 (dump: the contents of a map by BTF, read in batches)
 }
 STRERROR_ONLY = "errors.py"
 """It needs os.strerror(), and nothing else of os."""
