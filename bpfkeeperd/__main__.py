@@ -68,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
         "--maps", action="store_true", help="also unpin the maps made here: CONTENTS ARE LOST"
     )
     command("schema", commands.schema, "Print the manifest's JSON Schema, for editors.")
+    _add_explain(subparsers)
     return parser
 
 
@@ -75,6 +76,22 @@ def _count(text: str) -> int:
     if not (text.isascii() and text.isdecimal()):
         raise argparse.ArgumentTypeError(f"not a number of entries: {text!r}")
     return int(text)
+
+
+def _add_explain(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    text = "Explain a map type, or an errno of the kernel."
+    topics = subparsers.add_parser("explain", help=text, description=text).add_subparsers(
+        dest="topic", required=True, metavar="TOPIC"
+    )
+    text = "What a map type is for and what its creation wants; all types without a name."
+    sub = topics.add_parser("map-type", help=text, description=text)
+    sub.add_argument("name", nargs="?", metavar="NAME", help="such as lru_hash")
+    sub.set_defaults(run=commands.explain_map_type)
+    text = "What an errno means for a map, program, link or pin."
+    sub = topics.add_parser("errno", help=text, description=text)
+    sub.add_argument("errno", metavar="ERRNO", help="such as EINVAL or 524")
+    sub.add_argument("place", nargs="?", metavar="PLACE", help="such as map-create or prog-load")
+    sub.set_defaults(run=commands.explain_errno)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

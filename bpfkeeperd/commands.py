@@ -219,9 +219,24 @@ def schema(options: Namespace) -> int:
     return OK
 
 
+def explain_map_type(options: Namespace) -> int:
+    from bpfkeeperd.explain import map_type_text, map_types_text
+
+    print(map_type_text(options.name) if options.name else map_types_text())
+    return OK
+
+
+def explain_errno(options: Namespace) -> int:
+    from bpfkeeperd.explainerrno import errno_text_at
+
+    print(errno_text_at(options.errno, options.place))
+    return OK
+
+
 def _look(options: Namespace) -> "tuple[Status, list[str]]":
     """The status of now, and what the manifest wants and cannot be had."""
     from bpfkeeperd.drift import drift
+    from bpfkeeperd.inner import with_inner_maps
     from bpfkeeperd.keeper import look
     from bpfkeeperd.layout import Layout
     from bpfkeeperd.lock import reading
@@ -241,6 +256,7 @@ def _look(options: Namespace) -> "tuple[Status, list[str]]":
         drift=drift(seen.plan),
         reloads=ReloadStatus(),
     )
+    now = with_inner_maps(now, Layout(manifest.pin_root))
     return now, [str(refusal) for refusal in seen.plan.refusals]
 
 

@@ -98,7 +98,7 @@ class MapCounter:
             KernelError: the iterator cannot be made or read.
         """
         with kernel.holding(kernel.iter_create(self._link_fd)) as iterator_fd:
-            records = _read_all(iterator_fd)
+            records = read_all(iterator_fd)
         return {
             map_id: bloom_entries(count, mask + 1, hashes) if hashes else count
             for map_id, _, count, mask, hashes in _RECORD.iter_unpack(records)
@@ -159,7 +159,7 @@ def _attach(data: bytes, program: str) -> int:
         return kernel.link_create(opened.program_fd(program), 0, kernel.TRACE_ITER)
 
 
-def _read_all(iterator_fd: int) -> bytes:
+def read_all(iterator_fd: int) -> bytes:
     """What the iterator writes until its end; a record may be split between two reads."""
     chunks: list[bytes] = []
     while True:

@@ -5,12 +5,13 @@ import errno
 from bpfkeeperd import kernel
 from bpfkeeperd.entries import MapDefinition
 from bpfkeeperd.errors import ENOTSUPP, KernelError
-from bpfkeeperd.maptypes import ARRAY_OF_MAPS, HASH_OF_MAPS, type_name
+from bpfkeeperd.mapcolumns import Btf
+from bpfkeeperd.maptypes import BY_NUMBER
 from bpfkeeperd.shapes import Array, Shape, btf, named, plain
 from bpfkeeperd.state import MapSpec
 
-_BTF_REQUIRED = frozenset({"sk_storage", "inode_storage", "task_storage", "cgrp_storage"})
-_BTF_REFUSED = frozenset({ENOTSUPP, errno.EINVAL, errno.EOPNOTSUPP})
+_BTF_REFUSED = frozenset({ENOTSUPP, errno.EINVAL})
+"""What the kernel answers to BTF that a type does not take."""
 
 
 def create_map(name: str, spec: MapSpec, definition: MapDefinition | None = None) -> int:
@@ -22,7 +23,7 @@ def create_map(name: str, spec: MapSpec, definition: MapDefinition | None = None
     Raises:
         KernelError: the kernel refuses.
     """
-    if spec.type in (ARRAY_OF_MAPS, HASH_OF_MAPS) and spec.inner:
+    if spec.inner:
         inner = definition.inner if definition else None
         with kernel.holding(create_map(f"{name}.inner", spec.inner, inner)) as pattern:
             return _create(name, spec, inner_fd=pattern)
@@ -34,9 +35,9 @@ def create_map(name: str, spec: MapSpec, definition: MapDefinition | None = None
         with kernel.holding(kernel.btf_load(data)) as btf_fd:
             return _create(name, spec, btf_ids=(btf_fd, key_id, value_id))
     except KernelError as error:
-        if type_name(spec.type) in _BTF_REQUIRED or error.errno not in _BTF_REFUSED:
+        if _needs_btf(spec) or error.errno not in _BTF_REFUSED:
             raise
-    # Types without a place for BTF say so in several ways; what else is wrong is wrong again.
+    # The type takes no BTF, or not of this key; what else is wrong is wrong again.
     return _create(name, spec)
 
 
@@ -46,11 +47,16 @@ def _shapes(
     """Key and value as BTF is to describe them; None where a map does without BTF."""
     key = definition.key if definition else None
     value = definition.value if definition else None
-    if type_name(spec.type) in _BTF_REQUIRED:
+    if _needs_btf(spec):
         return named("s32"), value or Array(named("u8"), spec.value_size)
     if key is None and value is None:
         return None
     return key or _plain(spec.key_size), value or _plain(spec.value_size)
+
+
+def _needs_btf(spec: MapSpec) -> bool:
+    known = BY_NUMBER.get(spec.type)
+    return known is not None and known.btf is Btf.REQUIRED
 
 
 def _plain(size: int) -> Shape | None:

@@ -15,6 +15,7 @@ from bpfkeeperd.drift import drift
 from bpfkeeperd.entries import Manifest
 from bpfkeeperd.errors import KeeperError, ManifestError
 from bpfkeeperd.held import Held
+from bpfkeeperd.inner import with_inner_maps
 from bpfkeeperd.layout import Layout, escape
 from bpfkeeperd.lock import RootLock, writing
 from bpfkeeperd.manifest import parse_manifest, read_files
@@ -224,7 +225,7 @@ class Keeper:
             except KeeperError as error:  # the maps are kept all the same
                 applied.notes.append(f"{error}: ID changes may be counted twice or not at all")
         self._held.follow(observed, self._layout)
-        self.status = status(
+        now = status(
             desired,
             observed,
             memory,
@@ -232,6 +233,7 @@ class Keeper:
             drift=drift(todo),
             reloads=self._reload_status(),
         )
+        self.status = with_inner_maps(now, self._layout)
         return changes
 
     def _count(self, outcome: Outcome) -> None:

@@ -104,7 +104,7 @@ def _raw(shape: Shape, node: Node) -> bytes | Fault | None:
             f"must be bytes, not {shown(digits)}", "write two hexadecimal digits for each byte"
         )
     if len(digits) != 2 * shape.size:
-        return Fault(f"has {shape.size} bytes, {len(digits) // 2} are written", "write all of them")
+        return Fault(f"must have {shape.size} bytes, not {len(digits) // 2}")
     return bytes.fromhex(digits)
 
 
@@ -183,8 +183,8 @@ def _scalar(shape: Scalar, node: ScalarNode) -> bytes | Fault | None:
 
 def _array(shape: Array, node: ListNode, place: Place, faults: Faults) -> bytes | None:
     if len(node.items) != shape.count:
-        message = f"{place} has {shape.count} elements, {len(node.items)} are written"
-        faults.add(node.mark, message, "write all of them")
+        message = f"{place} must have {shape.count} elements, not {len(node.items)}"
+        faults.add(node.mark, message)
         return None
     elements = [
         encode(shape.element, item, place.item(index, item.mark), faults)

@@ -159,10 +159,10 @@ _DRAIN_NOTE = "reading takes the entries out"
 # fmt: off
 def _local_storage(number: int, name: str, since: str, owner: str) -> MapType:
     return MapType(
-        number, name, since, f"data that hangs on a {owner} and goes with it",
-        Part(OneOf((4,)), f"descriptor of a {owner}"), _STORED, _NONE,
+        number, name, since, f"data that hangs on {owner} and goes with it",
+        Part(OneOf((4,)), f"descriptor of {owner}"), _STORED, _NONE,
         NO_PREALLOC | CLONE, required=NO_PREALLOC, btf=Btf.REQUIRED, key_btf=KeyBtf.INT,
-        count=Count.ENTRIES, filled_by=f"programs, for each {owner} they meet")
+        count=Count.ENTRIES, filled_by=f"programs, for {owner} they meet")
 
 
 MAP_TYPES = (
@@ -179,8 +179,8 @@ MAP_TYPES = (
         PROG_ARRAY, "prog_array", "4.2", "programs by index, for tail calls",
         _INDEX, Part(OneOf((4,)), "program, written as a descriptor, read as an ID"), _ENTRIES,
         NUMA_NODE | _R, _POINTER,
-        count=Count.ENTRIES, share=Share.ALIKE, filled_by="user space, with programs",
-        inner=Inner.UNSUPPORTED,
+        count=Count.ENTRIES, share=Share.ALIKE, copy=Copy.KEYS,
+        filled_by="user space, with programs", inner=Inner.UNSUPPORTED,
         notes=("emptied when its last pin and descriptor go, even if a program uses it",)),
     MapType(
         PERF_EVENT_ARRAY, "perf_event_array", "4.3", "perf buffers, or counters, by CPU",
@@ -282,7 +282,7 @@ MAP_TYPES = (
         STACK, "stack", "4.20", "values, last in first out",
         _NOTHING, _ONE_PIECE, _ENTRIES, NUMA_NODE | _A, Memory(value=True),
         btf=Btf.REFUSED, count=Count.ENTRIES, notes=(_DRAIN_NOTE,)),
-    _local_storage(24, "sk_storage", "5.2", "socket"),
+    _local_storage(24, "sk_storage", "5.2", "a socket"),
     MapType(
         DEVMAP_HASH, "devmap_hash", "5.4", "interfaces by any number, for XDP redirection",
         Part(OneOf((4,)), "number"), _INTERFACE, Range(1, 1 << 31, "EINVAL"),
@@ -298,9 +298,9 @@ MAP_TYPES = (
     MapType(
         RINGBUF, "ringbuf", "5.8", "records for user space, one buffer for all CPUs",
         _NOTHING, _NOTHING, Pages(), NUMA_NODE | RB_OVERWRITE, Memory(1),
-        count=Count.BYTES, filled_by="programs, with records"),
-    _local_storage(28, "inode_storage", "5.10", "inode"),
-    _local_storage(29, "task_storage", "5.11", "task"),
+        btf=Btf.REFUSED, count=Count.BYTES, filled_by="programs, with records"),
+    _local_storage(28, "inode_storage", "5.10", "an inode"),
+    _local_storage(29, "task_storage", "5.11", "a task"),
     MapType(
         BLOOM_FILTER, "bloom_filter", "5.16", "whether a value was ever put in: no, or perhaps",
         _NOTHING, _ONE_PIECE, _ENTRIES, NUMA_NODE | _A | ZERO_SEED,
@@ -309,13 +309,14 @@ MAP_TYPES = (
     MapType(
         USER_RINGBUF, "user_ringbuf", "6.1", "records from user space for programs",
         _NOTHING, _NOTHING, Pages(), NUMA_NODE, Memory(1),
-        count=Count.BYTES, filled_by="user space, with records"),
-    _local_storage(32, "cgrp_storage", "6.2", "cgroup"),
+        btf=Btf.REFUSED, count=Count.BYTES, filled_by="user space, with records"),
+    _local_storage(32, "cgrp_storage", "6.2", "a cgroup"),
     MapType(
         33, "arena", "6.9", "memory that programs and user space share, pointers included",
         _NOTHING, _NOTHING, Range(1, Limit.ARENA_PAGES),
         MMAPABLE | SEGV_ON_FAULT | NO_USER_CONV, required=MMAPABLE,
         extra=Part(Multiple(Limit.PAGE, 0), "address at which it is mapped, 0 for any"),
+        btf=Btf.REFUSED,
         notes=("max_entries counts pages; they are taken when touched",)),
     MapType(
         34, "insn_array", "6.19", "addresses of instructions, for indirect jumps",

@@ -55,6 +55,10 @@ _GAUGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
         "Share of the capacity in use, 0 to 1; LRU maps are near 1 by design.",
         ("map",),
     ),
+    "bpfkeeper_map_inner_entries": (
+        "Of a map of maps: entries in use of its inner maps together, of those that are counted.",
+        ("map",),
+    ),
     "bpfkeeper_map_info": (
         "Definition of the map, its policy, and how its entries are counted (empty: not at all).",
         ("map", "type", "key_size", "value_size", "policy", "counted_by"),
@@ -207,6 +211,10 @@ def _map_samples(
     if map_status.id is None:
         return samples
     samples.append(("bpfkeeper_map_id", (name,), float(map_status.id)))
+    # One map may stand in several slots.
+    inner = [counts[id_] for id_ in {found.id for found in map_status.inner} if id_ in counts]
+    if inner:
+        samples.append(("bpfkeeper_map_inner_entries", (name,), float(sum(inner))))
     count = counts.get(map_status.id)
     if count is not None:
         used = max(float(count), 0.0)

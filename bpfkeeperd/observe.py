@@ -215,8 +215,12 @@ def _with_contents(
 ) -> dict[str, ObservedMap]:
     """Adds what the maps hold, as far as the manifest cares, and what maps-in-maps take."""
     observed = Observed(maps=maps, programs=programs)
-    nested = any(wanted.spec.type in _OUTER_TYPES for wanted in desired.maps.values())
-    inner = inner_infos() if nested else {}
+    nested = [
+        info.id
+        for name, wanted in desired.maps.items()
+        if wanted.spec.type in _OUTER_TYPES and (info := maps[name].pinned)
+    ]
+    inner = inner_infos(nested) if nested else {}
     seen = dict(maps)
     for name, wanted in desired.maps.items():
         info = maps[name].pinned

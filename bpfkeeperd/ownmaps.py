@@ -7,15 +7,14 @@ from bpfkeeperd import contents, shapes
 from bpfkeeperd.decode import Member, Record
 from bpfkeeperd.entries import MapDefinition, MapEntry, MismatchPolicy, RawEntry
 from bpfkeeperd.errors import Mark
+from bpfkeeperd.mapcolumns import OneOf, Size
 from bpfkeeperd.mapflags import MAP_FLAGS, NUMA_NODE
-from bpfkeeperd.maptypes import ARRAY_OF_MAPS, BY_NAME, HASH_OF_MAPS
+from bpfkeeperd.maptypes import BY_NAME
 from bpfkeeperd.nodes import Faults, Place
 from bpfkeeperd.shapes import Shape
 from bpfkeeperd.state import MapSpec
 from bpfkeeperd.suggest import did_you_mean
 from bpfkeeperd.values import short, shown
-
-_MAPS_OF_MAPS = (ARRAY_OF_MAPS, HASH_OF_MAPS)
 
 
 def own_spec(name: str, definition: MapDefinition) -> MapSpec:
@@ -87,7 +86,8 @@ class _Reader:
         key, value = self._shape(place, record, "key"), self._shape(place, record, "value")
         if map_type is None:
             return None
-        key_size, value_size, max_entries = _only_sizes(map_type)
+        known = BY_NAME[map_type]
+        max_entries = 0 if known.sized_by_cpus else _only(known.max_entries)
         if "max_entries" in record.fields:
             max_entries = record.number("max_entries")
         if max_entries is None:
@@ -100,8 +100,8 @@ class _Reader:
         flags = _flags(record)
         return MapDefinition(
             type=map_type,
-            key_size=key.size if key else _or(record.number("key_size"), key_size),
-            value_size=value.size if value else _or(record.number("value_size"), value_size),
+            key_size=key.size if key else _size(record, "key_size", known.key.size),
+            value_size=value.size if value else _size(record, "value_size", known.value.size),
             max_entries=max_entries,
             flags=flags if node is None else flags | NUMA_NODE,
             map_extra=record.number("map_extra") or 0,
@@ -124,7 +124,7 @@ class _Reader:
     def _inner(self, place: Place, map_type: str, record: Record) -> MapDefinition | None:
         """What the inner maps of a map of maps are like."""
         found = record.fields.get("inner")
-        of_maps = BY_NAME[map_type].number in _MAPS_OF_MAPS
+        of_maps = BY_NAME[map_type].outer
         if found is None:
             if of_maps and not record.faulty:
                 remedy = "write inner: {type: hash, key: u32, value: u64, max_entries: 100}"
@@ -140,7 +140,7 @@ class _Reader:
             definition = self._definition(below, found.data, inner=True)
         elif isinstance(found.data, str):
             definition = self._named(below, found.data)
-        if definition and BY_NAME[definition.type].number in _MAPS_OF_MAPS:
+        if definition and BY_NAME[definition.type].outer:
             remedy = "the kernel goes one level deep"
             self._faults.add(found.mark, f"{below} cannot be a map of maps itself", remedy)
         return definition
@@ -187,26 +187,19 @@ class _Reader:
         return replace(definition, contents=filled)
 
 
-def _or(number: int | None, default: int | None) -> int:
-    return number if number is not None else default or 0
+def _size(record: Record, field: str, size: Size) -> int:
+    """The size that is written; where none is, the only one that the type can have."""
+    number = record.number(field)
+    return (_only(size) or 0) if number is None else number
 
 
-def _only_sizes(map_type: str) -> tuple[int | None, int | None, int | None]:
-    """Key size, value size and max_entries, where the type can have one only."""
-    return _ONLY_SIZES.get(map_type, (None, None, None))
-
-
-_ONLY_SIZES: Mapping[str, tuple[int | None, int | None, int | None]] = {
-    **dict.fromkeys(("array", "percpu_array", "stack_trace", "devmap"), (4, None, None)),
-    **dict.fromkeys(("devmap_hash", "sockmap", "cpumap"), (4, None, None)),
-    **dict.fromkeys(("prog_array", "perf_event_array", "cgroup_array"), (4, 4, None)),
-    **dict.fromkeys(("array_of_maps", "xskmap", "reuseport_sockarray"), (4, 4, None)),
-    "hash_of_maps": (None, 4, None),
-    **dict.fromkeys(("cgroup_storage", "percpu_cgroup_storage"), (None, None, 0)),
-    **dict.fromkeys(("sk_storage", "inode_storage", "task_storage"), (4, None, 0)),
-    "cgrp_storage": (4, None, 0),
-    "struct_ops": (4, None, 1),
-}
+def _only(size: Size) -> int | None:
+    """The size that a type can have, where it is one alone."""
+    match size:
+        case OneOf((number,)):
+            return number
+        case _:
+            return None
 
 
 def _flags(record: Record) -> int:
@@ -234,7 +227,9 @@ def _check_renames(
             continue
         mark = _record(members[name]).fields["rename_from"].mark
         place = f"maps.{short(name)}"
-        if old in entries:
+        if old == name:
+            faults.add(mark, f"{place} cannot be renamed from itself", "remove rename_from")
+        elif old in entries:
             message = f"{place} cannot be renamed from {shown(old)}, another map of this manifest"
             faults.add(mark, message, "remove the map of that name, or rename_from")
         elif old in first:

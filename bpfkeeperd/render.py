@@ -1,9 +1,12 @@
 """Values become text for people: tables and one-line facts. Pure."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from bpfkeeperd.maptypes import BY_NUMBER, Count, type_name
-from bpfkeeperd.state import AttachmentStatus, MapStatus, Status
+from bpfkeeperd.state import AttachmentStatus, InnerStatus, MapStatus, Status
+
+INNER_ROWS_MAX = 16
+"""Inner maps shown of each map of maps."""
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -12,7 +15,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     numeric = [
         all(
-            line[column].replace(".", "").rstrip("%").isdigit() or line[column] == "-"
+            line[column].replace(".", "").rstrip("%").isdigit() or line[column] in ("-", "")
             for line in lines[1:]
         )
         for column in range(len(head))
@@ -27,29 +30,48 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def maps_table(maps: Iterable[MapStatus], counts: Mapping[int, int]) -> str:
-    rows = []
+    rows: list[Sequence[str]] = []
     for status in maps:
-        entries = counts.get(status.id) if status.id is not None else None
-        known = BY_NUMBER.get(status.type)
-        unit = " B" if known and known.count is Count.BYTES else ""
-        fill = "-"
-        if entries is not None and status.max_entries:
-            fill = f"{100 * min(entries / status.max_entries, 1):.1f}%"
         rows.append(
             (
                 status.name,
                 "-" if status.id is None else str(status.id),
                 type_name(status.type),
-                "-" if entries is None else f"{entries}{unit}",
-                f"{status.max_entries}{unit}",
-                fill,
+                *_fullness(status.type, status.max_entries, counts.get(status.id or 0)),
                 str(status.policy),
                 str(sum(status.changes.values())),
                 status.problem,
             )
         )
+        rows.extend(_inner_rows(status.inner, counts))
     head = ("MAP", "ID", "TYPE", "USED", "OF", "FILL", "POLICY", "ID CHANGES", "")
     return table(head, rows)
+
+
+def _fullness(map_type: int, max_entries: int, used: int | None) -> tuple[str, str, str]:
+    """Used, of how many, in percent; a storage has no end, and no part of it is used."""
+    known = BY_NUMBER.get(map_type)
+    unit = " B" if known and known.count is Count.BYTES else ""
+    about = "~" if known and known.count is Count.ESTIMATE else ""
+    fill = "-"
+    if used is not None and max_entries:
+        fill = f"{100 * min(used / max_entries, 1):.1f}%"
+    return (
+        "-" if used is None else f"{about}{used}{unit}",
+        f"{max_entries}{unit}" if max_entries else "-",
+        fill,
+    )
+
+
+def _inner_rows(
+    inner: Sequence[InnerStatus], counts: Mapping[int, int]
+) -> Iterator[tuple[str, ...]]:
+    for found in inner[:INNER_ROWS_MAX]:
+        fullness = _fullness(found.type, found.max_entries, counts.get(found.id))
+        yield f"  [{found.key}]", str(found.id), type_name(found.type), *fullness, "", "", ""
+    more = len(inner) - INNER_ROWS_MAX
+    if more > 0:
+        yield f"  ... and {more} more", *[""] * 8
 
 
 def attachments_table(attachments: Iterable[AttachmentStatus]) -> str:

@@ -133,6 +133,17 @@ class ReloadResult(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class InnerStatus:
+    """One map in a map of maps, as last observed."""
+
+    key: str
+    """The slot's number, or the bytes of the key in hex."""
+    id: int
+    type: int
+    max_entries: int
+
+
+@dataclass(frozen=True, slots=True)
 class MapStatus:
     """One map of the manifest, as last observed."""
 
@@ -148,6 +159,8 @@ class MapStatus:
     """Reloads of this daemon that kept the map."""
     changes: Mapping[MapIdChange, int] = field(default_factory=dict)
     problem: str = ""
+    inner: tuple[InnerStatus, ...] = ()
+    """Of a map of maps: the maps in it, of its first 4096 slots."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -272,6 +272,8 @@ class _Tree:
         character = mark.source[mark.column - 1 : mark.column]
         if hint.said == _CANNOT_START and character == "\t":
             hint = _TAB
+        if character == "[" and "is missing before this" in hint.message:
+            hint = _BRACKET
         opened = str(self._page.of(error.context_mark))
         message = hint.message.replace("CHARACTER", character)
         self._faults.add(mark, message, hint.remedy.replace("OPENED", opened))
@@ -294,6 +296,7 @@ class _Hint:
 
 _CANNOT_START = "cannot start any token"
 _TAB = _Hint("tab character", "a tab cannot indent here", "use spaces")
+_BRACKET = _Hint("", 'text with a "[" within braces or brackets', 'put it in quotes: "char[16]"')
 _HINTS = (
     _TAB,
     _Hint(_CANNOT_START, "text cannot start with CHARACTER", "put it in quotes"),

@@ -49,6 +49,7 @@ from bpfkeeperd.kernel.places import (
     stack_depth,
 )
 from bpfkeeperd.kernel.scan import Pin, PinKind, scan
+from bpfkeeperd.kernel.slots import map_slots
 
 __all__ = [
     "TRACE_ITER",
@@ -83,6 +84,7 @@ __all__ = [
     "map_keys",
     "map_lookup",
     "map_pop",
+    "map_slots",
     "map_update",
     "memory_bytes",
     "netns_path",

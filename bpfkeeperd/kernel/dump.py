@@ -17,6 +17,8 @@ COLUMN_MAX = 128
 """A column is made no wider for the sake of alignment."""
 TOKEN_BYTES = 8
 RETRIES = 100
+UNBOUNDED = 1 << 20
+"""Entries that a map without a max_entries (storage of cgroups) is taken to have at most."""
 
 _NO_BATCH = (errno.EINVAL, errno.EOPNOTSUPP, ENOTSUPP)
 _CODES = {code: getattr(lib, f"KEEPER_{code.name}") for code in Code}
@@ -67,9 +69,9 @@ class MapReader:
         self._value_size = value_size
         self._batch = batch
         self._begun = self._ended = False
-        self._left = 2 * info.max_entries
-        fitting = BATCH_BYTES // (info.key_size + value_size)
-        self._allocate(max(1, min(fitting, info.max_entries)))
+        self._left = 2 * (info.max_entries or UNBOUNDED)
+        fitting = BATCH_BYTES // max(1, info.key_size + value_size)
+        self._allocate(max(1, min(fitting, info.max_entries or UNBOUNDED)))
         self._count = ffi.new("uint32_t *")
         self._tokens = [ffi.new("char[]", max(info.key_size, TOKEN_BYTES)) for _ in range(2)]
         self._walk_keys = [ffi.new("char[]", info.key_size) for _ in range(2)]

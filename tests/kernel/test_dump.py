@@ -330,10 +330,20 @@ def test_hashes(name: str) -> None:
         ]
 
 
-@pytest.mark.parametrize("name", ["cgroup_storage", "percpu_cgroup_storage"])
-def test_storage_of_cgroups_without_programs(name: str) -> None:
-    with a_map(name, 8, 4, 0) as fd:
-        assert entries(fd) == []
+@pytest.mark.parametrize("per_cpu", [False, True])
+def test_storage_of_cgroups(build_object: BuildObject, cgroup: Path, per_cpu: bool) -> None:
+    data = build_object("cgroup_storage", TYPE=21 if per_cpu else 19).read_bytes()
+    target = os.open(cgroup, os.O_RDONLY)
+    with kernel.holding(target), kernel.open_object(data, "x") as opened:
+        opened.load()
+        assert entries(opened.map_fd("storage")) == []
+        egress = 1  # BPF_CGROUP_INET_EGRESS
+        with kernel.holding(kernel.link_create(opened.program_fd("count"), target, egress)):
+            key = {"cgroup_inode_id": os.stat(cgroup).st_ino, "attach_type": egress}
+            values = [{"cpu": cpu, "value": 0} for cpu in CPUS]
+            assert entries(opened.map_fd("storage")) == [
+                {"key": key, "values": values} if per_cpu else {"key": key, "value": 0}
+            ]
 
 
 @pytest.mark.parametrize(

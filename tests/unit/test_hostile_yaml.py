@@ -120,6 +120,32 @@ CASES: dict[str, tuple[str | bytes, str]] = {
     "long_version": (f"version: {'9' * 200_000}", "understands version 1"),
     "long_path": (f"{HEAD}pin_root: /{'../' * 60_000}", "cannot hold"),
     "long_listen": (f"{HEAD}metrics: {{listen: '[{':' * 200_000}]:1'}}", "cannot be"),
+    "large_values": (
+        f"{HEAD}maps: {{a: {{type: hash, key: u32, value_size: 4294967295, max_entries: 9,"
+        f" entries: [{{key: 1, value: 1}}]}}}}",
+        "at most 16 MiB can be written",
+    ),
+    "many_entries": (
+        f"{HEAD}maps:\n  a:\n    type: hash\n    key: {{a: ipv6}}\n    value: u8[1500]\n"
+        f"    max_entries: 1\n    entries:\n"
+        + "".join(f"    - {{key: {{a: '::{i:x}'}}, value: {{hex: 00}}}}\n" for i in range(1500)),
+        "rest was not looked at|more than 12500 values",
+    ),
+    "many_members": (
+        f"{HEAD}maps: {{a: {{type: hash, max_entries: 1, key: {{"
+        + "".join(f"m{i}: u8, " for i in range(6000))
+        + "}}}",
+        "6000 members, at most 256",
+    ),
+    "one_inner_map_for_many": (
+        f"{HEAD}maps:\n  i: {{type: hash, max_entries: 1, key: {{"
+        + "".join(f"m{i}: u8, " for i in range(2000))
+        + "}}\n"
+        + "".join(
+            f"  m{i}: {{type: array_of_maps, max_entries: 1, inner: i}}\n" for i in range(900)
+        ),
+        "2000 members, at most 256",
+    ),
     "scalar": ("a" * MEGABYTE, "must be a mapping|larger than"),
     "quoted": (f"'{'a' * QUARTER}'", "must be a mapping"),
     "quote_not_closed": ("'" + "''" * 120_000, "never closed|must be a mapping"),

@@ -7,6 +7,7 @@ drop-ins of either kind are in NAME.conf.d/.
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,18 +17,24 @@ from bpfkeeperd import manifest as reader
 from bpfkeeperd.decode import Value, decode
 from bpfkeeperd.entries import (
     AttachEntry,
+    CgroupRef,
     CgroupTarget,
     Content,
+    CpuRef,
+    InterfaceRef,
     InterfaceTarget,
     Manifest,
     MapDefinition,
+    MapRef,
     MismatchPolicy,
+    ProgramRef,
     XdpMode,
 )
 from bpfkeeperd.errors import KeeperError, ManifestError, Mark
 from bpfkeeperd.fields import Boolean
 from bpfkeeperd.manifest import parse_manifest, read_files, read_manifest
-from bpfkeeperd.nodes import PROBLEMS_MAX, Faults, Place, ScalarNode
+from bpfkeeperd.nodes import PROBLEMS_MAX, Faults, Place, ScalarNode, flow
+from bpfkeeperd.progtypes import PROGRAM_KINDS, ProgramKind
 from bpfkeeperd.yamlnodes import read_tree
 
 MANIFESTS = Path(__file__).parents[1] / "manifests"
@@ -135,6 +142,66 @@ def test_maps() -> None:
         numa_node=1,
     )
     assert maps["events"].definition == MapDefinition("ringbuf", 0, 0, 4096)
+
+
+def test_own_maps() -> None:
+    maps = load_good("own_maps.yaml").maps
+    assert (maps["flows"].enforce, maps["flows"].rename_from) == (True, "old_flows")
+    assert (maps["routes"].enforce, maps["routes"].rename_from) == (False, None)
+
+    def definition(name: str) -> MapDefinition:
+        found = maps[name].definition
+        assert found and maps[name].entries == ()
+        return found
+
+    def sizes(name: str) -> tuple[int, int, int]:
+        found = definition(name)
+        return found.key_size, found.value_size, found.max_entries
+
+    def contents(name: str) -> tuple[object, ...]:
+        return tuple(content.value for content in definition(name).contents)
+
+    assert sizes("flows") == (8, 8, 1024)
+    assert definition("flows").contents == (Content(b"\n\0\0\1\1\xbb\0\0", number(7, 8)),)
+    assert definition("routes").contents == (Content(number(8, 4) + b"\n\0\0\0", number(1, 4)),)
+    assert sizes("outer") == (4, 4, 4)
+    inner = definition("outer").inner
+    assert inner and (inner.key_size, inner.value_size, inner.max_entries) == (4, 8, 100)
+    assert contents("outer") == (MapRef("table_a"),)
+    assert definition("named").inner == replace(definition("flows"), contents=())
+    assert contents("jumps") == (ProgramRef("parser", "parse_ipv4"),)
+    assert contents("ports") == (
+        InterfaceRef("eth0"),
+        InterfaceRef("eth1", "blue", ProgramRef("fw", "egress")),
+    )
+    assert contents("cgroups") == (CgroupRef("system.slice"),)
+    assert contents("cpus") == (CpuRef(192), CpuRef(64, ProgramRef("fw", "spread")))
+    assert definition("queue").contents == (Content(None, number(1, 4)),)
+    assert sizes("queue") == (0, 4, 8)
+    assert sizes("sessions") == (4, 32, 0)
+    assert sizes("tc/globals/acl") == (4, 1, 1)
+    declared = maps["declared"]
+    assert declared.definition is None and declared.enforce
+    assert [flow(one.key) for one in declared.entries if one.key] == ["{a: [1, 0x2]}"]
+    assert [flow(one.value) for one in declared.entries] == ["{hex: 00 01}"]
+
+
+def test_entries_know_where_they_stand() -> None:
+    found = load_good("own_maps.yaml").maps["routes"].definition
+    assert found
+    (content,) = found.contents
+    assert content.text == "10.0.0.0/8"
+    assert content.mark.source[content.mark.column - 1 :] == "{key: 10.0.0.0/8, value: 1}]"
+
+
+def test_global_data_and_program_types() -> None:
+    legacy = load_good("own_maps.yaml").objects["legacy"]
+    assert legacy.pin_maps == {".bss": "fw_state", ".data.settings": "settings"}
+    types = {name: program.type for name, program in legacy.programs.items()}
+    assert types == {"bpf_prog1": "socket_filter", "ingress": "tcx/ingress"}
+    assert PROGRAM_KINDS["socket_filter"] == ProgramKind(1, 0)
+    assert PROGRAM_KINDS["tcx/ingress"] == ProgramKind(3, 0)
+    assert PROGRAM_KINDS["cgroup/connect4"] == ProgramKind(18, 10)
 
 
 def test_objects() -> None:

@@ -18,6 +18,7 @@ from bpfkeeperd.maptypes import BY_NAME
 from bpfkeeperd.metrics import Metrics
 from bpfkeeperd.state import (
     AttachmentStatus,
+    InnerStatus,
     MapIdChange,
     MapStatus,
     ReloadResult,
@@ -147,6 +148,15 @@ def test_maps() -> None:
     assert value(samples, "map_id_changes_total", map="events", reason="lost") == 0
     assert value(samples, "map_entries", map="events") == 1024
     assert value(samples, "map_fill_ratio", map="events") == 0.25
+
+
+def test_inner_maps_are_summed_once() -> None:
+    """42 stands in two slots, 99 is not counted."""
+    inner = tuple(InnerStatus(str(slot), id_, 1, 10) for slot, id_ in enumerate((42, 43, 42, 99)))
+    maps = (a_map("outer", "array_of_maps", inner=inner), a_map("none", inner=inner[3:]))
+    samples = scrape(metrics_of(Status(maps=maps), counts={42: 5, 43: 2}))
+    assert value(samples, "map_inner_entries", map="outer") == 7
+    assert maps_of(samples, "map_inner_entries") == {"outer"}
 
 
 def test_what_a_map_has_not_is_not_there() -> None:

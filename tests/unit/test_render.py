@@ -9,7 +9,7 @@ from bpfkeeperd.drift import KINDS, drift
 from bpfkeeperd.entries import MismatchPolicy
 from bpfkeeperd.maptypes import BY_NAME
 from bpfkeeperd.render import attachments_table, maps_table, status_text, table
-from bpfkeeperd.state import AttachmentStatus, MapIdChange, MapStatus, Status
+from bpfkeeperd.state import AttachmentStatus, InnerStatus, MapIdChange, MapStatus, Status
 from bpfkeeperd.suggest import did_you_mean
 
 FLOWS = MapStatus(
@@ -55,8 +55,32 @@ def test_maps() -> None:
         "flows   42  lru_hash  150    300     50.0%  fail               3",
         "events   7  ringbuf   100 B  4096 B   2.4%  recreate           0",
         "absent   -  lru_hash  -      300         -  fail               0  not pinned",
-        "newer    8  type 99   -      0           -  fail               0",
+        "newer    8  type 99   -      -           -  fail               0",
     ]
+
+
+def test_a_storage_has_no_end_and_an_estimate_is_none_to_rely_on() -> None:
+    storage = replace(FLOWS, name="storage", type=BY_NAME["sk_storage"].number, max_entries=0)
+    bloom = replace(FLOWS, name="bloom", type=BY_NAME["bloom_filter"].number, id=43)
+    lines = maps_table([storage, bloom], {42: 12, 43: 303}).splitlines()
+    assert lines[1].split() == ["storage", "42", "sk_storage", "12", "-", "-", "fail", "3"]
+    assert lines[2].split() == ["bloom", "43", "bloom_filter", "~303", "300", "100.0%", "fail", "3"]
+
+
+def test_maps_in_maps() -> None:
+    inner = InnerStatus("7", 50, BY_NAME["hash"].number, 10)
+    array = InnerStatus("8", 51, BY_NAME["array"].number, 10)
+    outer = replace(FLOWS, type=BY_NAME["array_of_maps"].number, inner=(inner, array))
+    assert maps_table([outer, EVENTS], {42: 2, 7: 0, 50: 5}).splitlines() == [
+        "MAP     ID  TYPE           USED  OF       FILL  POLICY    ID CHANGES",
+        "flows   42  array_of_maps  2     300      0.7%  fail               3",
+        "  [7]   50  hash           5     10      50.0%",
+        "  [8]   51  array          -     10          -",
+        "events   7  ringbuf        0 B   4096 B   0.0%  recreate           0",
+    ]
+    many = replace(outer, inner=tuple(replace(inner, key=str(slot)) for slot in range(20)))
+    lines = maps_table([many], {}).splitlines()
+    assert len(lines) == 2 + 16 + 1 and lines[-1] == "  ... and 4 more"
 
 
 @pytest.mark.parametrize(

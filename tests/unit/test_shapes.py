@@ -198,6 +198,12 @@ def test_btf_of_plain_bytes() -> None:
 
 LAYOUTS = {
     "a bit-field": ("0:3:int:low\n3:13:int:high\n", 4, "{low: 5, high: 5000}", "459c0000"),
+    "bit-fields in another order": (
+        "0:3:int:low\n3:13:int:high\n",
+        2,
+        "{high: 5000, low: 5}",
+        "459c",
+    ),
     "a union": ("0:32:union:u\n0:32:int:u.a\n0:16:int:u.b\n", 4, "{u: {b: 1}}", "01000000"),
     "a union without a name": (
         "0:32:int:a\n32:64:union:\n32:32:int:b\n32:64:int:c\n96:8:int:d\n",

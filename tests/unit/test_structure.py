@@ -42,6 +42,9 @@ PURE = [
     "shapes.py",
     "literals.py",
     "contents.py",
+    "views.py",
+    "format.py",
+    "readable.py",
     "state.py",
     "hooks.py",
     "layout.py",
@@ -54,6 +57,7 @@ PURE = [
     "maprules.py",
     "maprefusal.py",
     "explain.py",
+    "explainerrno.py",
     "compare.py",
     "desired.py",
     "observed.py",
@@ -73,24 +77,10 @@ PURE = [
     "suggest.py",
     "verifier.py",
     "errors.py",
-    "views.py",
-    "format.py",
-    "readable.py",
 ]
 MAY_IMPORT = {
-    *("collections", "dataclasses", "difflib", "enum", "errno", "functools", "hashlib"),
-    *("ipaddress", "posixpath", "re", "struct", "sys", "typing", "zlib"),
-    *(
-        "collections",
-        "contextlib",
-        "dataclasses",
-        "difflib",
-        "enum",
-        "errno",
-        "functools",
-        "hashlib",
-    ),
-    *("re", "struct", "typing", "zlib"),
+    *("collections", "contextlib", "dataclasses", "difflib", "enum", "errno", "functools"),
+    *("hashlib", "ipaddress", "posixpath", "re", "struct", "sys", "typing", "zlib"),
 }
 STRERROR_ONLY = "errors.py"
 """It needs os.strerror(), and nothing else of os."""
