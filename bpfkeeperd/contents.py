@@ -110,6 +110,9 @@ def encode(
 
     ``place`` is that of the entries, as messages name it. Without a shape the layout of the spec
     says what key and value are made of, and without that they are integers of the spec's sizes.
+
+    Raises:
+        ManifestError: there are far too many problems; they are in it.
     """
     faults = Faults([place.mark.file])
     if not entries:

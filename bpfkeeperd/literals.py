@@ -83,7 +83,7 @@ def _remedy(shape: Shape) -> str:
 
 
 def _hex_remedy(size: int) -> str:
-    return f"write {{hex: {' '.join(['00'] * size) if size <= 4 else '00 01 …'}}}, {size} bytes"
+    return f"write {{hex: {' '.join(['00'] * size) if size <= 4 else '00 01 …'}}} of {size} bytes"
 
 
 def _raw(shape: Shape, node: Node) -> bytes | Fault | None:
@@ -221,7 +221,11 @@ def _struct(shape: Struct, node: MappingNode, place: Place, faults: Faults) -> b
     if missing and good:
         message = f"{place} lacks {', '.join(missing)}"
         faults.add(node.mark, message, "write every member, 0 where there is nothing to say")
-    good = good and not missing
+    overlap = _overlap([members[name] for name in given if name in members])
+    if overlap:
+        message = f"{place} has both {overlap[0]} and {overlap[1]}, which share their bytes"
+        faults.add(node.mark, message, "a union holds one of them: keep that")
+    good = not (missing or overlap) and good
     whole = bytearray(shape.size)
     for name, value in given.items():
         member = members.get(name)
@@ -248,10 +252,23 @@ def _missing(shape: Struct, given: dict[str, Node]) -> list[str]:
     return missing
 
 
+def _overlap(members: list[Member]) -> tuple[str, str] | None:
+    """Two members that stand in the same place, as those of a union do."""
+    end, before = 0, ""
+    for member in sorted(members, key=lambda one: one.bit_offset):
+        if member.bit_offset < end:
+            return before, member.name
+        end, before = member.bit_offset + _bits(member.shape), member.name
+    return None
+
+
+def _bits(shape: Shape) -> int:
+    return shape.bits if isinstance(shape, Scalar) else 8 * shape.size
+
+
 def _put(whole: bytearray, member: Member, data: bytes) -> None:
     """Writes a member in its place, whatever its neighbours in the same byte hold."""
-    bits = member.shape.bits if isinstance(member.shape, Scalar) else 8 * len(data)
-    start = member.bit_offset
+    start, bits = member.bit_offset, _bits(member.shape)
     if start % 8 == 0 and bits % 8 == 0:
         whole[start // 8 : start // 8 + len(data)] = data
         return

@@ -21,9 +21,10 @@ from bpfkeeperd.keeper import machine
 from bpfkeeperd.manifest import parse_manifest
 from bpfkeeperd.nodes import Place
 from bpfkeeperd.ownmaps import own_spec
-from bpfkeeperd.state import MapSpec
+from bpfkeeperd.state import MapSpec, ReloadResult
 from tests.conftest import BuildObject
 from tests.machine import Netns
+from tests.scenario import World, refused
 
 
 def no_program(object_name: str, program: str) -> int:
@@ -458,3 +459,15 @@ def test_entries_of_a_map_that_an_object_declares(build_object: BuildObject) -> 
             "=BxH4s12x6sHhhhh", 6, 0x1BB, b"\n\0\0\1", b"web", low | high << 3, 1, -2, 3, 4
         )
         assert kernel.map_lookup(opened.map_fd("flows"), stored[0], 8) == struct.pack("=q", -9)
+
+
+def test_an_own_map_is_kept_and_its_members_are_compared(world: World) -> None:
+    text = "maps: {m: {type: hash, key: u32, value: {MEMBER: u64}, max_entries: 4}}\n"
+    world.write(text.replace("MEMBER", "hits"))
+    assert world.apply().result is ReloadResult.OK
+    first = world.map_id("m")
+    assert first is not None
+    assert world.apply().done == ()
+    world.write(text.replace("MEMBER", "misses"))
+    assert "hits (int, 8 bytes) at byte 0, wanted is misses" in refused(world.apply())
+    assert world.map_id("m") == first

@@ -255,6 +255,31 @@ def tree(text: str) -> Node:
 
 
 @pytest.mark.parametrize(
+    ("layout", "text", "expected"),
+    [
+        (
+            "0:32:union:u\n0:32:int:u.a\n0:16:int:u.b\n",
+            "{u: {a: 1, b: 1}}",
+            "x.u has both a and b, which share their bytes: a union holds one of them: keep that",
+        ),
+        (
+            "0:32:union:\n0:32:int:a\n0:16:int:b\n",
+            "{}",
+            "x lacks a or b: write every member, 0 where there is nothing to say",
+        ),
+        ("0:32:float:f\n", "{f: 1.5}", 'x.f must be bytes, not "1.5": write {hex: 00 00 00 00}'),
+        ("0:64:float:f\n", "{f: []}", "x.f must be bytes, not a list: write {hex: 00 01 …}"),
+    ],
+)
+def test_what_a_layout_does_not_take(layout: str, text: str, expected: str) -> None:
+    shape = shape_of_layout(layout, 8)
+    assert shape
+    with pytest.raises(ManifestError) as caught:
+        encoded(shape, tree(text))
+    assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("layout", "size"),
     [
         ("", 4),
