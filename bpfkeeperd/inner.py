@@ -91,7 +91,8 @@ def slots(fd: int, info: MapInfo, most: int = SLOTS_MAX) -> dict[bytes, int]:
         KernelError: the map does not tell what it holds.
     """
     array = info.type != HASH_OF_MAPS
-    return dict(kernel.map_slots(fd, info.key_size, array=array, most=min(info.max_entries, most)))
+    most = min(info.max_entries, most) if array else most
+    return dict(kernel.map_slots(fd, info.key_size, array=array, most=most))
 
 
 def with_inner_maps(status: Status, layout: Layout) -> Status:
