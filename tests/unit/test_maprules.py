@@ -24,6 +24,7 @@ from bpfkeeperd.maprules import fault_text, violations
 from bpfkeeperd.maptypes import BY_NAME, MAP_TYPES, MapType
 from bpfkeeperd.ownmaps import own_spec
 from bpfkeeperd.state import MapSpec
+from tests.conftest import BuildObject
 
 MACHINE = Machine(
     possible_cpus=4,
@@ -142,6 +143,14 @@ def said(of: MapSpec, *, declared_in_object: bool = True) -> list[str]:
 )
 def test_right(right: MapSpec) -> None:
     assert said(right) == []
+
+
+@pytest.mark.parametrize("source", ["contents", "counter", "entries", "stack", "storages"])
+def test_maps_of_objects_that_load(build_object: BuildObject, source: str) -> None:
+    """Global data and local storages too: what the other tests load breaks no rule."""
+    specs = specs_of_object(build_object(source))
+    assert specs
+    assert faults(specs, declared_in_object=True) == []
 
 
 def test_inner_maps_that_no_object_and_no_manifest_can_hold() -> None:
