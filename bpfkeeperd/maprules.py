@@ -157,6 +157,7 @@ def _of_part(definition: _Definition, what: str, size: int, part: Part) -> Itera
         rule = f"{definition.a_map} has no {what}"
     else:
         rule = f"{definition.a_map}'s {what} is {_part_text(definition, part, allowed)}{answer}"
+        rule += "" if allowed is part.size else " with stack_build_id"
     remedy = _part_remedy(definition, what, size, allowed)
     yield Violation(f"{what}_size", f"{what}_size is {size}, {rule}", remedy)
 
@@ -352,7 +353,7 @@ def _of_btf(definition: _Definition) -> Iterator[Violation]:
                 "write key: s32 and value: TYPE, not their sizes",
             ),
         )
-    elif known.key_btf is KeyBtf.INT and spec.key_size == 4 and spec.key_layout != _INTEGER:
+    elif known.key_btf is KeyBtf.INT and spec.key_size == 4 and spec.key_layout.strip() != _INTEGER:
         yield Violation(
             "btf",
             f"btf of the key is no integer, {definition.a_map}'s key is {known.key_btf}",

@@ -11,6 +11,7 @@ from bpfkeeperd.compare import (
     Machine,
     canonical,
     differences,
+    inner_differences,
     layout_differences,
     spec_differences,
 )
@@ -188,3 +189,58 @@ def test_two_declarations() -> None:
         "max_entries is 5, wanted is 100",
         "key layout: port (int, 4 bytes) at byte 0, wanted is a value (int, 4 bytes) at byte 0",
     )
+
+
+def test_the_inner_map_in_canonical_form() -> None:
+    inner = spec("ringbuf", max_entries=PAGE + 1, flags=0x8)
+    outer = spec("array_of_maps", value_size=0, inner=inner)
+    assert canonical(outer, MACHINE).inner == spec("ringbuf", max_entries=2 * PAGE)
+
+
+@pytest.mark.parametrize(
+    ("want", "changes", "lines"),
+    [
+        (SPEC, {}, ()),
+        (SPEC, {"max_entries": 7}, ()),
+        (SPEC, {"map_extra": 7}, ()),
+        (SPEC, {"name": "another", "id": 9}, ()),
+        (SPEC, {"type": 9}, ("inner type is lru_hash, wanted is hash",)),
+        (
+            SPEC,
+            {"key_size": 8, "value_size": 1, "flags": 1},
+            (
+                "inner key_size is 8, wanted is 4",
+                "inner value_size is 1, wanted is 8",
+                "inner flags is 0x1, wanted is 0x0",
+            ),
+        ),
+        (spec("array"), {"max_entries": 7}, ("inner max_entries is 7, wanted is 100",)),
+        (spec("xskmap"), {"max_entries": 7}, ("inner max_entries is 7, wanted is 100",)),
+        (spec("array", flags=0x1000), {"max_entries": 7}, ()),
+        (spec("devmap"), {"flags": 0x80}, ()),
+    ],
+)
+def test_what_can_stand_in_a_map_of_maps(
+    want: MapSpec, changes: dict[str, Any], lines: tuple[str, ...]
+) -> None:
+    assert inner_differences(want, info(want, **changes)) == lines
+
+
+def test_two_declarations_of_a_map_of_maps() -> None:
+    one = spec("array_of_maps", value_size=4, inner=replace(SPEC, value_layout=VALUE))
+    assert spec_differences(one, one) == ()
+    other = replace(SPEC, max_entries=7)  # the kernel takes either, and one has no layout
+    assert spec_differences(one, replace(one, inner=other)) == ()
+    other = replace(SPEC, key_size=8, value_layout="0:64:int:bytes")
+    assert spec_differences(one, replace(one, inner=other)) == (
+        "inner key_size is 8, wanted is 4",
+        "inner value layout: bytes (int, 8 bytes) at byte 0, wanted is packets (int, 8 bytes) at"
+        " byte 0",
+    )
+    assert spec_differences(one, replace(one, inner=None)) == ("inner map is none, wanted is hash",)
+    assert spec_differences(replace(one, inner=None), one) == ("inner map is hash, wanted is none",)
+
+
+def test_lru_lists_of_each_cpu_where_no_more_fits() -> None:
+    largest = spec("lru_hash", max_entries=2**32 - 1, flags=2)
+    assert canonical(largest, Machine(4, PAGE)).max_entries == 2**32 - 4

@@ -1,0 +1,46 @@
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+
+struct {
+	__uint(type, 34 /* BPF_MAP_TYPE_INSN_ARRAY */);
+	__uint(key_size, 3);
+	__uint(value_size, 16);
+	__uint(max_entries, 1);
+} key_size SEC(".maps");
+
+struct {
+	__uint(type, 34 /* BPF_MAP_TYPE_INSN_ARRAY */);
+	__uint(key_size, 4);
+	__uint(value_size, 3);
+	__uint(max_entries, 1);
+} value_size SEC(".maps");
+
+struct {
+	__uint(type, 34 /* BPF_MAP_TYPE_INSN_ARRAY */);
+	__uint(key_size, 4);
+	__uint(value_size, 16);
+	__uint(max_entries, 0);
+} no_entries SEC(".maps");
+
+struct {
+	__uint(type, 34 /* BPF_MAP_TYPE_INSN_ARRAY */);
+	__uint(key_size, 4);
+	__uint(value_size, 16);
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_CLONE);
+} foreign_flag SEC(".maps");
+
+struct {
+	__uint(type, 34 /* BPF_MAP_TYPE_INSN_ARRAY */);
+	__uint(key_size, 4);
+	__uint(value_size, 16);
+	__uint(max_entries, 1);
+	__uint(map_extra, 1);
+} map_extra SEC(".maps");
+
+struct {
+	__uint(type, 34 /* BPF_MAP_TYPE_INSN_ARRAY */);
+	__uint(key_size, 4);
+	__uint(value_size, 16);
+	__uint(max_entries, 2147483648);
+} memory SEC(".maps");
