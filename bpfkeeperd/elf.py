@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
+from elftools.elf.sections import Section as ELFSection
 
 from bpfkeeperd.errors import ObjectError
 
@@ -82,16 +83,25 @@ def read_elf(data: bytes) -> ElfFacts:
             Section(section.name, str(section["sh_type"]), section["sh_size"])
             for section in elf.iter_sections()
         )
-        license_section = elf.get_section_by_name("license")
-        text = license_section.data() if license_section else b""
+        text = _raw(data, elf.get_section_by_name("license"))
     except (ELFError, ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         raise ObjectError(f"the ELF file is damaged: {error}") from None
     return ElfFacts(text.split(b"\0")[0].decode("utf-8", "replace"), sections)
 
 
+def _raw(data: bytes, section: ELFSection | None) -> bytes:
+    """A section's bytes as they are in the file: a compressed one is never taken out."""
+    if section is None or section["sh_type"] == "SHT_NOBITS":
+        return b""
+    return data[section["sh_offset"] :][: section["sh_size"]]
+
+
 def first_complaint(log: str) -> str:
-    """libbpf's first message, without its prefix; empty when it said nothing."""
+    """libbpf's first message, without its prefix; empty when it said nothing.
+
+    Sections that it has no use for are no complaint.
+    """
     for line in log.splitlines():
-        if line.startswith("libbpf: "):
+        if line.startswith("libbpf: ") and not line.startswith("libbpf: elf: skipping "):
             return line.removeprefix("libbpf: ").strip()
     return ""
