@@ -12,9 +12,13 @@ AS_ROOT := $(if $(SUDO),sudo -E env PYTHONDONTWRITEBYTECODE=1)
 PIP_INSTALL := .venv/bin/pip install --quiet --use-pep517
 BUILD := pyproject.toml bpfkeeperd/__init__.py $(wildcard bpfkeeperd/_build/*.py bpfkeeperd/_build/*.[ch])
 BUILT := .venv build dist *.egg-info bpfkeeperd/bpf/*.bpf.o bpfkeeperd/_libbpf*.so bpfkeeperd/_libbpf.[co] \
-	.hypothesis .mypy_cache .pytest_cache .ruff_cache
+	.hypothesis .fuzz-*.hex .mypy_cache .pytest_cache .ruff_cache
 
-.PHONY: help setup run demo-clean test lint bench clean packages objects
+# What `make fuzz` runs, and how long.
+FUZZ_TARGETS := btf elf
+FUZZ_SECONDS ?= 600
+
+.PHONY: help setup run demo-clean test lint fuzz bench clean packages objects
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -35,6 +39,16 @@ lint: setup ## formatting, lint and types
 	.venv/bin/ruff check --quiet
 	.venv/bin/ruff format --check --quiet
 	.venv/bin/mypy --no-error-summary
+
+# All at once: each is one process.
+fuzz: setup ## fuzz the readers of BTF and of objects, FUZZ_SECONDS (600) each
+	@for target in $(FUZZ_TARGETS); do \
+		$(AS_ROOT) .venv/bin/python -m tests.fuzz $$target --seconds $(FUZZ_SECONDS) \
+			--last .fuzz-$$target.hex & processes="$$processes $$!"; \
+	done; \
+	for process in $$processes; do wait $$process || wrong=1; done; \
+	if [ "$$wrong" ]; then echo "the input at work is in .fuzz-TARGET.hex"; exit 1; fi; \
+	rm -f $(FUZZ_TARGETS:%=.fuzz-%.hex)
 
 bench: setup ## measure reloads
 	$(AS_ROOT) .venv/bin/python -m tests.bench

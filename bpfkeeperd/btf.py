@@ -22,6 +22,7 @@ from bpfkeeperd.btfformat import (
     checked_parts,
     records,
 )
+from bpfkeeperd.errors import printable
 
 __all__ = ["Btf", "BtfBuilder", "BtfError", "Kind", "Member", "Type", "Variable"]
 
@@ -58,7 +59,7 @@ class _Names:
             self._budget -= len(text)
             if self._budget < 0:
                 raise BtfError("the names of the BTF overlap too much: it is damaged")
-            name = self._seen[offset] = text.decode("utf-8", "replace")
+            name = self._seen[offset] = printable(text.decode("utf-8", "replace"))
         return name
 
 

@@ -7,11 +7,13 @@ libbpf does not: why a file is no BPF object, its sections, its license.
 
 import io
 import struct
+from bisect import bisect_left
 from dataclasses import dataclass
 
 from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
 from elftools.elf.relocation import RelocationSection
+from elftools.elf.sections import Section as ELFSection
 from elftools.elf.sections import SymbolTableSection
 
 from bpfkeeperd.errors import ObjectError
@@ -86,8 +88,7 @@ def read_elf(data: bytes) -> ElfFacts:
             Section(section.name, str(section["sh_type"]), section["sh_size"])
             for section in elf.iter_sections()
         )
-        license_section = elf.get_section_by_name("license")
-        text = license_section.data() if license_section else b""
+        text = _raw(data, elf.get_section_by_name("license"))
     except _DAMAGED as error:
         raise ObjectError(f"the ELF file is damaged: {error}") from None
     return ElfFacts(text.split(b"\0")[0].decode("utf-8", "replace"), sections)
@@ -111,24 +112,35 @@ def slotted_maps(data: bytes) -> frozenset[str]:
             or section is None
         ):
             return frozenset()
-        filled = [
+        filled = sorted(
             relocation["r_offset"]
             for relocation in relocations.iter_relocations()
             if symbols.get_symbol(relocation["r_info_sym"])["st_info"]["type"] == "STT_FUNC"
-        ]
+        )
         return frozenset(
             symbol.name
             for symbol in symbols.iter_symbols()
             if symbol["st_shndx"] == section
-            and any(0 <= place - symbol["st_value"] < symbol["st_size"] for place in filled)
+            and bisect_left(filled, symbol["st_value"])
+            < bisect_left(filled, symbol["st_value"] + symbol["st_size"])
         )
     except _DAMAGED as error:
         raise ObjectError(f"the ELF file is damaged: {error}") from None
 
 
+def _raw(data: bytes, section: ELFSection | None) -> bytes:
+    """A section's bytes as they are in the file: a compressed one is never taken out."""
+    if section is None or section["sh_type"] == "SHT_NOBITS":
+        return b""
+    return data[section["sh_offset"] :][: section["sh_size"]]
+
+
 def first_complaint(log: str) -> str:
-    """libbpf's first message, without its prefix; empty when it said nothing."""
+    """libbpf's first message, without its prefix; empty when it said nothing.
+
+    Sections that it has no use for are no complaint.
+    """
     for line in log.splitlines():
-        if line.startswith("libbpf: "):
+        if line.startswith("libbpf: ") and not line.startswith("libbpf: elf: skipping "):
             return line.removeprefix("libbpf: ").strip()
     return ""

@@ -9,7 +9,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass
 
-from bpfkeeperd.errors import ObjectError
+from bpfkeeperd.errors import ObjectError, printable
 
 HEADER_SIZE = 64
 SHT_PROGBITS = 1
@@ -184,7 +184,7 @@ class ElfImage:
             raise ObjectError(f"a name is at {offset}, outside the names in section {index}")
         start = section.offset + offset
         end = self._data.index(b"\0", start, section.offset + section.size)
-        return self._data[start:end].decode("utf-8", "replace")
+        return printable(self._data[start:end].decode("utf-8", "replace"))
 
     def relocations(self, index: int) -> Iterator[Relocation]:
         """The relocations that a section holds."""

@@ -16,6 +16,13 @@ def errno_text(number: int) -> str:
     return f"{os.strerror(number)} ({name})"
 
 
+def printable(text: str) -> str:
+    """Text out of somebody's file, fit for messages: no line ends, no terminal's escapes."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
 class KeeperError(Exception):
     """Base of everything bpfkeeperd raises on purpose. ``str()`` is the whole message."""
 

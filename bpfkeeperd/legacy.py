@@ -92,7 +92,7 @@ def rewrite(data: bytes) -> Rewritten:
     except BtfError as error:
         raise ObjectError(f"the types of the object cannot be read: {error}") from None
     _move_relocations(image, sections, variables, symbols)
-    _put(image, sections[0], btf_index, new_btf, declarations, places)
+    _put(image, sections, btf_index, new_btf, declarations, places)
     for item, place, symbol in zip(variables, places, symbols, strict=True):
         for number in {item.symbol, symbol}:
             image.symbols[number].section = sections[0]
@@ -201,7 +201,10 @@ def _inner(item: LegacyMap, maps: Sequence[LegacyMap]) -> LegacyMap:
     elif item.inner_id:
         inner = next((other for other in maps if other.id == item.inner_id), item)
         if inner is item and item.id != item.inner_id:
-            raise ObjectError(f"map {item.name} has inner_id {item.inner_id}, but no map that id")
+            raise ObjectError(
+                f"map {item.name} has inner_id {item.inner_id}, but no map of the object has"
+                " that id"
+            )
     else:
         raise ObjectError(
             f"map {item.name} is a map of maps that does not say what its inner maps are: give it"
@@ -283,14 +286,17 @@ def _move_relocations(
 
 def _put(
     image: ElfImage,
-    section: int,
+    sections: Sequence[int],
     btf_index: int | None,
     btf: bytes,
     declarations: Sequence[Declaration],
     places: Sequence[Place],
 ) -> None:
     """The new contents: the section of the maps, their definitions, what fills their slots."""
+    section, *emptied = sections
     image.rename(section, SECTION)
+    for index in emptied:  # each map had a section of its own
+        image.rename(index, ".legacy")
     image.replace(section, bytes(places[-1].offset + places[-1].size))
     image.sections[section].alignment = POINTER_SIZE
     if btf_index is None:

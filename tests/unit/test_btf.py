@@ -301,6 +301,12 @@ def test_too_much_of_it() -> None:
         Btf.parse(bytes((16 << 20) + 1))
 
 
+def test_names_that_are_none() -> None:
+    """They get into messages, and onto terminals."""
+    btf = Btf.parse(header(record(Kind.FWD, 0, name=1), b"\0a\n\x1b[2J\xffb\0"))
+    assert btf.types[1].name == "a\ufffd\ufffd[2J\ufffdb"
+
+
 def test_names_inside_names() -> None:
     """Each of 40,000 names is a tail of one long string: 800 MB, if all were taken out."""
     count = 40_000

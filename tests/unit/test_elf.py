@@ -103,6 +103,16 @@ def test_a_big_endian_object(counter: bytes) -> None:
     assert "cut short" in complaint(big[:-1])
 
 
+def test_a_compressed_license(counter: bytes) -> None:
+    """What says that it is compressed may be anything, and be any size when taken out."""
+    (table,) = struct.unpack_from("<Q", counter, SECTION_OFFSET)
+    (count,) = struct.unpack_from("<H", counter, SECTION_COUNT)
+    index = [section.name for section in read_elf(counter).sections].index("license")
+    assert index < count
+    compressed = patched(counter, table + 64 * index + 8, struct.pack("<Q", 0x800))
+    assert read_elf(compressed).license == "Dual BSD/GPL"
+
+
 def facts_or_error(data: bytes) -> ElfFacts | None:
     try:
         return read_elf(data)
@@ -155,6 +165,8 @@ def test_a_truncated_object(counter: bytes) -> None:
     [
         ("libbpf: elf: no maps\nlibbpf: failed\n", "elf: no maps"),
         ("something\nlibbpf:  legacy map definitions \n", "legacy map definitions"),
+        ("libbpf: elf: skipping section(3) x\nlibbpf: damaged\n", "damaged"),
+        ("libbpf: elf: skipping section(3) x\n", ""),
         ("something\n", ""),
         ("", ""),
     ],
