@@ -80,9 +80,12 @@ static void put_literal(struct keeper_output *out, const char *text, size_t size
 
 static void put_blanks(struct keeper_output *out, uint64_t count)
 {
-	for (; count; count--) {
-		*room(out, 1) = ' ';
-		out->size++;
+	while (count) {
+		size_t part = count < 64 ? count : 64;
+
+		memset(room(out, part), ' ', part);
+		out->size += part;
+		count -= part;
 	}
 }
 
@@ -330,11 +333,18 @@ static void show_string(struct keeper_output *out, const unsigned char *p, uint3
 
 static void show_ipv4(struct keeper_output *out, const unsigned char *p)
 {
+	char *text = room(out, 16);
+
 	for (int i = 0; i < 4; i++) {
-		put_unsigned(out, p[i]);
+		if (p[i] >= 100)
+			*text++ = '0' + p[i] / 100;
+		if (p[i] >= 10)
+			*text++ = '0' + p[i] / 10 % 10;
+		*text++ = '0' + p[i] % 10;
 		if (i < 3)
-			put(out, ".", 1);
+			*text++ = '.';
 	}
+	out->size = text - out->data;
 }
 
 static void show_ipv6(struct keeper_output *out, const char *p)

@@ -14,7 +14,7 @@ import pytest
 from bpfkeeperd import kernel
 from bpfkeeperd.format import Style, compile_format
 from bpfkeeperd.maptypes import BY_NAME
-from bpfkeeperd.views import Field, Integer, Real, Record, Text, View
+from bpfkeeperd.views import Field, Integer, Ip, Real, Record, Text, View
 from tests.machine import fill_map
 
 RANDOM = random.Random(7)
@@ -102,6 +102,12 @@ def test_names_of_an_enum() -> None:
     data = [number.to_bytes(8, sys.byteorder, signed=True) for number in values]
     expected = [f"N{number}" if number in numbers else number for number in values]
     assert shown(Integer(8, signed=True, names=names), data) == expected
+
+
+def test_addresses() -> None:
+    values = [bytes([byte, 255 - byte, byte // 2, 9]) for byte in range(256)]
+    expected = [".".join(map(str, value)) for value in values]
+    assert shown(Ip(4), values) == expected
 
 
 def printable(data: bytes) -> str:
