@@ -122,6 +122,24 @@ def test_max_entries(map_type: MapType) -> None:
     assert not list(disagreements(variants(legal(map_type), "max_entries", ENTRIES)))
 
 
+@pytest.mark.parametrize(
+    ("name", "entries", "answer"),
+    [
+        ("hash", (1 << 27) + 1, errno.E2BIG),
+        ("lru_percpu_hash", (1 << 27) + 1, errno.E2BIG),
+        ("hash_of_maps", (1 << 27) + 1, errno.E2BIG),
+        ("stack_trace", (1 << 31) + 1, errno.E2BIG),
+        ("sockhash", (1 << 27) + 1, errno.EINVAL),
+        ("devmap_hash", (1 << 31) + 1, errno.EINVAL),
+    ],
+)
+def test_more_entries_than_a_type_takes(name: str, entries: int, answer: int) -> None:
+    """One less would be made, and take gigabytes: that is not tried."""
+    spec = replace(legal(BY_NAME[name]), max_entries=entries)
+    assert not is_legal(spec) and is_legal(replace(spec, max_entries=entries - 1))
+    assert refusal(spec) == answer
+
+
 def test_every_flag_and_every_pair(map_type: MapType) -> None:
     spec = legal(map_type)
     bits = [1 << bit for bit in range(19)]
