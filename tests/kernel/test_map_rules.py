@@ -1,6 +1,8 @@
 """The table of map types against the running kernel, both ways: legal is made, illegal refused."""
 
+import ctypes
 import errno
+import platform
 import re
 import struct
 from collections.abc import Iterable, Iterator
@@ -13,7 +15,7 @@ import pytest
 from bpfkeeperd import kernel
 from bpfkeeperd.compare import canonical, differences, inner_differences
 from bpfkeeperd.errors import ENOTSUPP, KernelError
-from bpfkeeperd.mapcolumns import Btf, Inner, KeyBtf, Limit, Pages
+from bpfkeeperd.mapcolumns import Btf, Copy, Inner, KeyBtf, Limit, Pages
 from bpfkeeperd.mapflags import FLAGS, INNER_MAP, NO_COMMON_LRU, NUMA_NODE
 from bpfkeeperd.mapmemory import up_front_bytes
 from bpfkeeperd.maprules import violations
@@ -31,6 +33,8 @@ from bpfkeeperd.maptypes import (
 from bpfkeeperd.state import MapSpec
 from tests.kernel.mapmaking import MACHINE, is_in_kernel, legal, made, refusal
 
+SYS_BPF = {"x86_64": 321, "aarch64": 280}[platform.machine()]
+MAP_LOOKUP_BATCH = 24
 TRIED_FLAGS = [flag for flag in FLAGS if flag.bit < 1 << 19]
 """rb_overwrite is newer than the oldest kernel that these tests run on."""
 AT_ONCE_MAX = 16 << 20
@@ -120,6 +124,24 @@ def test_key_and_value_together(map_type: MapType) -> None:
 
 def test_max_entries(map_type: MapType) -> None:
     assert not list(disagreements(variants(legal(map_type), "max_entries", ENTRIES)))
+
+
+@pytest.mark.parametrize(
+    ("name", "entries", "answer"),
+    [
+        ("hash", (1 << 27) + 1, errno.E2BIG),
+        ("lru_percpu_hash", (1 << 27) + 1, errno.E2BIG),
+        ("hash_of_maps", (1 << 27) + 1, errno.E2BIG),
+        ("stack_trace", (1 << 31) + 1, errno.E2BIG),
+        ("sockhash", (1 << 27) + 1, errno.EINVAL),
+        ("devmap_hash", (1 << 31) + 1, errno.EINVAL),
+    ],
+)
+def test_more_entries_than_a_type_takes(name: str, entries: int, answer: int) -> None:
+    """One less would be made, and take gigabytes: that is not tried."""
+    spec = replace(legal(BY_NAME[name]), max_entries=entries)
+    assert not is_legal(spec) and is_legal(replace(spec, max_entries=entries - 1))
+    assert refusal(spec) == answer
 
 
 def test_every_flag_and_every_pair(map_type: MapType) -> None:
@@ -280,6 +302,19 @@ def test_canonical_form_is_what_the_kernel_reports(map_type: MapType) -> None:
                 assert differences(canonical(one, MACHINE), kernel.map_info(fd)) == ()
             reported += 1
     assert reported
+
+
+def test_batches(map_type: MapType) -> None:
+    """Maps of maps have them too, of IDs, which cannot be written as they are read."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    buffers = [ctypes.create_string_buffer(1 << 16) for _ in range(3)]
+    places = (ctypes.addressof(buffer) for buffer in buffers)
+    with made(legal(map_type)) as fd:
+        attributes = struct.pack("=QQQQIIQQ", 0, *places, 1, fd, 0, 0)
+        failed = libc.syscall(SYS_BPF, MAP_LOOKUP_BATCH, attributes, len(attributes)) < 0
+        answer = ctypes.get_errno() if failed else 0
+    assert answer in (0, errno.ENOENT, ENOTSUPP)
+    assert (answer != ENOTSUPP) == (map_type.copy is Copy.BATCH or map_type.outer)
 
 
 def test_memory_taken_at_once(map_type: MapType) -> None:
