@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from bpfkeeperd import kernel
 from bpfkeeperd.desired import ObjectSource
 from bpfkeeperd.elf import ElfFacts, read_elf
 from bpfkeeperd.entries import Manifest
 from bpfkeeperd.errors import KeeperError
-from bpfkeeperd.keeper import machine
 from bpfkeeperd.manifest import read_manifest
 from bpfkeeperd.maptypes import type_name
 from bpfkeeperd.resolve import resolve
@@ -65,11 +65,11 @@ def check_manifest(path: str) -> CheckReport:
 
 
 def _report(manifest: Manifest, sources: Sources) -> CheckReport:
-    desired = resolve(manifest, sources.found, machine())
+    desired = resolve(manifest, sources.found, kernel.machine())
     faults = dict(desired.faults)
     objects = {}
     for name, source in sources.found.items():
-        if isinstance(source, ObjectSource):
+        if isinstance(source, ObjectSource) and name in desired.objects:
             try:
                 elf = read_elf(sources.data[name])
             except KeeperError as error:

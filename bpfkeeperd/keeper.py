@@ -9,7 +9,6 @@ from bpfkeeperd import kernel
 from bpfkeeperd.actions import Plan
 from bpfkeeperd.apply import Applied, apply
 from bpfkeeperd.churn import IdChange, Memory, follow
-from bpfkeeperd.compare import DEFAULT_STACK_DEPTH, Machine
 from bpfkeeperd.desired import Desired, WantedObject
 from bpfkeeperd.drift import drift
 from bpfkeeperd.entries import Manifest
@@ -32,18 +31,6 @@ from bpfkeeperd.steps import OnStep, Step
 DURATION_BUCKETS_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 
-def machine() -> Machine:
-    """What sizes depend on here; nothing of it takes root."""
-    return Machine(
-        possible_cpus=kernel.possible_cpus(),
-        page_size=kernel.page_size(),
-        kernel_cpus=kernel.kernel_cpus(),
-        stack_depth=kernel.stack_depth() or DEFAULT_STACK_DEPTH,
-        memory_bytes=kernel.memory_bytes(),
-        numa_nodes=kernel.numa_nodes(),
-    )
-
-
 @dataclass(frozen=True, slots=True)
 class Look:
     """One look at everything, without changing it."""
@@ -60,7 +47,7 @@ def look(manifest: Manifest, memory: Memory, *, force: bool = False) -> Look:
         ManifestError, PinRootError, KernelError: as `resolve`, `check_pin_root` and `observe`.
     """
     with read_sources(manifest, {}) as sources:
-        desired = resolve(manifest, sources.found, machine())
+        desired = resolve(manifest, sources.found, kernel.machine())
     check_pin_root(manifest.pin_root)
     with Held() as held:
         last_ids = memory.last_ids(kernel.boot_id())
@@ -132,7 +119,7 @@ class Keeper:
                 f" keeper runs: restart it, or go back to {self.manifest.pin_root}"
             )
         with read_sources(manifest, self._specs) as sources:
-            desired = resolve(manifest, sources.found, machine(), self._good)
+            desired = resolve(manifest, sources.found, kernel.machine(), self._good)
             make_pin_root(manifest.pin_root)
             self._lock.refresh()
             with writing(self._layout.own):

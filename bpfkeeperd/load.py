@@ -11,7 +11,8 @@ from typing import Self
 from bpfkeeperd import kernel
 from bpfkeeperd.actions import Change, LoadObject
 from bpfkeeperd.create import create_map
-from bpfkeeperd.errors import KeeperError, ObjectError
+from bpfkeeperd.errors import KeeperError, KernelError, ObjectError
+from bpfkeeperd.maprefusal import likely
 from bpfkeeperd.steps import OnStep, Step
 
 OpenObject = Callable[[str], kernel.OpenObject]
@@ -38,7 +39,11 @@ class Loaded:
             if action.map.definition:
                 on_step(Step.CREATE_MAP, action.map.name)
                 wanted = action.map
-                fd = create_map(wanted.name, wanted.spec, wanted.definition)
+                try:
+                    fd = create_map(wanted.name, wanted.spec, wanted.definition)
+                except KernelError as error:
+                    why = likely(wanted.spec, error.errno, kernel.machine())
+                    raise KernelError(f"create map {wanted.name}", error.errno, why) from None
                 self._descriptors.append(fd)
                 self.new_maps[action.map.name] = fd
 

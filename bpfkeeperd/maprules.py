@@ -301,13 +301,8 @@ def _of_numa_node(definition: _Definition) -> Iterator[Violation]:
     spec, online = definition.spec, definition.machine.numa_nodes
     if not definition.type.flags & NUMA_NODE:
         return  # said of the flag already; the node alone does nothing
-    if spec.numa_node and not spec.flags & NUMA_NODE:
-        yield Violation(
-            "numa_node",
-            f"numa_node is {spec.numa_node}, but flags lacks numa_node, so the kernel ignores it",
-            _add_flag(definition, NUMA_NODE),
-        )
-    elif spec.flags & NUMA_NODE and online is not None and spec.numa_node not in online:
+    # Without the flag the kernel ignores the node, and takes the map.
+    if spec.flags & NUMA_NODE and online is not None and spec.numa_node not in online:
         nodes = ", ".join(str(node) for node in sorted(online))
         yield Violation(
             "numa_node",

@@ -15,7 +15,7 @@ from bpfkeeperd.entries import (
     MapRef,
     ProgramRef,
 )
-from bpfkeeperd.errors import Problem
+from bpfkeeperd.errors import Mark, Problem
 from bpfkeeperd.maprules import violations
 from bpfkeeperd.maptypes import type_name
 from bpfkeeperd.nodes import Place
@@ -34,8 +34,9 @@ def wanted_maps(
     maps: dict[str, WantedMap] = {}
     for entry in manifest.maps.values():
         if entry.definition:
-            spec = canonical(own_spec(entry.name, entry.definition), machine)
-            problems += _violations(entry, spec, machine)
+            declared = own_spec(entry.name, entry.definition)
+            problems += _violations(entry, declared, machine)
+            spec = canonical(declared, machine)
             maps[entry.name] = WantedMap(
                 entry.name,
                 spec,
@@ -80,12 +81,17 @@ def _violations(entry: MapEntry, spec: MapSpec, machine: Machine) -> list[Proble
     """What the kernel would refuse about a map of the manifest's own."""
     return [
         Problem(
-            entry.marks.get(violation.field.partition(".")[0], entry.mark),
+            _mark(entry, violation.field.partition(".")[0]),
             f"{type_name(spec.type)} {entry.name}: {violation.message}",
             violation.remedy,
         )
         for violation in violations(spec, machine, declared_in_object=False)
     ]
+
+
+def _mark(entry: MapEntry, field: str) -> Mark:
+    """Where a field stands; a size may be written as ``key`` or ``value``."""
+    return entry.marks.get(field) or entry.marks.get(field.removesuffix("_size")) or entry.mark
 
 
 def _with_entry(wanted: WantedMap, entry: MapEntry, problems: list[Problem]) -> WantedMap:

@@ -7,12 +7,21 @@ _END = "-- END PROG LOAD LOG --"
 _REFUSED = re.compile(
     r"^libbpf: prog '(?P<program>[^']*)': BPF program load failed: (?P<why>.*)$", re.M
 )
+_NOT_CREATED = re.compile(
+    r"^libbpf: map '(?P<map>[^']*)': failed to create: .*\(-(?P<errno>\d+)\)$", re.M
+)
 _NOISE = re.compile(
     r"processed \d+ insns|verification time|stack depth|peak_states|"
     r"failed to load object|failed to load program|BPF program load failed|"
     r"max_states_per_insn|mark_precise:|arg#\d+ reference type|^(cur|old) state:"
 )
 _SOURCE_LINE = re.compile(r"^; ")
+
+
+def refused_map(log: str) -> tuple[str, int] | None:
+    """The map that the kernel did not create, and the errno; None when it was something else."""
+    found = _NOT_CREATED.search(log)
+    return (found["map"], int(found["errno"])) if found else None
 
 
 def load_failure(log: str, fallback: str) -> str:

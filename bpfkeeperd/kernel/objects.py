@@ -17,10 +17,12 @@ from bpfkeeperd.elf import check_header, first_complaint, slotted_maps
 from bpfkeeperd.errors import ObjectError, errno_text
 from bpfkeeperd.hooks import hook_of_section
 from bpfkeeperd.kernel.bpf import taken
+from bpfkeeperd.kernel.places import machine
 from bpfkeeperd.legacy import rewrite
+from bpfkeeperd.maprefusal import likely
 from bpfkeeperd.maptypes import PROG_ARRAY
 from bpfkeeperd.state import MapSpec, ObjectSpec, ProgramSpec
-from bpfkeeperd.verifier import load_failure
+from bpfkeeperd.verifier import load_failure, refused_map
 
 
 class OpenObject:
@@ -102,7 +104,7 @@ class OpenObject:
         lib.keeper_log_clear()
         result = lib.bpf_object__load(self._object)
         if result < 0:
-            raise _load_error(result, _log())
+            raise _load_error(self.spec, result, _log())
 
     def _set_types(self) -> None:
         for spec in self.spec.programs:
@@ -181,7 +183,8 @@ def load_objects(
             lib.keeper_load_wait(loads, seen)
             place = loads.finished[seen]
             result, log = loads.results[place], taken(loads.logs[place])
-            yield place, _load_error(result, log or "") if result < 0 else None
+            spec = objects[place].spec
+            yield place, _load_error(spec, result, log or "") if result < 0 else None
     finally:
         loads.next = count
         for thread in threads:
@@ -195,7 +198,15 @@ def _load_rest(loads: Any, count: int, arrays: Sequence[Any]) -> None:
 _LOADS_ARRAYS = ("struct bpf_object *", "int32_t", "char *", "uint32_t")
 
 
-def _load_error(result: int, log: str) -> ObjectError:
+def _load_error(spec: ObjectSpec, result: int, log: str) -> ObjectError:
+    refused = refused_map(log)
+    if refused:
+        name, number = refused
+        for found in spec.maps:
+            if name == found.name:
+                why = likely(found, number, machine())
+                text = f"cannot create map {name}: {errno_text(number)}: {why}"
+                return ObjectError(text, log)
     return ObjectError(load_failure(log, errno_text(-result)), log)
 
 

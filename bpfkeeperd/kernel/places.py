@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from bpfkeeperd._libbpf import lib
+from bpfkeeperd.compare import DEFAULT_STACK_DEPTH, Machine
 from bpfkeeperd.errors import KernelError
 
 BPFFS_MAGIC = 0xCAFE4A11
@@ -138,3 +139,15 @@ def boot_id() -> str:
     """This boot's ID; map IDs start again from 1 after each boot."""
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
         return file.read().strip()
+
+
+def machine() -> Machine:
+    """What sizes depend on here; nothing of it takes root."""
+    return Machine(
+        possible_cpus=possible_cpus(),
+        page_size=page_size(),
+        kernel_cpus=kernel_cpus(),
+        stack_depth=stack_depth() or DEFAULT_STACK_DEPTH,
+        memory_bytes=memory_bytes(),
+        numa_nodes=numa_nodes(),
+    )

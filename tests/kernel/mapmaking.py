@@ -10,12 +10,11 @@ from bpfkeeperd import kernel
 from bpfkeeperd.btfbuilder import BtfBuilder
 from bpfkeeperd.btfformat import Member
 from bpfkeeperd.errors import KernelError
-from bpfkeeperd.keeper import machine
 from bpfkeeperd.mapcolumns import Btf, KeyBtf, Multiple, OneOf, Pages, Range, Size
 from bpfkeeperd.maptypes import BY_NUMBER, HASH, MapType
 from bpfkeeperd.state import MapSpec
 
-MACHINE = machine()
+MACHINE = kernel.machine()
 BtfIds = tuple[int, int, int]
 """A descriptor of BTF, and the type IDs of a key and a value."""
 

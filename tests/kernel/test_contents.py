@@ -17,7 +17,6 @@ from bpfkeeperd.create import create_map
 from bpfkeeperd.entries import Content, MapDefinition
 from bpfkeeperd.errors import KeeperError, KernelError
 from bpfkeeperd.fill import Resolver, differing, fill
-from bpfkeeperd.keeper import machine
 from bpfkeeperd.manifest import parse_manifest
 from bpfkeeperd.nodes import Place
 from bpfkeeperd.ownmaps import own_spec
@@ -43,7 +42,7 @@ def defined(text: str) -> tuple[MapSpec, MapDefinition]:
     source = f"version: 1\nmaps:\n  m: {text}\n"
     definition = parse_manifest([("/m.yaml", source.encode())]).maps["m"].definition
     assert definition
-    return canonical(own_spec("m", definition), machine()), definition
+    return canonical(own_spec("m", definition), kernel.machine()), definition
 
 
 @dataclass(frozen=True, slots=True)

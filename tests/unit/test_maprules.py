@@ -15,7 +15,8 @@ import pytest
 
 from bpfkeeperd import kernel
 from bpfkeeperd.compare import Machine
-from bpfkeeperd.errors import ENOTSUPP
+from bpfkeeperd.desired import ObjectSource
+from bpfkeeperd.errors import ENOTSUPP, ManifestError
 from bpfkeeperd.manifest import parse_manifest
 from bpfkeeperd.mapcolumns import Btf
 from bpfkeeperd.mapmemory import memory_text, up_front_bytes
@@ -23,7 +24,8 @@ from bpfkeeperd.maprefusal import likely
 from bpfkeeperd.maprules import fault_text, violations
 from bpfkeeperd.maptypes import BY_NAME, MAP_TYPES, MapType
 from bpfkeeperd.ownmaps import own_spec
-from bpfkeeperd.state import MapSpec
+from bpfkeeperd.resolve import resolve
+from bpfkeeperd.state import MapSpec, ObjectSpec
 from tests.conftest import BuildObject
 
 MACHINE = Machine(
@@ -77,14 +79,24 @@ def specs_of_object(path: Path) -> list[MapSpec]:
 @every_type
 def test_wrong_in_the_manifest(known: MapType) -> None:
     path = MAPS / "manifest" / f"{known.name}.yaml"
-    said = faults(specs_of_manifest(path), declared_in_object=False)
+    with pytest.raises(ManifestError) as raised:
+        resolve(parse_manifest([(path.name, path.read_bytes())]), {}, MACHINE)
+    said = [f"{problem.message}: {problem.remedy}" for problem in raised.value.problems]
     assert said == path.with_suffix(".txt").read_text().splitlines()
+    lines = path.read_text().splitlines()
+    for problem in raised.value.problems:
+        assert problem.mark.source == lines[problem.mark.line - 1]
 
 
 @every_type
 def test_wrong_in_an_object(known: MapType, compiled: Path) -> None:
-    said = faults(specs_of_object(compiled / f"{known.name}.bpf.o"), declared_in_object=True)
-    assert said == (MAPS / "object" / f"{known.name}.txt").read_text().splitlines()
+    """It is the object that cannot be used: the manifest is fine."""
+    manifest = parse_manifest([("k.yaml", b"version: 1\nobjects: {wrong: {file: /wrong.o}}\n")])
+    specs = tuple(specs_of_object(compiled / f"{known.name}.bpf.o"))
+    source = ObjectSource("0" * 64, ObjectSpec(specs, ()))
+    (said,) = resolve(manifest, {"wrong": source}, MACHINE).faults.values()
+    golden = (MAPS / "object" / f"{known.name}.txt").read_text().splitlines()
+    assert said == f"/wrong.o: {'; '.join(golden)}"
 
 
 @every_type

@@ -75,20 +75,6 @@ struct {
 	__uint(key_size, 4);
 	__uint(value_size, 4);
 	__uint(max_entries, 1);
-	__uint(numa_node, 7);
-	__array(values, struct {
-		__uint(type, BPF_MAP_TYPE_ARRAY);
-		__uint(key_size, 4);
-		__uint(value_size, 4);
-		__uint(max_entries, 1);
-	});
-} node_without_flag SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
-	__uint(key_size, 4);
-	__uint(value_size, 4);
-	__uint(max_entries, 1);
 	__uint(map_extra, 1);
 	__array(values, struct {
 		__uint(type, BPF_MAP_TYPE_ARRAY);

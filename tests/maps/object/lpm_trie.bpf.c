@@ -87,14 +87,5 @@ struct {
 	__uint(value_size, 1);
 	__uint(max_entries, 1);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(numa_node, 7);
-} node_without_flag SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
-	__uint(key_size, 5);
-	__uint(value_size, 1);
-	__uint(max_entries, 1);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(map_extra, 1);
 } map_extra SEC(".maps");

@@ -45,14 +45,6 @@ struct {
 	__uint(key_size, 4);
 	__uint(value_size, 4);
 	__uint(max_entries, 1);
-	__uint(numa_node, 7);
-} node_without_flag SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_PERF_EVENT_ARRAY);
-	__uint(key_size, 4);
-	__uint(value_size, 4);
-	__uint(max_entries, 1);
 	__uint(map_extra, 1);
 } map_extra SEC(".maps");
 

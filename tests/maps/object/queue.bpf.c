@@ -59,12 +59,5 @@ struct {
 	__uint(type, BPF_MAP_TYPE_QUEUE);
 	__uint(value_size, 1);
 	__uint(max_entries, 1);
-	__uint(numa_node, 7);
-} node_without_flag SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_QUEUE);
-	__uint(value_size, 1);
-	__uint(max_entries, 1);
 	__uint(map_extra, 1);
 } map_extra SEC(".maps");

@@ -39,11 +39,5 @@ struct {
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 4096);
-	__uint(numa_node, 7);
-} node_without_flag SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 4096);
 	__uint(map_extra, 1);
 } map_extra SEC(".maps");
