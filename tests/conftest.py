@@ -13,7 +13,8 @@ import pytest
 from bpfkeeperd import kernel
 from tests.machine import Netns, bpf_ids, bpf_name
 
-BPF_SOURCES = Path(__file__).parent / "bpf"
+BPF_SOURCES = (Path(__file__).parent / "bpf", Path(__file__).parents[1] / "bpf")
+"""The tests' own programs, and those that are installed."""
 
 BuildObject = Callable[..., Path]
 
@@ -25,7 +26,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if os.geteuid() == 0 or os.environ.get("CI"):
         return
     for item in items:
-        if {"kernel", "system"} & set(Path(item.path).parts):
+        if {"kernel", "system", "examples"} & set(Path(item.path).parts):
             item.add_marker(needs_root)
 
 
@@ -85,7 +86,7 @@ def no_descriptor_left() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def build_object(tmp_path_factory: pytest.TempPathFactory) -> BuildObject:
-    """Compiles tests/bpf/NAME.bpf.c with macros, once for each set of them."""
+    """Compiles tests/bpf/NAME.bpf.c or bpf/NAME.bpf.c with macros, once for each set of them."""
     directory = tmp_path_factory.mktemp("objects")
     built: dict[tuple[object, ...], Path] = {}
     include = f"/usr/include/{platform.machine()}-linux-gnu"
@@ -96,7 +97,8 @@ def build_object(tmp_path_factory: pytest.TempPathFactory) -> BuildObject:
             path = directory / f"{name}{len(built)}.bpf.o"
             flags = ["-O2", "-g", "-target", "bpf", "-Wall", "-Werror", "-I", include]
             defines = [f"-D{macro}={value}" for macro, value in macros.items()]
-            source = BPF_SOURCES / f"{name}.bpf.c"
+            sources = [directory / f"{name}.bpf.c" for directory in BPF_SOURCES]
+            source = next(source for source in sources if source.exists())
             command = ["clang", *flags, *defines, "-c", str(source), "-o", str(path)]
             subprocess.run(command, check=True)
             subprocess.run(["llvm-strip", "-g", str(path)], check=True)
