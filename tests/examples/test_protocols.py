@@ -2,9 +2,8 @@
 
 import socket
 import struct
-from pathlib import Path
 
-from bpfkeeperd import kernel
+from tests.examples.attaching import attach_filter
 from tests.examples.conftest import Example, MakeExample
 from tests.machine import Netns
 
@@ -12,21 +11,12 @@ UDP = struct.pack("=I", socket.IPPROTO_UDP)
 FRAME = 14 + 20 + 8 + 32
 """Ethernet, IPv4 and UDP headers, and what `Netns.send` sends."""
 
-SO_ATTACH_BPF = 50
 ETH_P_ALL = 3
 
 
 def counted(example: Example, protocol: bytes = UDP) -> tuple[int, int]:
     packets, size = struct.unpack("=QQ", example.contents("protocols")[protocol])
     return packets, size
-
-
-def attach_filter(sock: socket.socket, program: Path) -> None:
-    """What the owner of a socket does with a pinned socket filter."""
-    fd = kernel.pinned(str(program), kernel.PinKind.PROGRAM)
-    assert fd is not None
-    with kernel.holding(fd):
-        sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_BPF, fd)
 
 
 def test_what_an_interface_receives(example: MakeExample, netns: Netns) -> None:
