@@ -15,7 +15,7 @@ DNS, RSYNC, OTHER = 53, 873, 4242
 SIZE = 20 + 8 + 32
 """IPv4 and UDP headers, and what is sent."""
 
-REPLACEMENTS = 20
+REPLACEMENTS = 50
 
 
 def bill(example: Example) -> dict[tuple[int, tuple[int, int]], tuple[int, int, int]]:
