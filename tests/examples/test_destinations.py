@@ -14,6 +14,7 @@ from bpfkeeperd.keeper import Keeper
 from bpfkeeperd.metrics import Metrics
 from tests.examples.attaching import attach_filter
 from tests.examples.conftest import Example, MakeExample
+from tests.examples.traffic import IPV6_HERE, send_ipv6
 from tests.machine import Netns, inside_cgroup
 
 CAPACITY = 10240
@@ -24,16 +25,17 @@ ETH_P_ALL = 3
 
 
 def key(address: str) -> bytes:
-    return ipaddress.IPv6Address(f"::ffff:{address}").packed
+    return ipaddress.IPv6Address(address).packed
 
 
 def address(number: int) -> str:
-    return str(ipaddress.IPv4Address("127.1.0.0") + number)
+    """Of this machine, and one of many: in the range for loopback, as an IPv6 address."""
+    return f"::ffff:{ipaddress.IPv4Address('127.1.0.0') + number}"
 
 
 def send(sender: socket.socket, first: int, end: int) -> None:
     for number in range(first, end):
-        sender.sendto(b"data", (address(number), 9))
+        sender.sendto(b"data", (address(number).removeprefix("::ffff:"), 9))
 
 
 def counted(example: Example, to: str) -> tuple[int, int]:
@@ -80,7 +82,7 @@ def test_what_a_cgroup_sends_until_the_map_is_full(example: MakeExample) -> None
         found = kernel.pinned_map(str(destinations.map_path("destinations")))
         assert found
         with kernel.holding(found[0]), pytest.raises(KernelError) as refused:
-            kernel.map_update(found[0], key("192.0.2.1"), bytes(16))
+            kernel.map_update(found[0], key("::ffff:192.0.2.1"), bytes(16))
         assert refused.value.errno == errno.E2BIG
         send(sender, 0, 1)  # those that are in it go on
         assert counted(destinations, address(0)) == (3, 3 * PACKET)
@@ -96,10 +98,12 @@ def test_what_a_packet_socket_sees(example: MakeExample, netns: Netns) -> None:
         attach_filter(sock, destinations.pinned_program("destinations", "filter_destinations"))
         sock.bind(("veth0", ETH_P_ALL))
         netns.send(3)
-        assert counted(destinations, netns.here_address) == (3, 3 * size)
+        assert counted(destinations, f"::ffff:{netns.here_address}") == (3, 3 * size)
         ids = destinations.map_ids()
         destinations.reload(keeper, force=True)
         attach_filter(sock, destinations.pinned_program("destinations", "filter_destinations"))
         netns.send(2)
         assert destinations.map_ids() == ids
-        assert counted(destinations, netns.here_address) == (5, 5 * size)
+        assert counted(destinations, f"::ffff:{netns.here_address}") == (5, 5 * size)
+        send_ipv6(netns, 2)
+        assert counted(destinations, IPV6_HERE) == (2, 2 * (size + 20))

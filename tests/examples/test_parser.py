@@ -4,7 +4,7 @@ import socket
 import struct
 
 from tests.examples.conftest import Example, MakeExample
-from tests.examples.traffic import flood, until
+from tests.examples.traffic import flood, send_ipv6, until
 from tests.machine import Netns
 
 PORT = 4242
@@ -40,7 +40,9 @@ def test_stages(example: MakeExample, netns: Netns) -> None:
         with netns.inside(netns.there), socket.socket() as client:
             refused = client.connect_ex((netns.here_address, PORT))
         assert refused and services(parser)[socket.IPPROTO_TCP, PORT] == 1
-        assert paths(parser) == {(1, 1, 1): 4}
+        send_ipv6(netns, 2)
+        assert services(parser)[socket.IPPROTO_UDP, 9] == 5
+        assert paths(parser) == {(1, 1, 1): 6}
 
 
 def test_a_reload_mixes_no_versions(example: MakeExample, netns: Netns) -> None:

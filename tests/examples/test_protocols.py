@@ -5,6 +5,7 @@ import struct
 
 from tests.examples.attaching import attach_filter
 from tests.examples.conftest import Example, MakeExample
+from tests.examples.traffic import send_ipv6
 from tests.machine import Netns
 
 UDP = struct.pack("=I", socket.IPPROTO_UDP)
@@ -30,6 +31,8 @@ def test_what_an_interface_receives(example: MakeExample, netns: Netns) -> None:
         assert protocols.map_ids() == ids
         netns.send(2)
         assert counted(protocols) == (5, 5 * FRAME)
+        send_ipv6(netns, 1)  # its header is 20 bytes longer
+        assert counted(protocols) == (6, 6 * FRAME + 20)
 
 
 def test_what_a_packet_socket_sees(example: MakeExample, netns: Netns) -> None:
@@ -51,7 +54,8 @@ def test_what_a_packet_socket_sees(example: MakeExample, netns: Netns) -> None:
         assert counted(protocols) == (6, 6 * FRAME)
         attach_filter(sock, protocols.pinned_program("protocols", "filter_protocols"))
         netns.send(2)
-        assert counted(protocols) == (8, 8 * FRAME)
+        send_ipv6(netns, 1)
+        assert counted(protocols) == (9, 9 * FRAME + 20)
         try:
             received = len(sock.recv(1))
         except BlockingIOError:

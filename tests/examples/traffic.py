@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from tests.machine import Netns, ip
+
 _FLOOD = """
 import signal, socket, sys
 ended = []
@@ -58,6 +60,26 @@ def flood(sender: socket.socket, receiver: socket.socket) -> Iterator[Flood]:
         finally:
             process.kill()
     assert process.returncode == 0
+
+
+IPV6_HERE, IPV6_THERE = "fd00:77::1", "fd00:77::2"
+
+
+def send_ipv6(netns: Netns, packets: int) -> None:
+    """Sends UDP packets over IPv6 from there to here; the addresses are made for it."""
+    for name, address in ((netns.here, IPV6_HERE), (netns.there, IPV6_THERE)):
+        ip("-n", name, "address", "replace", f"{address}/64", "dev", "veth0", "nodad")
+    with (
+        netns.inside(netns.here),
+        socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as receiver,
+        netns.inside(netns.there),
+        socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sender,
+    ):
+        receiver.bind((IPV6_HERE, 9))
+        receiver.settimeout(10)
+        for _ in range(packets):
+            sender.sendto(b"x" * 32, (IPV6_HERE, 9))
+            receiver.recv(64)
 
 
 def until(what: Callable[..., bool], *arguments: object) -> None:
