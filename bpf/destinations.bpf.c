@@ -1,6 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later OR BSD-2-Clause
 /*
- * Where a cgroup sends to: packets and bytes for each destination address.
+ * Where packets go to: packets and bytes for each destination address.
+ *
+ * Two programs that count into one hash, for two places. count_destinations counts what the
+ * processes of a cgroup send. filter_destinations is a socket filter: the owner of a packet socket
+ * of type SOCK_DGRAM attaches it (SO_ATTACH_BPF), and it counts what the socket sees, without
+ * handing a single packet up to it.
  *
  * Bytes are those from the IP header on. What segmentation offload hands down in one piece is one
  * packet here, as tcpdump shows it. When the map is full, new addresses are not counted and those
@@ -32,16 +37,18 @@ struct {
 	__type(value, struct traffic);
 } destinations SEC(".maps");
 
-/* At this hook a packet begins with its IP header. Returns 0, or less than 0 if it is not IP. */
+/* Returns 0, or less than 0 if the packet is not IP. */
 static __always_inline int read_destination(struct __sk_buff *skb, struct destination *to)
 {
 	switch (skb->protocol) {
 	case bpf_htons(ETH_P_IP):
 		to->address[10] = 0xff;
 		to->address[11] = 0xff;
-		return bpf_skb_load_bytes(skb, offsetof(struct iphdr, daddr), &to->address[12], 4);
+		return bpf_skb_load_bytes_relative(skb, offsetof(struct iphdr, daddr),
+						   &to->address[12], 4, BPF_HDR_START_NET);
 	case bpf_htons(ETH_P_IPV6):
-		return bpf_skb_load_bytes(skb, offsetof(struct ipv6hdr, daddr), to->address, 16);
+		return bpf_skb_load_bytes_relative(skb, offsetof(struct ipv6hdr, daddr),
+						   to->address, 16, BPF_HDR_START_NET);
 	}
 	return -1;
 }
@@ -59,20 +66,32 @@ static __always_inline struct traffic *traffic_to(const struct destination *to)
 	return bpf_map_lookup_elem(&destinations, to);
 }
 
-SEC("cgroup_skb/egress")
-int count_destinations(struct __sk_buff *skb)
+static __always_inline void count(struct __sk_buff *skb)
 {
 	struct destination to = {};
 	struct traffic *traffic;
 
 	if (read_destination(skb, &to) < 0)
-		return PASS;
+		return;
 	traffic = traffic_to(&to);
 	if (!traffic)
-		return PASS;
+		return;
 	__sync_fetch_and_add(&traffic->packets, 1);
 	__sync_fetch_and_add(&traffic->bytes, skb->len);
+}
+
+SEC("cgroup_skb/egress")
+int count_destinations(struct __sk_buff *skb)
+{
+	count(skb);
 	return PASS;
+}
+
+SEC("socket")
+int filter_destinations(struct __sk_buff *skb)
+{
+	count(skb);
+	return 0; /* bytes of the packet that go up to the socket: none */
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

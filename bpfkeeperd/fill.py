@@ -7,13 +7,15 @@ sees it half done.
 import errno
 import os
 import struct
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import assert_never
 
 from bpfkeeperd import kernel
 from bpfkeeperd.attach import cgroup_path
+from bpfkeeperd.cgroupslots import SLOTS_MAX, cgroup_ids
 from bpfkeeperd.entries import (
     CgroupRef,
     Content,
@@ -43,13 +45,14 @@ class _Ready:
 
     written: bytes
     read: bytes | None
-    """None where it cannot be read back."""
+    """None where bpf(2) does not give it back."""
+    cgroup_id: int = 0
 
 
 def fill(fd: int, spec: MapSpec, contents: Sequence[Content], resolver: Resolver) -> None:
     """Writes the entries that are not there, or differ.
 
-    Of types whose values cannot be read back (CGROUP_ARRAY, QUEUE, STACK) all are written.
+    Of types whose values bpf(2) does not give back (CGROUP_ARRAY, QUEUE, STACK) all are written.
 
     Raises:
         KeeperError: the first entry that cannot be written; those before it are.
@@ -67,22 +70,36 @@ def fill(fd: int, spec: MapSpec, contents: Sequence[Content], resolver: Resolver
 def differing(
     fd: int, spec: MapSpec, contents: Sequence[Content], resolver: Resolver
 ) -> tuple[str, ...]:
-    """The entries that are not in the map as they should be, each in words.
+    """The entries that are not in the map as they should be, each in words (see `astray`)."""
+    return tuple(
+        f"entry {contents[place].text}: {how}"
+        for place, how in astray(fd, spec, contents, resolver).items()
+    )
 
-    Nothing is said of values that cannot be read back. An entry that names what is not there (an
+
+def astray(
+    fd: int, spec: MapSpec, contents: Sequence[Content], resolver: Resolver
+) -> dict[int, str]:
+    """The places of the contents that are not in the map as they should be, and how they are.
+
+    Nothing is said of values that cannot be read. An entry that names what is not there (an
     interface that is gone) differs.
     """
-    found = []
+    found = {}
     keys = _keys(fd, spec)
-    for content in contents:
+    cgroups = _cgroups(fd, spec)
+    for place, content in enumerate(contents):
         try:
             with _ready(content, spec, resolver) as ready:
-                how = _there(fd, spec, content, ready, keys)
+                if isinstance(content.value, CgroupRef):
+                    how = _cgroup_there(content, ready, cgroups)
+                else:
+                    how = _there(fd, spec, content, ready, keys)
         except KeeperError as error:
             how = str(error)
         if how not in (_SAME, _UNKNOWN):
-            found.append(f"entry {content.text}: {how}")
-    return tuple(found)
+            found[place] = how
+    return found
 
 
 _SAME = "it is as it should be"
@@ -96,6 +113,21 @@ def _keys(fd: int, spec: MapSpec) -> frozenset[bytes] | None:
     if type_name(spec.type) != "lpm_trie":
         return None
     return frozenset(kernel.map_keys(fd, spec.key_size))
+
+
+def _cgroups(fd: int, spec: MapSpec) -> Mapping[int, int] | None:
+    """Slot to cgroup ID of a CGROUP_ARRAY; None where they cannot be known."""
+    return cgroup_ids(kernel.map_info(fd).id) if type_name(spec.type) == "cgroup_array" else None
+
+
+def _cgroup_there(content: Content, ready: _Ready, cgroups: Mapping[int, int] | None) -> str:
+    """As `_there`, for a cgroup. One that was removed and made again is another."""
+    slot = int.from_bytes(content.key or b"", sys.byteorder)
+    if cgroups is None or slot >= SLOTS_MAX:
+        return _UNKNOWN
+    if slot not in cgroups:
+        return "it is not there"
+    return _SAME if ready.cgroup_id == cgroups[slot] else "its value is another"
 
 
 def _there(
@@ -154,7 +186,7 @@ def _ready(content: Content, spec: MapSpec, resolver: Resolver) -> Iterator[_Rea
             except OSError as error:
                 raise KernelError(f"open cgroup {directory}", error.errno or 0) from None
             with kernel.holding(cgroup):
-                yield _Ready(_u32(cgroup), None)
+                yield _Ready(_u32(cgroup), None, os.fstat(cgroup).st_ino)
         case _:
             assert_never(content.value)
 

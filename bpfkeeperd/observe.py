@@ -16,7 +16,7 @@ from bpfkeeperd.directories import pins_below
 from bpfkeeperd.enactmaps import kept_map, pinned_program
 from bpfkeeperd.entries import CgroupTarget, InterfaceTarget, Target
 from bpfkeeperd.errors import KeeperError, KernelError, PinRootError
-from bpfkeeperd.fill import Resolver, differing
+from bpfkeeperd.fill import Resolver, astray
 from bpfkeeperd.held import Held
 from bpfkeeperd.inner import inner_infos
 from bpfkeeperd.layout import OWN_DIRECTORY, Layout, LinkKey, escape
@@ -256,11 +256,7 @@ def _astray(layout: Layout, observed: Observed, held: Held, wanted: WantedMap) -
         try:
             resolver = Resolver(program_fd=program_fd, map_fd=map_fd)
             fd = map_fd(wanted.name)
-            return tuple(
-                place
-                for place, content in enumerate(wanted.contents)
-                if differing(fd, wanted.spec, [content], resolver)
-            )
+            return tuple(astray(fd, wanted.spec, wanted.contents, resolver))
         except KeeperError:  # it went away meanwhile: the next look sees that
             return ()
 

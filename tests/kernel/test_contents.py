@@ -12,6 +12,7 @@ import pytest
 
 from bpfkeeperd import contents as entries_of
 from bpfkeeperd import kernel
+from bpfkeeperd.cgroupslots import SLOTS_MAX, cgroup_ids
 from bpfkeeperd.compare import canonical
 from bpfkeeperd.create import create_map
 from bpfkeeperd.entries import Content, MapDefinition
@@ -409,7 +410,14 @@ def test_cgroup_array(cgroup: Path) -> None:
         f"{{type: cgroup_array, max_entries: 4, entries: [{{key: 0, value: {relative}}},"
         f" {{key: 3, value: {cgroup}}}]}}"
     ) as one:
-        assert one.differing() == ()  # the kernel does not give them back
+        assert one.differing() == ()
+        mount_fd = os.open(mount, os.O_RDONLY)
+        with kernel.holding(mount_fd):
+            kernel.map_update(one.fd, u32(3), u32(mount_fd))
+        kernel.map_delete(one.fd, u32(0))
+        assert one.differing() == ("entry 0: it is not there", "entry 3: its value is another")
+        one.fill()
+        assert one.differing() == ()
         for place in (0, 3):
             kernel.map_delete(one.fd, u32(place))
         with pytest.raises(KernelError):  # an empty place is no entry
@@ -419,6 +427,20 @@ def test_cgroup_array(cgroup: Path) -> None:
         made(f"{{type: cgroup_array, max_entries: 1, entries: [{{key: 0, value: {cgroup}/no}}]}}"),
     ):
         pass
+
+
+def test_cgroups_in_an_array_of_many_slots() -> None:
+    """As many as are looked at, in one read of the iterator; of what is above nothing is said."""
+    mount = kernel.cgroup2_mount()
+    assert mount
+    entries = ", ".join(f"{{key: {slot}, value: .}}" for slot in range(SLOTS_MAX + 1))
+    with made(f"{{type: cgroup_array, max_entries: 2000, entries: [{entries}]}}") as one:
+        assert one.differing() == ()
+        ids = cgroup_ids(kernel.map_info(one.fd).id)
+        assert ids == dict.fromkeys(range(SLOTS_MAX), os.stat(mount).st_ino)
+        for slot in (SLOTS_MAX - 1, SLOTS_MAX):
+            kernel.map_delete(one.fd, u32(slot))
+        assert one.differing() == (f"entry {SLOTS_MAX - 1}: it is not there",)
 
 
 def test_a_map_that_user_space_cannot_write() -> None:

@@ -1,0 +1,30 @@
+"""The examples as they are shipped: right in the eyes of `check`, and listed."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "config" / "examples"
+MANIFESTS = sorted(EXAMPLES.glob("*.yaml"))
+
+
+@pytest.mark.parametrize("manifest", MANIFESTS, ids=[path.stem for path in MANIFESTS])
+def test_check_passes(manifest: Path) -> None:
+    command = [sys.executable, "-m", "bpfkeeperd", "check", "-c", str(manifest)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_readme_lists_all_of_them() -> None:
+    listed = re.findall(r"(?m)^\| \[\w+\]\((\S+)\)", (EXAMPLES / "README.md").read_text())
+    assert sorted(listed) == [path.name for path in MANIFESTS]
+
+
+def test_each_has_a_pin_root_of_its_own() -> None:
+    """They can be tried one after the other, and one is not taken down by another's reload."""
+    roots = [re.search(r"(?m)^pin_root: (\S+)$", path.read_text()) for path in MANIFESTS]
+    assert all(roots)
+    assert len({root[1] for root in roots if root}) == len(MANIFESTS) > 0
