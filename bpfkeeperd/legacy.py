@@ -31,8 +31,10 @@ from bpfkeeperd.errors import ObjectError
 from bpfkeeperd.legacymaps import MAPS_OF_MAPS, PROG_ARRAY, Definition, LegacyMap, read_maps
 from bpfkeeperd.mapbtf import POINTER_SIZE, SECTION, Declaration, Place, declare, is_map_section
 
+MAPS_MAX = 1024
+"""tc took 64."""
 SLOTS_MAX = 1 << 16
-"""Each slot up to the last one filled takes 8 bytes of the rewritten file."""
+"""Of all maps of an object: each slot up to the last filled one takes 8 bytes of the result."""
 
 _NO_SLOT = 0xFFFFFFFF
 _OBJECT = STB_GLOBAL << 4 | STT_OBJECT
@@ -158,6 +160,8 @@ def _find_variables(
         for number, symbol in zip(numbers, _sized(image, index, places[index]), strict=True):
             content = image.content_at(index, symbol.value, symbol.size)
             found.append(_Variable(number, index, symbol.value, content))
+    if len(found) > MAPS_MAX:
+        raise ObjectError(f"the object has {len(found)} maps: {MAPS_MAX} is the most that is read")
     return found
 
 
@@ -175,6 +179,7 @@ def _declarations(
 ) -> list[Declaration]:
     programs = _tail_called(image, names)
     found = []
+    room = SLOTS_MAX
     for item in maps:
         slots: dict[int, int] = {}
         inner = None
@@ -189,11 +194,12 @@ def _declarations(
             _check_map_of_maps(item, slots)
         elif item.type == PROG_ARRAY and item.id and _is_first(item, maps):
             slots = programs.get(item.id, {})
-        last = max(slots, default=0)
-        if last >= min(item.max_entries, SLOTS_MAX) and slots:
+        last = max(slots, default=-1)
+        room -= last + 1
+        if last >= item.max_entries or room < 0:
             raise ObjectError(
                 f"map {item.name} has {item.max_entries} entries, but slot {last} is to be filled"
-                + (f": at most {SLOTS_MAX} can be" if last < item.max_entries else "")
+                + (f": an object can fill {SLOTS_MAX}" if last < item.max_entries else "")
             )
         found.append(Declaration(item, inner, slots))
     return found

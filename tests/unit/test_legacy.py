@@ -178,7 +178,7 @@ SEC("filter") int other(void *context) { __u32 key = 0;
                 tc("n", ".id = 5, .inner_idx = 70000")
                 + 'DEFINITION SEC("maps") m = { SIZES(12, 4, 4, 80000), .inner_id = 5 };'
             ),
-            "map m has 80000 entries, but slot 70000 is to be filled: at most 65536 can be",
+            "map m has 80000 entries, but slot 70000 is to be filled: an object can fill 65536",
         ),
         (
             text(
@@ -312,8 +312,31 @@ def test_many_sections_and_symbols_take_no_time() -> None:
         image.symbols[index].section, image.symbols[index].size = len(image.sections) - 1, 0
     data = image.finished()
     start = time.monotonic()
-    assert complaint(data) == "two maps are called shared: rename one"
+    assert complaint(data) == "the object has 20004 maps: 1024 is the most that is read"
     assert time.monotonic() - start < 10
+
+
+def test_names_that_do_not_end() -> None:
+    """Each of 20,000 sections is named by a tail of one megabyte."""
+    image = ElfImage(legacy_object("pinned", FORM="TC9"))
+    names = [image.section_name(index) for index in range(len(image.sections))]
+    strings = image.content(names.index(".strtab"))
+    image.replace(names.index(".strtab"), strings + b"x" * (1 << 20) + b"\0")
+    license = image.sections[names.index("license")]
+    for number in range(20_000):
+        image.sections.append(replace(license, name=len(strings) + number, size=0))
+    assert "does not end: it is damaged" in complaint(image.finished())
+
+
+def test_slots_of_all_maps_together() -> None:
+    outer = "".join(
+        f'DEFINITION SEC("maps") o{number} = {{ SIZES(12, 4, 4, 60000), .inner_id = 5 }};\n'
+        for number in range(3)
+    )
+    source = text(tc("m", ".id = 5, .inner_idx = 30000") + outer)
+    assert complaint(compiled_text(source)) == (
+        "map o2 has 60000 entries, but slot 30000 is to be filled: an object can fill 65536"
+    )
 
 
 def test_damaged_types() -> None:
