@@ -16,6 +16,7 @@ from elftools.elf.relocation import RelocationSection
 from elftools.elf.sections import Section as ELFSection
 from elftools.elf.sections import SymbolTableSection
 
+from bpfkeeperd.elfimage import NAME_MAX_BYTES
 from bpfkeeperd.errors import ObjectError
 
 _HEADER = struct.Struct("<4s5B7xHHIQQQIHHHHHH")
@@ -23,6 +24,8 @@ _DAMAGED = (ELFError, ValueError, LookupError, TypeError, AttributeError, Overfl
 """What pyelftools raises at the sight of nonsense."""
 _EM_BPF = 247
 _ET_REL = 1
+_SHT_STRTAB = 3
+_SECTION_SIZE = 64
 _MACHINES = {62: "x86-64", 183: "arm64", 243: "RISC-V", 3: "i386", 40: "ARM", 0: "no machine"}
 
 
@@ -82,6 +85,7 @@ def read_elf(data: bytes) -> ElfFacts:
         ObjectError: the file is damaged.
     """
     check_header(data)
+    _check_names(data)
     try:
         elf = ELFFile(io.BytesIO(data))
         sections = tuple(
@@ -101,6 +105,7 @@ def slotted_maps(data: bytes) -> frozenset[str]:
     Raises:
         ObjectError: the file is damaged.
     """
+    _check_names(data)
     try:
         elf = ELFFile(io.BytesIO(data))
         relocations = elf.get_section_by_name(".rel.maps")
@@ -126,6 +131,27 @@ def slotted_maps(data: bytes) -> frozenset[str]:
         )
     except _DAMAGED as error:
         raise ObjectError(f"the ELF file is damaged: {error}") from None
+
+
+def _check_names(data: bytes) -> None:
+    """Whether names are short: pyelftools would take out thousands that are tails of a long one.
+
+    The header is known to be a whole one.
+    """
+    order = ">" if data[5] == 2 else "<"
+    (start,) = struct.unpack_from(order + "Q", data, 40)
+    size, count = struct.unpack_from(order + "HH", data, 58)
+    if size != _SECTION_SIZE:
+        raise ObjectError(f"the ELF file is damaged: its section headers have {size} bytes")
+    left = len(data)
+    for place in range(start, start + size * count, size):
+        (kind,) = struct.unpack_from(order + "I", data, place + 4)
+        if kind != _SHT_STRTAB:
+            continue
+        offset, length = struct.unpack_from(order + "QQ", data, place + 24)
+        left -= length
+        if left < 0 or max(map(len, data[offset : offset + length].split(b"\0"))) > NAME_MAX_BYTES:
+            raise ObjectError("the ELF file is damaged: its tables of names are no such")
 
 
 def _raw(data: bytes, section: ELFSection | None) -> bytes:

@@ -25,6 +25,8 @@ STT_NOTYPE = 0
 STT_OBJECT = 1
 STT_FUNC = 2
 STT_SECTION = 3
+NAME_MAX_BYTES = 1024
+"""Thousands of names may be the tails of one long string."""
 SECTIONS_MAX = 0xFF00
 """SHN_LORESERVE: indices from here on mean something else."""
 
@@ -183,7 +185,11 @@ class ElfImage:
         if offset >= section.size:
             raise ObjectError(f"a name is at {offset}, outside the names in section {index}")
         start = section.offset + offset
-        end = self._data.index(b"\0", start, section.offset + section.size)
+        end = self._data.find(b"\0", start, start + NAME_MAX_BYTES)
+        if end < 0:
+            raise ObjectError(
+                f"the name at {offset} in section {index} does not end: it is damaged"
+            )
         return printable(self._data[start:end].decode("utf-8", "replace"))
 
     def relocations(self, index: int) -> Iterator[Relocation]:

@@ -31,8 +31,10 @@ from bpfkeeperd.errors import ObjectError
 from bpfkeeperd.legacymaps import MAPS_OF_MAPS, PROG_ARRAY, Definition, LegacyMap, read_maps
 from bpfkeeperd.mapbtf import POINTER_SIZE, SECTION, Declaration, Place, declare, is_map_section
 
+MAPS_MAX = 1024
+"""tc took 64."""
 SLOTS_MAX = 1 << 16
-"""Each slot up to the last one filled takes 8 bytes of the rewritten file."""
+"""Of all maps of an object: each slot up to the last filled one takes 8 bytes of the result."""
 
 _NO_SLOT = 0xFFFFFFFF
 _OBJECT = STB_GLOBAL << 4 | STT_OBJECT
@@ -76,7 +78,9 @@ def rewrite(data: bytes) -> Rewritten:
     if SECTION in names:
         raise ObjectError('the object has SEC("maps") and SEC(".maps"): move all maps to ".maps"')
     sections = [index for index, name in enumerate(names) if is_map_section(name)]
-    variables = _find_variables(image, sections)
+    places_of_symbols = _named_places(image)
+    _type_functions(image, places_of_symbols)
+    variables = _find_variables(image, sections, places_of_symbols)
     try:
         btf_index = names.index(".BTF") if ".BTF" in names else None
         btf_data = None if btf_index is None else image.content(btf_index)
@@ -100,38 +104,65 @@ def rewrite(data: bytes) -> Rewritten:
     return Rewritten(image.finished(), _pins(data, maps))
 
 
-def _find_variables(image: ElfImage, sections: Sequence[int]) -> list[_Variable]:
+def _named_places(image: ElfImage) -> dict[int, list[tuple[int, int]]]:
+    """Section to what lies in it by name: offsets and numbers of symbols, in order."""
+    found: dict[int, list[tuple[int, int]]] = {}
+    for number, symbol in enumerate(image.symbols):
+        if symbol.type in (STT_OBJECT, STT_FUNC) or (
+            symbol.type == STT_NOTYPE and symbol.binding != STB_LOCAL and symbol.name != 0
+        ):
+            found.setdefault(symbol.section, []).append((symbol.value, number))
+    for places in found.values():
+        places.sort()
+    return found
+
+
+def _sized(image: ElfImage, index: int, places: Sequence[tuple[int, int]]) -> Iterator[Symbol]:
+    """The symbols at these places, each with a size: LLVM before 7 gave them none, and no type."""
+    ends = [start for start, _ in places[1:]] + [image.sections[index].size]
+    for (start, number), limit in zip(places, ends, strict=True):
+        symbol = image.symbols[number]
+        size = symbol.size or limit - start
+        if start % 4 or start + size > limit:
+            raise ObjectError(
+                f"{image.symbol_name(symbol)} has {size} bytes at {start} in the section"
+                f" {image.section_name(index)}, but what comes next, or the section's end, is at"
+                f" {limit}: it is damaged"
+            )
+        symbol.size = size
+        yield symbol
+
+
+def _type_functions(image: ElfImage, places: Mapping[int, Sequence[tuple[int, int]]]) -> None:
+    """Makes functions of symbols without a type: libbpf sees no program in others."""
+    for index, found in places.items():
+        if (
+            0 < index < len(image.sections)
+            and image.sections[index].flags & SHF_EXECINSTR
+            and all(image.symbols[number].type == STT_NOTYPE for _, number in found)
+        ):
+            for symbol in _sized(image, index, found):
+                symbol.info = symbol.binding << 4 | STT_FUNC
+
+
+def _find_variables(
+    image: ElfImage, sections: Sequence[int], places: Mapping[int, Sequence[tuple[int, int]]]
+) -> list[_Variable]:
     """The variables in the map sections, in order, each with its bytes."""
     found: list[_Variable] = []
     for index in sections:
         name, section = image.section_name(index), image.sections[index]
         if section.type != SHT_PROGBITS or section.flags & SHF_EXECINSTR:
             raise ObjectError(f'the section {name} holds no map definitions: is SEC("maps") right?')
-        content = image.content(index)
-        numbers = sorted(
-            (symbol.value, number)
-            for number, symbol in enumerate(image.symbols)
-            if symbol.section == index and _is_variable(symbol)
-        )
-        if not numbers:
+        if index not in places:
             raise ObjectError(f"no symbol names a map in the section {name}: was it stripped?")
-        ends = [start for start, _ in numbers[1:]] + [len(content)]
-        for (start, number), limit in zip(numbers, ends, strict=True):
-            size = image.symbols[number].size or limit - start  # compilers before 2019 gave none
-            if start % 4 or start + size > limit:
-                what = image.symbol_name(image.symbols[number])
-                raise ObjectError(
-                    f"map {what} has {size} bytes at {start} in the section {name}, but the next"
-                    f" map or the section's end is at {limit}: it is damaged"
-                )
-            found.append(_Variable(number, index, start, content[start : start + size]))
+        numbers = [number for _, number in places[index]]
+        for number, symbol in zip(numbers, _sized(image, index, places[index]), strict=True):
+            content = image.content_at(index, symbol.value, symbol.size)
+            found.append(_Variable(number, index, symbol.value, content))
+    if len(found) > MAPS_MAX:
+        raise ObjectError(f"the object has {len(found)} maps: {MAPS_MAX} is the most that is read")
     return found
-
-
-def _is_variable(symbol: Symbol) -> bool:
-    return symbol.type == STT_OBJECT or (
-        symbol.type == STT_NOTYPE and symbol.binding != STB_LOCAL and symbol.name != 0
-    )
 
 
 def _global_symbol(image: ElfImage, number: int) -> int:
@@ -148,6 +179,7 @@ def _declarations(
 ) -> list[Declaration]:
     programs = _tail_called(image, names)
     found = []
+    room = SLOTS_MAX
     for item in maps:
         slots: dict[int, int] = {}
         inner = None
@@ -162,11 +194,12 @@ def _declarations(
             _check_map_of_maps(item, slots)
         elif item.type == PROG_ARRAY and item.id and _is_first(item, maps):
             slots = programs.get(item.id, {})
-        last = max(slots, default=0)
-        if last >= min(item.max_entries, SLOTS_MAX) and slots:
+        last = max(slots, default=-1)
+        room -= last + 1
+        if last >= item.max_entries or room < 0:
             raise ObjectError(
                 f"map {item.name} has {item.max_entries} entries, but slot {last} is to be filled"
-                + (f": at most {SLOTS_MAX} can be" if last < item.max_entries else "")
+                + (f": an object can fill {SLOTS_MAX}" if last < item.max_entries else "")
             )
         found.append(Declaration(item, inner, slots))
     return found

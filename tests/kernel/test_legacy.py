@@ -193,6 +193,7 @@ def test_numa_nodes(debug: bool) -> None:
     with loaded(legacy_object("node", debug=debug)) as opened:
         assert in_kernel(opened, "placed") == (1, 4, 8, 6, 4)
         assert in_kernel(opened, "anywhere") == (12, 4, 4, 6, 0)
+        assert named(opened, "anywhere").numa_node == 0
     with (
         pytest.raises(ObjectError, match="placed"),
         loaded(legacy_object("node", debug=debug, NODE=1023)) as opened,
@@ -231,6 +232,19 @@ def test_many_maps(form: str, debug: bool) -> None:
             assert in_kernel(opened, spec.name) == (2, 4, 8, entries, 0)
             key = 0 if spec.name[0] == "m" else entries - 1
             assert number(opened, spec.name, key) == entries
+
+
+def test_symbols_without_types_and_sizes() -> None:
+    """As LLVM wrote them before 7."""
+    image = ElfImage(legacy_object("plain", FORM="TC9"))
+    for symbol in image.symbols:
+        if symbol.binding and symbol.size:
+            symbol.info, symbol.size = symbol.binding << 4, 0
+    with loaded(image.finished()) as opened:
+        check_plain(opened, "TC9")
+        run(opened, "program")
+        assert numbers(opened, "hidden", 5) == [0, 10, 0, 0, 20]
+        assert number(opened, "table", 3) == 1000
 
 
 OPEN_DAMAGED = """

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bpfkeeperd.elf import ElfFacts, check_header, first_complaint, read_elf
+from bpfkeeperd.elf import ElfFacts, check_header, first_complaint, read_elf, slotted_maps
+from bpfkeeperd.elfimage import ElfImage
 from bpfkeeperd.errors import ObjectError
 from tests.conftest import BuildObject
 
@@ -111,6 +112,26 @@ def test_a_compressed_license(counter: bytes) -> None:
     assert index < count
     compressed = patched(counter, table + 64 * index + 8, struct.pack("<Q", 0x800))
     assert read_elf(compressed).license == "Dual BSD/GPL"
+
+
+def test_names_that_are_tails_of_a_long_one(counter: bytes) -> None:
+    """Thousands of sections could each be called by most of a megabyte."""
+    image = ElfImage(counter)
+    names = [image.section_name(index) for index in range(len(image.sections))]
+    index = names.index(".strtab")
+    image.replace(index, image.content(index) + b"x" * 1025 + b"\0")
+    for read in (read_elf, slotted_maps):
+        with pytest.raises(ObjectError, match="its tables of names are no such"):
+            read(image.finished())
+
+
+def test_tables_of_names_over_each_other(counter: bytes) -> None:
+    image = ElfImage(counter)
+    names = [image.section_name(index) for index in range(len(image.sections))]
+    table = image.sections[names.index(".strtab")]
+    image.sections += [table] * (len(counter) // table.size + 100)
+    with pytest.raises(ObjectError, match="its tables of names are no such"):
+        read_elf(image.finished())
 
 
 def facts_or_error(data: bytes) -> ElfFacts | None:

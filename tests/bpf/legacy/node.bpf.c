@@ -10,7 +10,9 @@
 DEFINITION SEC("maps") placed = {
 	SIZES(BPF_MAP_TYPE_HASH, 4, 8, 6), FLAGS(BPF_F_NUMA_NODE), .numa_node = NODE,
 };
-DEFINITION SEC("maps") anywhere = { SIZES(BPF_MAP_TYPE_ARRAY_OF_MAPS, 4, 4, 6), .inner_map_idx = 0 };
+DEFINITION SEC("maps") anywhere = {
+	SIZES(BPF_MAP_TYPE_ARRAY_OF_MAPS, 4, 4, 6), .inner_map_idx = 0, .numa_node = 1023,
+};
 
 SEC("socket")
 int program(void *context)
