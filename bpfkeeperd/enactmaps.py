@@ -17,7 +17,7 @@ from bpfkeeperd.inner import slots
 from bpfkeeperd.layout import Layout, escape
 from bpfkeeperd.load import Loaded
 from bpfkeeperd.maptypes import BY_NUMBER, PROG_ARRAY
-from bpfkeeperd.observed import Observed
+from bpfkeeperd.observed import Observed, ObservedMap
 from bpfkeeperd.state import MapInfo
 from bpfkeeperd.steps import OnStep, Step
 from bpfkeeperd.transaction import Transaction
@@ -175,7 +175,7 @@ def kept_map(layout: Layout, observed: Observed, held: Held, name: str) -> tuple
     Raises:
         KeeperError: what is pinned is not what was observed.
     """
-    found = observed.maps[name]
+    found = observed.maps.get(name, ObservedMap())
     info = found.pinned or found.lost
     map_id = info.id if info else 0
     fd = held.map_fd(name, map_id)

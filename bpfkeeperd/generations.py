@@ -91,6 +91,8 @@ def _renew_one(draft: Draft) -> bool:
 def _missing_filler(draft: Draft, wanted: WantedMap) -> str:
     """Why a slot of a new program array cannot be filled; empty when all can."""
     for content in wanted.contents:
+        if isinstance(content.value, MapRef) and content.value.name not in draft.desired.maps:
+            return f"entry {content.text}: no object that can be read keeps {content.value.name}"
         ref = content.program
         if not ref or ref.object in draft.loads or draft.pinned_program(ref.object, ref.program):
             continue

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from bpfkeeperd.compare import Machine, as_info, canonical, inner_differences, spec_differences
-from bpfkeeperd.contents import encode
+from bpfkeeperd.contents import encode, enforce_refusal
 from bpfkeeperd.desired import WantedMap, WantedObject
 from bpfkeeperd.entries import (
     Content,
@@ -73,7 +73,7 @@ def wanted_maps(
             continue
         maps[entry.name] = _with_entry(maps[entry.name], entry, problems)
     for wanted_map in maps.values():
-        problems += _dangling(wanted_map, maps, objects, manifest)
+        problems += _dangling(wanted_map, maps, objects, manifest, known=not faults)
     return maps
 
 
@@ -102,6 +102,10 @@ def _with_entry(wanted: WantedMap, entry: MapEntry, problems: list[Problem]) -> 
         place = place.under("entries", entry.marks.get("entries", entry.mark))
         contents, found = encode(place, wanted.spec, entry.entries)
         problems += found
+        why = enforce_refusal(wanted.spec.type)
+        if entry.enforce and why and not found:
+            message = f"maps.{entry.name} cannot have enforce: {why}"
+            problems.append(Problem(_mark(entry, "enforce"), message, "remove it"))
     former = entry.rename_from or ""
     return replace(wanted, contents=contents, enforce=entry.enforce, former=former)
 
@@ -111,12 +115,19 @@ def _dangling(
     maps: Mapping[str, WantedMap],
     objects: Mapping[str, WantedObject],
     manifest: Manifest,
+    *,
+    known: bool,
 ) -> list[Problem]:
-    """Entries that name a map or a program that nobody keeps, and a former name that is in use."""
+    """Entries that name a map or a program that nobody keeps, and a former name that is in use.
+
+    ``known``: all objects could be read, there are no other maps.
+    """
     problems = []
     for content in wanted.contents:
         match content.value:
             case MapRef(name) if name not in maps:
+                if not known:
+                    continue
                 message = f"no map {name} is kept here"
                 problems.append(Problem(content.mark, message, did_you_mean(name, maps)))
             case MapRef(name):

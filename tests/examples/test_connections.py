@@ -148,6 +148,8 @@ def test_it_never_fills_up(example: MakeExample, netns: Netns) -> None:
         newest = (netns.here_address, PORT, netns.there_address, 11999, 17)
         found = udp(tracked)
         assert found[newest].packets_in == 1
-        assert len(found) <= used(tracked)["connections"] <= 256
+        # Not compared with each other: one packet of IPv6's own evicts up to 128 at once.
+        assert 0 < len(found) <= 256
+        assert 0 < used(tracked)["connections"] <= 256
         (packets, size, *_) = remotes(tracked)[netns.there_address]
         assert (packets, size) == (2000, 2000 * SIZE)  # most of whose connections made room
