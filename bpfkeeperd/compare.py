@@ -64,6 +64,9 @@ def canonical(spec: MapSpec, machine: Machine) -> MapSpec:
             if max_entries > U32_MAX:
                 max_entries -= cpus
     inner = canonical(spec.inner, machine) if spec.inner else None
+    now = flags, max_entries, value_size, inner
+    if now == (spec.flags, spec.max_entries, spec.value_size, spec.inner):
+        return spec
     return replace(spec, flags=flags, max_entries=max_entries, value_size=value_size, inner=inner)
 
 

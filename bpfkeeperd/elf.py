@@ -8,20 +8,20 @@ libbpf does not: why a file is no BPF object, its sections, its license.
 import io
 import struct
 from bisect import bisect_left
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-
-from elftools.common.exceptions import ELFError
-from elftools.elf.elffile import ELFFile
-from elftools.elf.relocation import RelocationSection
-from elftools.elf.sections import Section as ELFSection
-from elftools.elf.sections import SymbolTableSection
+from typing import TYPE_CHECKING
 
 from bpfkeeperd.elfimage import NAME_MAX_BYTES
 from bpfkeeperd.errors import ObjectError
 
+if TYPE_CHECKING:  # it takes 20 ms to import, and few need it
+    from elftools.elf.sections import Section as ELFSection
+
 _HEADER = struct.Struct("<4s5B7xHHIQQQIHHHHHH")
-_DAMAGED = (ELFError, ValueError, LookupError, TypeError, AttributeError, OverflowError)
-"""What pyelftools raises at the sight of nonsense."""
+_DAMAGED = (ValueError, LookupError, TypeError, AttributeError, OverflowError)
+"""Beside its own, what pyelftools raises at the sight of nonsense."""
 _EM_BPF = 247
 _ET_REL = 1
 _SHT_STRTAB = 3
@@ -84,17 +84,17 @@ def read_elf(data: bytes) -> ElfFacts:
     Raises:
         ObjectError: the file is damaged.
     """
+    from elftools.elf.elffile import ELFFile
+
     check_header(data)
     _check_names(data)
-    try:
+    with _sound():
         elf = ELFFile(io.BytesIO(data))
         sections = tuple(
             Section(section.name, str(section["sh_type"]), section["sh_size"])
             for section in elf.iter_sections()
         )
         text = _raw(data, elf.get_section_by_name("license"))
-    except _DAMAGED as error:
-        raise ObjectError(f"the ELF file is damaged: {error}") from None
     return ElfFacts(text.split(b"\0")[0].decode("utf-8", "replace"), sections)
 
 
@@ -105,8 +105,12 @@ def slotted_maps(data: bytes) -> frozenset[str]:
     Raises:
         ObjectError: the file is damaged.
     """
+    from elftools.elf.elffile import ELFFile
+    from elftools.elf.relocation import RelocationSection
+    from elftools.elf.sections import SymbolTableSection
+
     _check_names(data)
-    try:
+    with _sound():
         elf = ELFFile(io.BytesIO(data))
         relocations = elf.get_section_by_name(".rel.maps")
         symbols = elf.get_section_by_name(".symtab")
@@ -129,7 +133,16 @@ def slotted_maps(data: bytes) -> frozenset[str]:
             and bisect_left(filled, symbol["st_value"])
             < bisect_left(filled, symbol["st_value"] + symbol["st_size"])
         )
-    except _DAMAGED as error:
+
+
+@contextmanager
+def _sound() -> Iterator[None]:
+    """What pyelftools raises at the sight of nonsense, said in a word."""
+    from elftools.common.exceptions import ELFError
+
+    try:
+        yield
+    except (ELFError, *_DAMAGED) as error:
         raise ObjectError(f"the ELF file is damaged: {error}") from None
 
 
@@ -154,7 +167,7 @@ def _check_names(data: bytes) -> None:
             raise ObjectError("the ELF file is damaged: its tables of names are no such")
 
 
-def _raw(data: bytes, section: ELFSection | None) -> bytes:
+def _raw(data: bytes, section: "ELFSection | None") -> bytes:
     """A section's bytes as they are in the file: a compressed one is never taken out."""
     if section is None or section["sh_type"] == "SHT_NOBITS":
         return b""

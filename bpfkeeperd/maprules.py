@@ -1,5 +1,6 @@
 """The kernel's rules of map creation, checked before the kernel says EINVAL. Pure."""
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import assert_never
@@ -57,6 +58,7 @@ class Violation:
     remedy: str
 
 
+@functools.lru_cache(maxsize=4096)
 def violations(
     spec: MapSpec, machine: Machine, *, declared_in_object: bool
 ) -> tuple[Violation, ...]:
