@@ -223,3 +223,22 @@ def test_held_user_holds_back_a_shared_map(world: World) -> None:
         assert "object one: held back by map counts" in text
         assert world.everything() == before
         check_still_served(world, programs=2)
+
+
+def test_a_map_of_a_type_that_nobody_knows(world: World) -> None:
+    """No rule is broken, and the kernel refuses all the same: it is said what was asked for."""
+    world.put("one", TYPE=99)
+    world.write_counter("one")
+    said = refused(world.apply())
+    assert "object one: cannot create map counts: Invalid argument (EINVAL): asked for was" in said
+    assert "key_size 4, value_size 16, max_entries 16" in said
+
+
+def test_an_own_map_of_a_type_that_the_kernel_does_not_have(world: World) -> None:
+    name = b"\0BPF_MAP_TYPE_INSN_ARRAY\0"
+    if name in Path("/sys/kernel/btf/vmlinux").read_bytes():
+        pytest.skip("this kernel has all types")
+    world.write("maps: {places: {type: insn_array, value_size: 16, max_entries: 2}}\n")
+    said = refused(world.apply())
+    assert "cannot create map places: Invalid argument (EINVAL): asked for was" in said
+    assert "the kernel may be too old: there is insn_array since Linux 6.19" in said
