@@ -22,7 +22,7 @@ from bpfkeeperd.actions import (
     RestoreMap,
 )
 from bpfkeeperd.after import After
-from bpfkeeperd.directories import make_directory, remove_empty, remove_tree, unlink
+from bpfkeeperd.directories import make_directory, make_parents, remove_empty, remove_tree, unlink
 from bpfkeeperd.enact import Enactor, error_text, make_link_directory
 from bpfkeeperd.enactmaps import kept_map
 from bpfkeeperd.errors import KeeperError, ObjectError
@@ -32,6 +32,7 @@ from bpfkeeperd.load import Loaded, OpenObject, load_each
 from bpfkeeperd.observed import Observed
 from bpfkeeperd.state import Failure
 from bpfkeeperd.steps import OnStep, Step
+from bpfkeeperd.transaction import Transaction
 
 
 @dataclass(slots=True)
@@ -126,7 +127,9 @@ def _restore(enactor: Enactor, restore: Restore, applied: Applied) -> None:
                         if fd is None:
                             raise KeeperError(f"map {wanted.name} went away: reload again")
                         stack.callback(os.close, fd)
-                    kernel.pin(fd, layout.map(wanted.name))
+                    path = layout.map(wanted.name)
+                    make_parents(Transaction(), path, layout.root)
+                    kernel.pin(fd, path)
                 applied.made_maps.add(wanted.name)
             case RestoreLink(key, info):
                 enactor.on_step(Step.RESTORE_LINK, "/".join(key))

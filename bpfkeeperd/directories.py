@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import os
+import stat
 
 from bpfkeeperd.errors import KernelError
 from bpfkeeperd.transaction import Transaction
@@ -70,9 +71,15 @@ def remove_tree(path: str) -> None:
 
 
 def remove_empty(path: str, top: str) -> None:
-    """Removes the directories above a path that are empty now, up to but without ``top``."""
+    """Removes the directories above a path that are empty now, up to but without ``top``.
+
+    One with other rights than `make_directory` gives was prepared by somebody, and stays.
+    """
     while (path := os.path.dirname(path)) != top:
         try:
+            found = os.lstat(path)
+            if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & ~0o700:
+                return
             os.rmdir(path)
         except OSError:
             return

@@ -173,7 +173,7 @@ def _kernel_names(draft: Draft, wanted: WantedObject) -> dict[str, str]:
     the pin, or as any of their users declares them."""
     names = {}
     for pin_name in wanted.maps.values():
-        names[pin_name[:15]] = pin_name
+        names[pin_name.rpartition("/")[2][:15]] = pin_name
         for user in draft.desired.maps[pin_name].users:
             maps = draft.desired.objects[user].maps
             names |= {elf_name[:15]: pin for elf_name, pin in maps.items() if pin == pin_name}

@@ -4,10 +4,10 @@ import os
 
 from bpfkeeperd import kernel
 from bpfkeeperd.churn import Memory
-from bpfkeeperd.directories import remove_tree
+from bpfkeeperd.directories import pins_below, remove_empty, remove_tree
 from bpfkeeperd.errors import KeeperError
 from bpfkeeperd.kernel import PinKind
-from bpfkeeperd.layout import OWN_DIRECTORY, Layout, unescape
+from bpfkeeperd.layout import OWN_DIRECTORY, PARTS_MAX, Layout, unescape
 
 
 def unload(layout: Layout, memory: Memory, *, with_maps: bool) -> tuple[list[str], Memory]:
@@ -34,6 +34,7 @@ def unload(layout: Layout, memory: Memory, *, with_maps: bool) -> tuple[list[str
             known = with_maps and record.made and memory.boot_id == kernel.boot_id()
             if known and _is_pinned(layout, name, record.id):
                 os.unlink(layout.map(name))
+                remove_empty(layout.map(name), layout.root)
                 lines.append(f"unpinned map {name} (ID {record.id}): its contents are gone")
                 del maps[name]
     except OSError as error:
@@ -50,12 +51,15 @@ def _is_pinned(layout: Layout, name: str, map_id: int) -> bool:
 
 
 def pinned_maps(layout: Layout) -> list[str]:
-    """The names of all maps that are pinned in the pin root, whoever made them."""
+    """The names of all maps that are pinned in the pin root, whoever made them, as deep as a
+    manifest can name them."""
     names = []
-    for name in sorted(os.listdir(layout.root)):
+    for name in sorted(pins_below(layout.root, PARTS_MAX)):
+        if name.startswith(f"{OWN_DIRECTORY}/"):
+            continue
         try:
-            found = None if name == OWN_DIRECTORY else kernel.pinned_map(layout.map(name))
-        except KeeperError:  # a directory, a program, something of the kernel's own
+            found = kernel.pinned_map(layout.map(name))
+        except KeeperError:  # a program, something of the kernel's own
             continue
         if found:
             os.close(found[0])
