@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from bpfkeeperd import kernel
 from bpfkeeperd.actions import CreateMap, Making, RenameMap, RenewMap, WriteEntries
 from bpfkeeperd.after import After
-from bpfkeeperd.directories import exchange, make_parents, unlink
+from bpfkeeperd.directories import exchange, make_parents, remove_empty, unlink
 from bpfkeeperd.errors import KeeperError, KernelError
 from bpfkeeperd.fill import Resolver, fill
 from bpfkeeperd.globaldata import carried_over, variables
@@ -112,6 +112,7 @@ class MapEnactor:
         transaction.on_undo(lambda: unlink(path))
         os.unlink(source)
         transaction.on_undo(lambda: os.link(path, source))
+        transaction.on_success(lambda: remove_empty(source, self.layout.root))
         self.after.renamed(name)
 
     def commit(self, transaction: Transaction, name: str) -> None:

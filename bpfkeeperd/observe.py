@@ -4,7 +4,7 @@ import functools
 import os
 import re
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -118,8 +118,9 @@ def observe(desired: Desired, layout: Layout, held: Held, last_ids: Mapping[str,
             links[pin.path[0], pin.path[1], pin.path[2]] = ObservedLink(link)
     for key, info in held.link_infos(besides=links).items():
         links[key] = ObservedLink(info, pinned=False)
+    former = functools.partial(_former, desired, layout, programs, last_ids)
     maps = {
-        name: _observe_map(layout, name, held, last_ids, _former(desired, layout, programs, name))
+        name: _observe_map(layout, name, held, last_ids, former)
         for name in (*desired.maps, *desired.unread_maps())
     }
     maps = _with_contents(desired, layout, held, programs, maps)
@@ -149,13 +150,17 @@ def _check_read(directory: str, pin: kernel.Pin) -> None:
 
 
 def _observe_map(
-    layout: Layout, name: str, held: Held, last_ids: Mapping[str, int], former: str
+    layout: Layout,
+    name: str,
+    held: Held,
+    last_ids: Mapping[str, int],
+    former: Callable[[str], str],
 ) -> ObservedMap:
     source = ""
     try:
         found = kernel.pinned_map(layout.map(name))
-        if found is None and former:
-            source, found = former, kernel.pinned_map(layout.map(former))
+        if found is None and (source := former(name)):
+            found = kernel.pinned_map(layout.map(source))
     except KernelError as error:
         return ObservedMap(fault=str(error))
     if found:
@@ -163,13 +168,21 @@ def _observe_map(
         os.close(fd)
         return ObservedMap(pinned=info, layouts=kernel.btf_layouts(*info.btf), source=source)
     lost = held.map_info(name) or _alive(last_ids.get(name))
+    if lost is None and source:
+        lost = held.map_info(source) or _alive(last_ids.get(source))
     if lost is None:
         return ObservedMap()
     return ObservedMap(lost=lost, layouts=kernel.btf_layouts(*lost.btf))
 
 
-def _former(desired: Desired, layout: Layout, programs: LoadedPrograms, name: str) -> str:
-    """The name that a map may still be pinned under.
+def _former(
+    desired: Desired,
+    layout: Layout,
+    programs: LoadedPrograms,
+    last_ids: Mapping[str, int],
+    name: str,
+) -> str:
+    """The name that a map may still be pinned under, or was when its pin went.
 
     tc pins a map of an object's own namespace below the hash of the object's file: a new file has
     another place for it, where the map that the programs run on belongs.
@@ -187,15 +200,16 @@ def _former(desired: Desired, layout: Layout, programs: LoadedPrograms, name: st
         for program in loaded.values()
         for map_id in program.map_ids
     }
-    for other in _names_in(f"{layout.root}/tc"):
-        candidate = f"tc/{other}/{place[2]}"
-        if candidate == name or candidate in desired.maps or not OBJECT_NAMESPACE.match(candidate):
+    pinned = (f"tc/{other}/{place[2]}" for other in _names_in(f"{layout.root}/tc"))
+    for candidate in dict.fromkeys((*pinned, *last_ids)):
+        other = OBJECT_NAMESPACE.fullmatch(candidate)
+        if not other or other[2] != place[2] or candidate in desired.maps:
             continue
         found = kernel.pinned_map(layout.map(candidate))
         if found:
             os.close(found[0])
-            if found[1].id in used:
-                return candidate
+        if (found[1].id if found else last_ids.get(candidate)) in used:
+            return candidate
     return ""
 
 
