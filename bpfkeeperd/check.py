@@ -23,6 +23,8 @@ class ObjectReport:
     spec: ObjectSpec
     kept_maps: Mapping[str, str]
     """ELF name to pin name."""
+    types: Mapping[str, str]
+    """Of programs to which the manifest gives a type or a hook."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +47,10 @@ class CheckReport:
             for spec in report.spec.maps:
                 kept = report.kept_maps.get(spec.name)
                 lines.append(f"  map {_map_text(spec)}{f', kept as {kept}' if kept else ''}")
-            lines += [
-                f"  program {program.name} (section {program.section})"
-                for program in report.spec.programs
-            ]
+            for program in report.spec.programs:
+                given = report.types.get(program.name)
+                type_text = f", type {given}" if given else ""
+                lines.append(f"  program {program.name} (section {program.section}{type_text})")
         lines += [f"object {name}: {fault}" for name, fault in self.faults.items()]
         return "\n".join(lines)
 
@@ -75,12 +77,14 @@ def _report(manifest: Manifest, sources: Sources) -> CheckReport:
             except KeeperError as error:
                 faults[name] = str(error)
                 continue
+            entry = manifest.objects[name]
             objects[name] = ObjectReport(
-                manifest.objects[name].file,
+                entry.file,
                 source.sha256,
                 elf,
                 source.spec,
                 desired.objects[name].maps,
+                {program.name: program.type for program in entry.programs.values() if program.type},
             )
     return CheckReport(manifest.file, objects, tuple(desired.maps), faults)
 

@@ -136,7 +136,10 @@ def _object_fault(entry: ObjectEntry, spec: ObjectSpec, machine: Machine) -> str
 
 def _attach_fault(attach: AttachEntry, section: str, hook: Hook | None) -> str:
     if hook is None and section.removeprefix("?") in ("tc", "classifier"):
-        return 'write SEC("tcx/ingress") or SEC("tcx/egress"), which say where it is attached'
+        return (
+            'write SEC("tcx/ingress") or SEC("tcx/egress"), which say where it is attached, or'
+            " type: tcx/ingress beside attach"
+        )
     if hook is None:
         return (
             f'its section "{section}" names no hook that this version attaches'

@@ -31,7 +31,7 @@ class OpenObject:
     Closing also closes the descriptors of programs and maps; what is pinned or attached stays.
     """
 
-    __slots__ = ("_data", "_maps", "_object", "_programs", "name", "spec")
+    __slots__ = ("_data", "_maps", "_object", "_programs", "_typed", "name", "spec")
 
     def __init__(self, data: bytes, name: str) -> None:
         self.name = name
@@ -52,6 +52,7 @@ class OpenObject:
             )
         self._maps: dict[str, Any] = {}
         self._programs: dict[str, Any] = {}
+        self._typed: set[str] = set()
         self.spec = self._describe(rewritten.pins)
 
     def _describe(self, pins: Mapping[str, str]) -> ObjectSpec:
@@ -86,7 +87,8 @@ class OpenObject:
             raise ObjectError(f"cannot use the kept map {name}: {errno_text(-result)}", _log())
 
     def set_type(self, program: str, prog_type: int, expected_attach_type: int = 0) -> None:
-        """Says what a program is where its section's name does not; before `load`."""
+        """Says what a program is, whatever its section's name says; before `load`."""
+        self._typed.add(program)
         pointer = self._programs[program]
         lib.bpf_program__set_type(pointer, prog_type)
         lib.bpf_program__set_expected_attach_type(pointer, expected_attach_type)
@@ -108,7 +110,7 @@ class OpenObject:
 
     def _set_types(self) -> None:
         for spec in self.spec.programs:
-            if spec.hook is None:
+            if spec.hook is None or spec.name in self._typed:
                 continue
             pointer = self._programs[spec.name]
             if not spec.type:  # a section name that this libbpf does not know
