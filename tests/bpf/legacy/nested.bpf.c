@@ -5,6 +5,10 @@
  */
 #include "forms.h"
 
+#ifndef VERSION
+#define VERSION 1
+#endif
+
 #if FORM == TC9
 DEFINITION SEC("maps") inner_a = { SIZES(BPF_MAP_TYPE_ARRAY, 4, 8, 2), .id = 7, .inner_idx = 3 };
 static DEFINITION SEC("maps") inner_b = {
@@ -27,10 +31,10 @@ int program(void *context)
 	void *inner = bpf_map_lookup_elem(&outer, &slot);
 
 	if (inner)
-		add(inner, 1, 5);
+		add(inner, 1, 5 * VERSION);
 	slot = 1;
 	inner = bpf_map_lookup_elem(&outer, &slot);
 	if (inner)
-		add(inner, 0, 7);
+		add(inner, 0, 7 * VERSION);
 	return 1;
 }
