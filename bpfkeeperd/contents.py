@@ -96,6 +96,8 @@ def enforce_refusal(map_type: int) -> str:
     """Why entries cannot be put right again in a map of this type; empty where they can."""
     if type_name(map_type) in ("queue", "stack"):
         return "what is taken out of it is meant to be gone"
+    if type_name(map_type) == "cgroup_array":
+        return "nobody can read what is in it"
     return refusal(map_type)
 
 

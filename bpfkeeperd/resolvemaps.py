@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from bpfkeeperd.compare import Machine, as_info, canonical, inner_differences, spec_differences
-from bpfkeeperd.contents import encode
+from bpfkeeperd.contents import encode, enforce_refusal
 from bpfkeeperd.desired import WantedMap, WantedObject
 from bpfkeeperd.entries import (
     Content,
@@ -67,7 +67,7 @@ def wanted_maps(
             )
     for entry in manifest.maps.values():
         if entry.name not in maps:
-            if not faults:
+            if not faults and not any(wanted.fault for wanted in objects.values()):
                 problems.append(_undeclared(entry, maps))
             continue
         maps[entry.name] = _with_entry(maps[entry.name], entry, problems)
@@ -96,6 +96,11 @@ def _with_entry(wanted: WantedMap, entry: MapEntry, problems: list[Problem]) -> 
         place = place.under("entries", entry.marks.get("entries", entry.mark))
         contents, found = encode(place, wanted.spec, entry.entries)
         problems += found
+        why = enforce_refusal(wanted.spec.type)
+        if why and entry.enforce and not found:
+            mark = entry.marks.get("enforce", entry.mark)
+            message = f"maps.{entry.name} cannot have enforce: {why}"
+            problems.append(Problem(mark, message, "remove it"))
     former = entry.rename_from or ""
     return replace(wanted, contents=contents, enforce=entry.enforce, former=former)
 
@@ -121,7 +126,9 @@ def _dangling(
                 problems += _no_program(ref, content, objects, manifest)
             case _:
                 pass
-    if wanted.former in maps:
+    former = maps.get(wanted.former)
+    # An object whose file cannot be used now knows the map by its former name.
+    if former and (former.definition or any(not objects[user].fault for user in former.users)):
         entry = manifest.maps[wanted.name]
         mark = entry.marks.get("rename_from", entry.mark)
         message = f"map {wanted.name} cannot be renamed from {wanted.former}"
