@@ -70,9 +70,13 @@ class RenewMap:
     """Of global data: the variables that keep their values."""
     dropped: tuple[str, ...] = ()
     """Of global data: those that do not."""
+    source: str = ""
+    """The name of its pin now, if that is another."""
 
     def __str__(self) -> str:
         changes = f"its ID {self.old.id} changes"
+        if self.source:
+            changes = f"renamed from {self.source}, {changes}"
         if not self.map.spec.internal:
             return (
                 f"renew {type_name(self.map.spec.type)} {self.map.name}: {changes} ({self.reason})"
@@ -218,7 +222,7 @@ class Refusal:
     """Something the manifest wants that is not done, and why."""
 
     kind: str
-    """``map``, ``object`` or ``attachment``."""
+    """``map``, ``object``, ``attachment`` or ``entry``."""
     name: str
     reason: str
 

@@ -62,6 +62,8 @@ class Applied:
                 self.recreated_maps.add(name)
             case RenewMap():
                 self.renewed_maps.add(name)
+                if action.source:
+                    self.renamed_maps[name] = action.source
             case CreateMap():
                 pass
         self.made_maps.add(name)
@@ -85,14 +87,22 @@ def apply(
     """
     applied = Applied()
     _sweep(layout, observed, on_step)
-    if not plan.actions:
+    if plan.actions:
+        enactor = Enactor(layout, observed, held, on_step, After(observed), applied.notes)
+        _carry_out(enactor, plan, open_object, applied)
+    else:
         applied.observed = observed
-        return applied
+    if not applied.failures and not plan.refusals and os.path.isdir(layout.leftover):
+        remove_tree(layout.leftover)
+    return applied
+
+
+def _carry_out(enactor: Enactor, plan: Plan, open_object: OpenObject, applied: Applied) -> None:
+    layout = enactor.layout
     for directory in (layout.own, layout.objects, layout.links, layout.staging):
         make_directory(directory)
     for kind in ("maps", "old_maps", "programs", "old_programs", "links"):
         make_directory(f"{layout.staging}/{kind}")
-    enactor = Enactor(layout, observed, held, on_step, After(observed), applied.notes)
     for restore in plan.restores:
         _restore(enactor, restore, applied)
     _make_changes(enactor, plan, open_object, applied)
@@ -101,15 +111,22 @@ def apply(
     remove_tree(layout.staging)
     if not applied.failures and not plan.restores:
         applied.observed = enactor.after.observed()
-    return applied
 
 
 def _sweep(layout: Layout, observed: Observed, on_step: OnStep) -> None:
-    """Removes what an interrupted reload left half made, or half removed."""
+    """Removes what an interrupted reload left half made, or half removed.
+
+    Its new maps stay until nothing runs on them any more: without a pin, the kernel empties a
+    program array under the programs that were swapped in already.
+    """
     for path in observed.empty_links:
         remove_empty(f"{layout.links}/{path}/", layout.links)
     if os.path.isdir(layout.staging):
         on_step(Step.SWEEP_STAGING, layout.staging)
+        maps = f"{layout.staging}/maps"
+        if os.path.isdir(maps) and os.listdir(maps):
+            make_directory(layout.leftover)
+            os.rename(maps, f"{layout.leftover}/{len(os.listdir(layout.leftover))}")
         remove_tree(layout.staging)
 
 

@@ -73,7 +73,7 @@ def hold_back(draft: Draft) -> None:
         for name in list(draft.map_actions):
             who = holder(draft, name) if draft.makes(name) else ""
             if who:
-                _keep_map(draft, name, f"object {who}, which uses it, is held back")
+                keep_map(draft, name, f"object {who}, which uses it, is held back")
                 changed = True
 
 
@@ -98,7 +98,7 @@ def holder(draft: Draft, map_name: str) -> str:
     return ""
 
 
-def _keep_map(draft: Draft, name: str, reason: str) -> None:
+def keep_map(draft: Draft, name: str, reason: str) -> None:
     """Leaves a map as it is, although it was about to be made."""
     del draft.map_actions[name]
     draft.refused_maps[name] = reason

@@ -46,6 +46,8 @@ def drift(plan: Plan) -> Mapping[str, int]:
                 counts["map_differs"] += 1
             case "object":
                 counts["object_held_back"] += 1
+            case "entry":
+                counts["entries_differ"] += 1
             case _:
                 counts["target_missing"] += 1
     return counts

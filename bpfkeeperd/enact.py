@@ -88,7 +88,7 @@ class Enactor:
         for map_action in change.maps:
             match map_action:
                 case RecreateMap() | RenewMap():
-                    self.maps.commit(transaction, map_action.map.name)
+                    self.maps.commit(transaction, map_action)
                 case RenameMap():
                     self.maps.rename(transaction, map_action)
                 case CreateMap():

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from bpfkeeperd import kernel
-from bpfkeeperd.actions import CreateMap, Making, RenameMap, RenewMap, WriteEntries
+from bpfkeeperd.actions import CreateMap, Making, RecreateMap, RenameMap, RenewMap, WriteEntries
 from bpfkeeperd.after import After
 from bpfkeeperd.directories import exchange, make_parents, remove_empty, unlink
+from bpfkeeperd.entries import Content, InterfaceRef
 from bpfkeeperd.errors import KeeperError, KernelError
 from bpfkeeperd.fill import Resolver, fill
 from bpfkeeperd.globaldata import carried_over, variables
@@ -16,7 +17,7 @@ from bpfkeeperd.held import Held
 from bpfkeeperd.inner import slots
 from bpfkeeperd.layout import Layout, escape
 from bpfkeeperd.load import Loaded
-from bpfkeeperd.maptypes import BY_NUMBER, PROG_ARRAY
+from bpfkeeperd.maptypes import BY_NUMBER, CPUMAP, DEVMAP, DEVMAP_HASH, PROG_ARRAY, type_name
 from bpfkeeperd.observed import Observed, ObservedMap
 from bpfkeeperd.state import MapInfo
 from bpfkeeperd.steps import OnStep, Step
@@ -97,9 +98,9 @@ class MapEnactor:
         resolver = self._resolver(transaction, loaded)
         for place in action.places:
             content = wanted.contents[place]
-            if content.key is not None:
-                transaction.on_undo(way_back(fd, kernel.map_info(fd), content.key))
+            put_back = way_back(transaction, fd, content)
             fill(fd, wanted.spec, [content], resolver)
+            transaction.on_undo(put_back)
         self.after.wrote(wanted.name, action.places)
 
     def rename(self, transaction: Transaction, action: RenameMap) -> None:
@@ -115,11 +116,21 @@ class MapEnactor:
         transaction.on_success(lambda: remove_empty(source, self.layout.root))
         self.after.renamed(name)
 
-    def commit(self, transaction: Transaction, name: str) -> None:
+    def commit(self, transaction: Transaction, action: RecreateMap | RenewMap) -> None:
         """The new map takes the name."""
+        name = action.map.name
         self.on_step(Step.COMMIT_MAP, name)
+        staged, path = self.layout.staged_map(name), self.layout.map(name)
         aside = f"{self.layout.staging}/old_maps/{escape(name)}"
-        exchange(transaction, self.layout.staged_map(name), self.layout.map(name), aside)
+        if isinstance(action, RenewMap) and action.source:
+            former = self.layout.map(action.source)
+            make_parents(transaction, path, self.layout.root)
+            os.link(staged, path)  # not renamed: nothing that came meanwhile is replaced
+            transaction.on_undo(lambda: unlink(path))
+            os.rename(former, aside)
+            transaction.on_undo(lambda: os.rename(aside, former))
+            return
+        exchange(transaction, staged, path, aside)
 
     def kept_fd(self, transaction: Transaction, name: str) -> int:
         """The descriptor of a kept map: the held one when it is the pinned one."""
@@ -143,31 +154,50 @@ class MapEnactor:
         return Resolver(program_fd=program_fd, map_fd=map_fd)
 
 
-def way_back(fd: int, info: MapInfo, key: bytes) -> Callable[[], None]:
-    """Reads an entry, and returns what puts it back."""
+def way_back(transaction: Transaction, fd: int, content: Content) -> Callable[[], None]:
+    """Reads an entry, and returns what puts it back once it was written."""
+    key, info = content.key, kernel.map_info(fd)
+    if key is None:
+        return lambda: None  # what is added to a bloom filter cannot be taken out
     known = BY_NUMBER.get(info.type)
     size = info.value_size
     if known and known.per_cpu:
         size = (size + 7) // 8 * 8 * kernel.possible_cpus()
     try:
-        before = kernel.map_lookup(fd, key, size)
+        there = type_name(info.type) != "lpm_trie" or key in kernel.map_keys(fd, info.key_size)
+        before = kernel.map_lookup(fd, key, size) if there else None
+        written = _as_written(transaction, info, before) if before else None
     except KernelError:  # it cannot be read, and so not be put back
         return lambda: None
-    opens = kernel.program_by_id if info.type == PROG_ARRAY else kernel.map_by_id
+    netns = content.value.netns if isinstance(content.value, InterfaceRef) else None
 
     def put_back() -> None:
-        if before is None:
+        if written is None:
             kernel.map_delete(fd, key)
-        elif info.type == PROG_ARRAY or (known and known.outer):
-            # What is read is an ID, what is written a descriptor.
-            held = opens(int.from_bytes(before, sys.byteorder))
-            if held is not None:
-                with kernel.holding(held):
-                    kernel.map_update(fd, key, held.to_bytes(4, sys.byteorder))
-        else:
-            kernel.map_update(fd, key, before)
+            return
+        with kernel.inside_netns(kernel.netns_path(netns) if netns else None):
+            kernel.map_update(fd, key, written)
 
     return put_back
+
+
+def _as_written(transaction: Transaction, info: MapInfo, read: bytes) -> bytes | None:
+    """A value as it has to be written: where an ID is read, a descriptor; None for nothing.
+
+    The descriptor is held from now on: the entry may be all that keeps what it names.
+    """
+    known = BY_NUMBER.get(info.type)
+    outer = bool(known and known.outer)
+    at = 4 if info.type in (DEVMAP, DEVMAP_HASH, CPUMAP) else 0
+    if not at and not outer and info.type != PROG_ARRAY:
+        return read
+    if at and not any(read[:at]):
+        return None
+    number = int.from_bytes(read[at : at + 4], sys.byteorder)
+    opened = (kernel.map_by_id if outer else kernel.program_by_id)(number) if number else None
+    if opened is None:
+        return read
+    return read[:at] + transaction.close_later(opened).to_bytes(4, sys.byteorder)
 
 
 def kept_map(layout: Layout, observed: Observed, held: Held, name: str) -> tuple[int, bool]:

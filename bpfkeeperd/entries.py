@@ -141,6 +141,17 @@ class Content:
     """What messages call it: the key as it is written, or the value where there is no key."""
 
     @property
+    def target(self) -> Target | None:
+        """The place outside of the keeper's reach that it names: it may come and go."""
+        match self.value:
+            case InterfaceRef(name, netns):
+                return InterfaceTarget(name, netns)
+            case CgroupRef(path):
+                return CgroupTarget(path)
+            case _:
+                return None
+
+    @property
     def program(self) -> ProgramRef | None:
         """The program that it names."""
         match self.value:

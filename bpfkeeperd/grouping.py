@@ -66,8 +66,7 @@ def _components(draft: Draft) -> list[tuple[list[str], list[str]]]:
             group_of[root(_map(map_name))] = root(other)
     groups: dict[str, tuple[list[str], list[str]]] = {}
     for map_name in sorted(touched, key=lambda name: bool(draft.desired.maps[name].parts)):
-        if _can_be_done(draft, map_name):
-            groups.setdefault(root(_map(map_name)), ([], []))[0].append(map_name)
+        groups.setdefault(root(_map(map_name)), ([], []))[0].append(map_name)
     for name in takes_part:
         groups.setdefault(root(_object(name)), ([], []))[1].append(name)
     return list(groups.values())
@@ -75,14 +74,6 @@ def _components(draft: Draft) -> list[tuple[list[str], list[str]]]:
 
 def _is_touched(draft: Draft, map_name: str) -> bool:
     return map_name in draft.map_actions or map_name in draft.writes
-
-
-def _can_be_done(draft: Draft, map_name: str) -> bool:
-    """Whether somebody can make the map: libbpf for an object that takes part, or the keeper."""
-    wanted = draft.desired.maps[map_name]
-    if not draft.makes(map_name) or wanted.definition:
-        return True
-    return any(user in draft.loads for user in wanted.users)
 
 
 def _map(name: str) -> str:

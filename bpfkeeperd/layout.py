@@ -90,6 +90,15 @@ def is_array_name(name: str) -> bool:
     return name.startswith(f"{OWN_DIRECTORY}/arrays/")
 
 
+def kernel_name(object_name: str, elf_name: str) -> str:
+    """What the kernel calls a map that libbpf made: its name cut to 15 characters. Global data is
+    the section's name behind as much of the object's as there is room for."""
+    if not elf_name.startswith("."):
+        return elf_name[:15]
+    room = max(0, 15 - max(7, len(elf_name)))
+    return re.sub("[^A-Za-z0-9_.]", "_", object_name[:room] + elf_name)[:15]
+
+
 def global_data_fault(elf_name: str) -> str | None:
     """Why a map of an object can be kept under no name at all; None where it can."""
     return NEVER_KEPT if elf_name.startswith((".rodata", ".kconfig")) else None
@@ -98,7 +107,7 @@ def global_data_fault(elf_name: str) -> str | None:
 class Layout:
     """The paths under one pin root."""
 
-    __slots__ = ("arrays", "links", "objects", "own", "root", "staging")
+    __slots__ = ("arrays", "leftover", "links", "objects", "own", "root", "staging")
 
     def __init__(self, root: str) -> None:
         self.root = root
@@ -107,6 +116,7 @@ class Layout:
         self.links = f"{self.own}/links"
         self.arrays = f"{self.own}/arrays"
         self.staging = f"{self.own}/staging"
+        self.leftover = f"{self.own}/leftover"
 
     def map(self, name: str) -> str:
         """Where a kept map is pinned: under its full name, as libbpf does, directories included."""

@@ -130,11 +130,17 @@ def observe(desired: Desired, layout: Layout, held: Held, last_ids: Mapping[str,
         for attachment in wanted.attachments
     ]
     unread = [target for _, _, target, _ in desired.unread_attachments()]
+    named = [
+        target
+        for wanted_map in desired.maps.values()
+        for content in wanted_map.contents
+        if (target := content.target)
+    ]
     return Observed(
         maps=maps,
         programs=programs,
         links=links,
-        targets=_observe_targets([*attachments, *unread]),
+        targets=_observe_targets([*attachments, *unread, *named]),
         map_names=_unpinned_names(maps.values(), programs),
         empty_links=tuple(empty_links),
         arrays=tuple(
@@ -232,12 +238,12 @@ def _with_contents(
     nested = [
         info.id
         for name, wanted in desired.maps.items()
-        if wanted.spec.type in _OUTER_TYPES and (info := maps[name].pinned)
+        if wanted.spec.type in _OUTER_TYPES and (info := maps[name].pinned or maps[name].lost)
     ]
     inner = inner_infos(nested) if nested else {}
     seen = dict(maps)
     for name, wanted in desired.maps.items():
-        info = maps[name].pinned
+        info = maps[name].pinned or maps[name].lost
         if info is None:
             continue
         if wanted.spec.type in _OUTER_TYPES:
@@ -249,13 +255,16 @@ def _with_contents(
 
 def _astray(layout: Layout, observed: Observed, held: Held, wanted: WantedMap) -> tuple[int, ...]:
     """Places of the wanted contents that are not there; a map of another form is not looked at."""
-    info = observed.maps[wanted.name].pinned
+    found = observed.maps[wanted.name]
+    info = found.pinned or found.lost
     if info is None or differences(wanted.spec, info):
         return ()
     with ExitStack() as stack:
 
         def map_fd(name: str) -> int:
-            fd, opened = kept_map(layout, observed, held, name)
+            lost = observed.maps[name].lost
+            by_id = kernel.map_by_id(lost.id) if lost else None
+            fd, opened = kept_map(layout, observed, held, name) if by_id is None else (by_id, True)
             if opened:
                 stack.callback(os.close, fd)
             return fd

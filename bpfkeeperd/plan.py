@@ -23,10 +23,10 @@ from bpfkeeperd.compare import differences, layout_differences, pattern_differen
 from bpfkeeperd.desired import Attachment, Desired, WantedMap, WantedObject
 from bpfkeeperd.draft import Draft, hold_back
 from bpfkeeperd.entries import MismatchPolicy
-from bpfkeeperd.generations import renew_arrays, renew_data, write_entries
+from bpfkeeperd.generations import leave_out_entries, renew_arrays, renew_data, write_entries
 from bpfkeeperd.grouping import group
 from bpfkeeperd.hooks import LINK_TYPES
-from bpfkeeperd.layout import LinkKey, escape, unescape
+from bpfkeeperd.layout import LinkKey, escape, kernel_name, unescape
 from bpfkeeperd.observed import Observed, ObservedLink
 from bpfkeeperd.state import LinkInfo, ProgramInfo
 
@@ -47,6 +47,7 @@ def plan(desired: Desired, observed: Observed, *, force: bool = False) -> Plan:
         _decide_loads(draft, force)
         if renew_arrays(draft):
             break
+    leave_out_entries(draft)
     write_entries(draft)
     orphans = _orphan_links(draft)
     for wanted_object in desired.objects.values():
@@ -105,6 +106,12 @@ def _decide_map(draft: Draft, wanted: WantedMap) -> None:
         else:
             draft.map_actions[wanted.name] = CreateMap(wanted)
         return
+    if found.source in draft.desired.maps:
+        draft.refused_maps[wanted.name] = (
+            f"it cannot be renamed from {found.source} while"
+            f" {', '.join(draft.desired.maps[found.source].users)} cannot be loaded again"
+        )
+        return
     if found.source and not differing:
         draft.map_actions[wanted.name] = RenameMap(wanted, found.source, current)
     if found.pinned is None:
@@ -152,7 +159,11 @@ def _stale_map(draft: Draft, wanted: WantedObject, loaded: Mapping[str, ProgramI
     names = draft.observed.map_names
     if not names:
         return ""
-    others = {spec.name[:15] for spec in wanted.source.spec.maps if spec.name not in wanted.maps}
+    others = {
+        kernel_name(wanted.name, spec.name)
+        for spec in wanted.source.spec.maps
+        if spec.name not in wanted.maps
+    }
     kept = _kernel_names(draft, wanted)
     lost = {
         found.lost.id for found in draft.observed.maps.values() if found.lost
@@ -176,7 +187,11 @@ def _kernel_names(draft: Draft, wanted: WantedObject) -> dict[str, str]:
         names[pin_name.rpartition("/")[2][:15]] = pin_name
         for user in draft.desired.maps[pin_name].users:
             maps = draft.desired.objects[user].maps
-            names |= {elf_name[:15]: pin for elf_name, pin in maps.items() if pin == pin_name}
+            names |= {
+                kernel_name(user, elf_name): pin
+                for elf_name, pin in maps.items()
+                if pin == pin_name
+            }
     return names
 
 

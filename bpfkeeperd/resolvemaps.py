@@ -68,7 +68,7 @@ def wanted_maps(
             )
     for entry in manifest.maps.values():
         if entry.name not in maps:
-            if not faults:
+            if not faults and not any(wanted.fault for wanted in objects.values()):
                 problems.append(_undeclared(entry, maps))
             continue
         maps[entry.name] = _with_entry(maps[entry.name], entry, problems)
@@ -138,7 +138,9 @@ def _dangling(
                 problems += _no_program(ref, content, objects, manifest)
             case _:
                 pass
-    if wanted.former in maps:
+    former = maps.get(wanted.former)
+    # An object whose file cannot be used now knows the map by its former name.
+    if former and (former.definition or any(not objects[user].fault for user in former.users)):
         entry = manifest.maps[wanted.name]
         mark = entry.marks.get("rename_from", entry.mark)
         message = f"map {wanted.name} cannot be renamed from {wanted.former}"

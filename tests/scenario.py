@@ -13,6 +13,7 @@ from bpfkeeperd import kernel
 from bpfkeeperd.churn import IdChange
 from bpfkeeperd.keeper import Keeper
 from bpfkeeperd.layout import Layout
+from bpfkeeperd.maptypes import BY_NUMBER
 from bpfkeeperd.state import Outcome, ReloadResult
 from bpfkeeperd.steps import OnStep, no_failpoint
 from tests.conftest import BuildObject
@@ -109,35 +110,35 @@ class World:
         """All that can be observed under the pin root: names, modes, IDs, what runs where."""
         seen: dict[str, object] = {}
         for directory, _, names in os.walk(self.pins):
-            if directory == self.layout.staging:
+            if directory.startswith(self.layout.staging):
                 continue
             for name in names:
                 path = os.path.join(directory, name)
                 status = os.lstat(path)
                 seen[path] = (status.st_mode, status.st_uid)
+                own = directory.startswith((self.layout.objects, self.layout.links))
+                if not own and not name.endswith("debug"):
+                    seen[f"map {path}"] = (map_id(Path(path)), contents(Path(path)))
         for pin in kernel.scan(self.layout.links, 3, kernel.PinKind.LINK):
             seen["links/" + "/".join(pin.path)] = pin
         for pin in kernel.scan(self.layout.objects, 3, kernel.PinKind.PROGRAM):
             seen["objects/" + "/".join(pin.path)] = pin
-        for name in os.listdir(self.pins):
-            pin_path = self.pins / name
-            if pin_path.is_file() and not name.endswith("debug"):
-                seen[f"map {name}"] = (map_id(pin_path), contents(pin_path))
         return seen
 
 
 def contents(path: Path) -> dict[bytes, bytes | None]:
-    """Keys and values of a small pinned map."""
+    """Keys and values of a small pinned map, of each CPU where it has one for each; what a slot
+    holds as its ID, and None of one that is empty."""
     found = kernel.pinned_map(str(path))
     assert found
     fd, info = found
     with kernel.holding(fd):
         if info.key_size == 0 or info.type in (15, 18):  # queues and sockets have none to read
             return {}
-        return {
-            key: kernel.map_lookup(fd, key, info.value_size)
-            for key in kernel.map_keys(fd, info.key_size)
-        }
+        known, size = BY_NUMBER.get(info.type), info.value_size
+        if known and known.per_cpu:
+            size = (size + 7) // 8 * 8 * kernel.possible_cpus()
+        return {key: kernel.map_lookup(fd, key, size) for key in kernel.map_keys(fd, info.key_size)}
 
 
 def refused(outcome: Outcome) -> str:

@@ -13,13 +13,18 @@ import pytest
 from bpfkeeperd import kernel
 from bpfkeeperd.state import ReloadResult
 from bpfkeeperd.steps import FAILPOINT_VARIABLE, Step
+from tests.kernel.test_globals import value
+from tests.kernel.test_tailcalls import counted
 from tests.machine import events, inside_cgroup, send_datagrams
 from tests.scenario import World, contents
 from tests.system.conftest import Start
 from tests.system.process import NO_METRICS, DaemonProcess, cli, sending
 
 FIRST = """
-maps: {counts: {on_mismatch: recreate}}
+maps:
+  counts: {on_mismatch: recreate}
+  limits: {type: hash, key: u32, value: u64, max_entries: 4, entries: [{key: 1, value: 7}]}
+  quotas: {type: hash, key: u32, value: u64, max_entries: 4, entries: [{key: 1, value: 7}]}
 objects:
   one:
     {file: one.bpf.o, pin_maps: [counts], programs: {count: {attach: [{cgroup: CGROUP}]}}}
@@ -29,12 +34,20 @@ objects:
     {file: three.bpf.o, pin_maps: [others], programs: {count: {attach: [{cgroup: CGROUP}]}}}
   four:
     {file: four.bpf.o, pin_maps: [fours], programs: {count: {attach: [{cgroup: CGROUP}]}}}
+  five:
+    {file: five.bpf.o, pin_maps: [whole, mixed], programs: {enter: {attach: [{cgroup: CGROUP}]}}}
+  six:
+    {file: six.bpf.o, pin_maps: {.bss: zeroed}, programs: {count: {attach: [{cgroup: CGROUP}]}}}
+  seven: {file: seven.bpf.o}
 """
 SECOND = """
 maps:
   counts: {on_mismatch: recreate}
   second: {type: hash, key_size: 4, value_size: 8, max_entries: 8,
            entries: [{key: 1, value: 11}]}
+  tc/globals/bounds: {type: hash, key: u32, value: u64, max_entries: 4, rename_from: limits}
+  quotas: {type: hash, key: u32, value: u64, max_entries: 4, entries: [{key: 1, value: 8}],
+           enforce: true}
 objects:
   one:
     file: one.bpf.o
@@ -44,11 +57,18 @@ objects:
     {file: two.bpf.o, pin_maps: [counts], programs: {latter: {attach: [{cgroup: CGROUP}]}}}
   three:
     {file: three.bpf.o, pin_maps: [others], programs: {count: {attach: [{cgroup: CGROUP}]}}}
+  five:
+    {file: five.bpf.o, pin_maps: [whole, mixed], programs: {enter: {attach: [{cgroup: CGROUP}]}}}
+  six:
+    {file: six.bpf.o, pin_maps: {.bss: zeroed}, programs: {count: {attach: [{cgroup: CGROUP}]}}}
 """
 """One and two get a new map in place of theirs, one a second target, two a program that takes over
-a link; three is loaded again on the map it has; four goes. Every step is in it, or in a case."""
+a link; three is loaded again on the map it has; four and seven go, seven with an array of its own.
+Five tail-calls and gets a new array with new programs, six gets new global data; one map of the
+manifest's own gets another name, one another entry. Every step is in it, or in a case."""
 
-THREE = ("three", "count")
+OBJECTS = ("one", "two", "three", "five", "six")
+ATTACHED = ("one/count", "two/latter", "three/count", "five/enter", "six/count")
 
 
 def begin(world: World) -> None:
@@ -58,6 +78,9 @@ def begin(world: World) -> None:
     world.put("two", PROGRAM="former")
     world.put("three", MAP="others")
     world.put("four", MAP="fours")
+    world.put("five", "stages", VERSION=1, STATIC=1)
+    world.put("six", "globals")
+    world.put("seven", "stages", VERSION=1, STATIC=1)
     world.write(f"{NO_METRICS}{FIRST}")
     assert world.apply().result is ReloadResult.OK
     with kernel.holding(kernel.map_create(1, "foreign", 4, 8, 4)) as fd:
@@ -70,6 +93,8 @@ def change(world: World) -> None:
     world.put("one", STEP=2, ENTRIES=32, SECOND_MAP=8)
     world.put("two", STEP=2, ENTRIES=32, PROGRAM="latter")
     world.put("three", STEP=2, MAP="others")
+    world.put("five", "stages", VERSION=2, STATIC=1)
+    world.put("six", "globals", MORE=1)
     world.write(f"{NO_METRICS}{SECOND}")
 
 
@@ -134,8 +159,13 @@ CASES = (
     Case(Step.CREATE_MAP),
     Case(Step.LOAD_OBJECT),
     Case(Step.LOAD_OBJECT, time=3),
+    Case(Step.FILL_MAP),
     Case(Step.PIN_MAP),
     Case(Step.STAGE_MAP),
+    Case(Step.STAGE_MAP, time=2),
+    Case(Step.STAGE_MAP, time=3),
+    Case(Step.RENAME_MAP),
+    Case(Step.WRITE_ENTRIES),
     Case(Step.PIN_PROGRAMS),
     Case(Step.PIN_PROGRAMS, time=2),
     Case(Step.PIN_PROGRAMS, time=3),
@@ -144,14 +174,20 @@ CASES = (
     Case(Step.SWAP),
     Case(Step.SWAP, time=2),
     Case(Step.SWAP, time=3),
+    Case(Step.SWAP, time=4),
+    Case(Step.SWAP, time=5),
     Case(Step.COMMIT_LINK),
     Case(Step.COMMIT_LINK, detach_link, time=2, three_is_served=False),
     Case(Step.COMMIT_MAP),
+    Case(Step.COMMIT_MAP, time=2),
+    Case(Step.COMMIT_MAP, time=3),
+    Case(Step.CARRY_DATA),
     Case(Step.COMMIT_PROGRAMS, remove_program_pin),
     Case(Step.DETACH),
     Case(Step.REMOVE_PROGRAMS),
     Case(Step.REMOVE_PROGRAMS, time=2),
     Case(Step.REMOVE_PROGRAMS, time=4),
+    Case(Step.REMOVE_ARRAY),
     Case(Step.WRITE_STATE),
 )
 
@@ -179,14 +215,18 @@ def running_maps(world: World, name: str) -> dict[int, int]:
 
 
 def check_served(world: World, case: Case) -> int:
-    """One, two and three count every datagram, wherever they do; returns how many were sent."""
+    """One, two, three and five count every datagram, wherever they do; returns how many were
+    sent."""
+    whole = counted(world, "whole")
     before, others = sum(running_maps(world, "counts").values()), running_maps(world, "others")
     with inside_cgroup(world.cgroup):
         send_datagrams(5)
     assert sum(running_maps(world, "counts").values()) == before + 2 * 5
+    assert sum(counted(world, "whole")) == sum(whole) + 5
+    assert counted(world, "mixed") == [0, 0, 0, 0]
     if case.three_is_served:
-        ((map_id, counted),) = others.items()
-        assert running_maps(world, "others") == {map_id: counted + 5}
+        ((map_id, number),) = others.items()
+        assert running_maps(world, "others") == {map_id: number + 5}
     return 5
 
 
@@ -194,23 +234,26 @@ def check_converged(world: World, old_counts: int | None) -> None:
     plan = cli(world, "plan", "--exit-code")
     assert (plan.returncode, plan.stderr) == (0, "")
     assert plan.stdout.splitlines()[-1] == "nothing to do"
-    assert set(os.listdir(world.layout.own)) == {"links", "objects"}
+    assert set(os.listdir(world.layout.own)) == {"arrays", "links", "objects"}
+    assert os.listdir(world.layout.arrays) == ["five"]
     pinned = {}
-    for name in ("one", "two", "three"):
+    for name in OBJECTS:
         (digest,) = Path(world.layout.object(name)).iterdir()
         for pin in kernel.scan(str(digest), 1, kernel.PinKind.PROGRAM):
             pinned[f"{name}/{pin.path[0]}"] = pin.id
     running = [(path.rpartition("/")[0], prog) for path, (_, prog) in world.link_ids().items()]
-    assert sorted(running) == sorted(
-        (name, pinned[name]) for name in ("one/count", "one/count", "two/latter", "three/count")
-    )
-    assert sorted(os.listdir(world.layout.objects)) == ["one", "three", "two"]
-    assert sorted(os.listdir(world.layout.links)) == ["one", "three", "two"]
+    assert sorted(running) == sorted((name, pinned[name]) for name in ("one/count", *ATTACHED))
+    assert sorted(os.listdir(world.layout.objects)) == sorted(OBJECTS)
+    assert sorted(os.listdir(world.layout.links)) == sorted(OBJECTS)
     before = world.events()
     with inside_cgroup(world.cgroup / "child"):
         send_datagrams(1)
     assert world.events() == (before[0] + 3, before[1] + 6), "not all of them serve anew"
-    assert contents(world.pins / "second") == {b"\1\0\0\0": b"\x0b" + bytes(7)}
+    for name, number in (("second", 11), ("tc/globals/bounds", 7), ("quotas", 8)):
+        assert contents(world.pins / name) == {b"\1\0\0\0": number.to_bytes(8, "little")}, name
+    assert not (world.pins / "limits").exists()
+    assert counted(world, "whole")[2], "the new stages run"
+    assert value(world.pins / "zeroed", "another"), "the new data is used"
     deadline = time.monotonic() + 5
     while old_counts and (fd := kernel.map_by_id(old_counts)) is not None:
         os.close(fd)
@@ -228,6 +271,7 @@ def check_foreign_pins(world: World) -> None:
 def test_killed_at_a_step(world: World, start: Start, case: Case) -> None:
     begin(world)
     others, old_counts = world.map_id("others"), world.map_id()
+    own = [world.map_id(name) for name in ("limits", "quotas")]
     sent = check_served(world, Case(case.step))
     change(world)
     case.disturb(world)
@@ -252,6 +296,9 @@ def test_killed_at_a_step(world: World, start: Start, case: Case) -> None:
     assert world.map_id("others") == others
     if case.three_is_served:
         assert events(world.pins / "others")[0] == sent, "three missed some"
+    assert sum(counted(world, "whole")) == sent, "five missed some"
+    assert value(world.pins / "zeroed", "events") >= 5, "six lost what it had counted"
+    assert [world.map_id(name) for name in ("tc/globals/bounds", "quotas")] == own
     check_converged(world, old_counts)
     check_foreign_pins(world)
     assert daemon.stop() == 0
@@ -274,5 +321,6 @@ def test_killed_again_and_again(world: World, start: Start) -> None:
     assert len(deaths) >= 10, deaths
     assert world.map_id("others") == others
     assert events(world.pins / "others")[0] == sent
+    assert sum(counted(world, "whole")) == sent
     check_converged(world, old_counts)
     check_foreign_pins(world)
