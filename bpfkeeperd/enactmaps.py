@@ -40,7 +40,7 @@ class MapEnactor:
         if wanted.contents:
             self.on_step(Step.FILL_MAP, wanted.name)
             fill(fd, wanted.spec, wanted.contents, self._resolver(transaction, loaded))
-        if isinstance(action, RenewMap) and not wanted.spec.internal:
+        if isinstance(action, RenewMap) and wanted.spec.type == PROG_ARRAY:
             self._carry_slots(transaction, action, fd)
 
     def _carry_slots(self, transaction: Transaction, action: RenewMap, fd: int) -> None:
