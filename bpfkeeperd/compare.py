@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from bpfkeeperd.mapcolumns import Inner, Limit, Pages
 from bpfkeeperd.mapflags import INNER_MAP, NO_COMMON_LRU, OF_DESCRIPTOR
-from bpfkeeperd.maptypes import BY_NUMBER, type_name
+from bpfkeeperd.maptypes import BY_NUMBER, STRUCT_OPS, type_name
 from bpfkeeperd.state import InnerInfo, MapInfo, MapSpec
 
 U32_MAX = 2**32 - 1
@@ -74,7 +74,8 @@ def differences(want: MapSpec, have: MapInfo) -> tuple[str, ...]:
     """Every field in which a kernel map differs from the wanted one (in canonical form).
 
     Neither BTF is looked at here, see `layout_differences`, nor what an inner map has to be, see
-    `inner_differences`: the kernel does not tell that of the outer map.
+    `inner_differences`: the kernel does not tell that of the outer map. A STRUCT_OPS map has the
+    size of the kernel's struct, and an object's has those of its members that it needs.
     """
     return tuple(
         f"{field} is {is_}, wanted is {wanted}"
@@ -86,7 +87,7 @@ def differences(want: MapSpec, have: MapInfo) -> tuple[str, ...]:
             ("flags", f"{_own_flags(have):#x}", f"{want.flags:#x}"),
             ("map_extra", f"{have.map_extra:#x}", f"{want.map_extra:#x}"),
         )
-        if is_ != wanted
+        if is_ != wanted and not (field == "value_size" and want.type == STRUCT_OPS)
     )
 
 

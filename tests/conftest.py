@@ -6,6 +6,7 @@ import subprocess
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -112,36 +113,54 @@ def _mount(*arguments: str) -> None:
     subprocess.run(["mount", *arguments], check=True)
 
 
-@pytest.fixture
-def bpffs(tmp_path: Path) -> Iterator[Path]:
-    """A bpffs of the test's own, unmounted afterwards with whatever is pinned in it."""
-    path = tmp_path / "bpffs"
+@contextmanager
+def mounted_bpffs(directory: Path) -> Iterator[Path]:
+    """A new bpffs, unmounted afterwards with whatever is pinned in it."""
+    path = directory / "bpffs"
     path.mkdir()
     _mount("-t", "bpf", "bpf", str(path))
-    yield path
-    while os.path.ismount(path):
-        subprocess.run(["umount", "-l", str(path)], check=True)
+    try:
+        yield path
+    finally:
+        while os.path.ismount(path):
+            subprocess.run(["umount", "-l", str(path)], check=True)
+
+
+@pytest.fixture
+def bpffs(tmp_path: Path) -> Iterator[Path]:
+    """A bpffs of the test's own."""
+    with mounted_bpffs(tmp_path) as path:
+        yield path
+
+
+@contextmanager
+def child_cgroup() -> Iterator[Path]:
+    """A new cgroup, removed afterwards with all that is in it."""
+    mount = kernel.cgroup2_mount()
+    assert mount, "no cgroup2 is mounted"
+    path = Path(mount) / f"bpfkeeperd-test-{uuid.uuid4().hex[:8]}"
+    path.mkdir()
+    try:
+        yield path
+    finally:
+        for directory, _, _ in os.walk(path, topdown=False):
+            (Path(directory) / "cgroup.kill").write_text("1")
+            deadline = time.monotonic() + 5
+            while True:
+                try:
+                    os.rmdir(directory)
+                    break
+                except OSError:
+                    if time.monotonic() > deadline:
+                        raise
+                    time.sleep(0.01)
 
 
 @pytest.fixture
 def cgroup() -> Iterator[Path]:
     """A child cgroup of the test's own."""
-    mount = kernel.cgroup2_mount()
-    assert mount, "no cgroup2 is mounted"
-    path = Path(mount) / f"bpfkeeperd-test-{uuid.uuid4().hex[:8]}"
-    path.mkdir()
-    yield path
-    for directory, _, _ in os.walk(path, topdown=False):
-        (Path(directory) / "cgroup.kill").write_text("1")
-        deadline = time.monotonic() + 5
-        while True:
-            try:
-                os.rmdir(directory)
-                break
-            except OSError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.01)
+    with child_cgroup() as path:
+        yield path
 
 
 @pytest.fixture
@@ -154,12 +173,17 @@ def netns() -> Iterator[Netns]:
     pair.remove()
 
 
+def make_places(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """State and run directories below a directory, in the environment."""
+    for name in ("state", "run"):
+        (directory / name).mkdir()
+        monkeypatch.setenv(
+            {"state": "STATE_DIRECTORY", "run": "RUNTIME_DIRECTORY"}[name], str(directory / name)
+        )
+
+
 @pytest.fixture
 def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """State and run directories of the test's own, in the environment."""
-    for name in ("state", "run"):
-        (tmp_path / name).mkdir()
-        monkeypatch.setenv(
-            {"state": "STATE_DIRECTORY", "run": "RUNTIME_DIRECTORY"}[name], str(tmp_path / name)
-        )
+    make_places(tmp_path, monkeypatch)
     return tmp_path

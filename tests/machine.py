@@ -57,9 +57,11 @@ def fill_map(fd: int, keys: bytes, values: bytes, count: int) -> None:
     assert (result, written) == (0, count), f"{written} of {count} entries written"
 
 
-def run_program(fd: int) -> int:
-    """Runs a program once, without any input (BPF_PROG_TEST_RUN); what it returned."""
-    attributes = struct.pack("=II", fd, 0) + bytes(72)
+def run_program(fd: int, packet: bytes = b"") -> int:
+    """Runs a program once (BPF_PROG_TEST_RUN), on a packet if it needs one; what it returned."""
+    data = ctypes.create_string_buffer(packet)
+    address = ctypes.addressof(data) if packet else 0
+    attributes = struct.pack("=IIIIQ", fd, 0, len(packet), 0, address) + bytes(56)
     result, after = _bpf(10, attributes)
     assert result == 0, f"errno {ctypes.get_errno()}"
     return int(struct.unpack_from("=I", after, 4)[0])

@@ -129,6 +129,14 @@ def test_all_differences_are_named_at_once() -> None:
     }
 
 
+def test_the_kernels_struct_is_larger_than_that_of_an_object() -> None:
+    declared = spec("struct_ops", max_entries=1)
+    assert differences(declared, info(declared, value_size=128)) == ()
+    assert differences(declared, info(declared, flags=0x2000)) == (
+        "flags is 0x2000, wanted is 0x0",
+    )
+
+
 def test_what_libbpf_does_not_compare_either() -> None:
     assert differences(SPEC, info(SPEC, name="another", id=9, btf=(1, 2, 3))) == ()
     assert differences(replace(SPEC, numa_node=1, pinned=True), info(SPEC)) == ()
