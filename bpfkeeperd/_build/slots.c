@@ -40,9 +40,16 @@ static int slots_of_hash(struct buffer *out, int fd, uint32_t key_size, uint32_t
 
 int keeper_slots(int fd, uint32_t key_size, bool array, uint32_t most, char **stream, size_t *size)
 {
+	struct keeper_map_info info;
 	struct buffer out = {};
-	int err = array ? slots_of_array(&out, fd, most) : slots_of_hash(&out, fd, key_size, most);
+	int err = keeper_map_info(fd, &info);
 
+	/* Other maps would be read past the end of what there is room for. */
+	if (!err && (info.value_size != sizeof(uint32_t) || info.key_size != key_size || !key_size))
+		err = -EINVAL;
+	if (!err)
+		err = array ? slots_of_array(&out, fd, most)
+			    : slots_of_hash(&out, fd, key_size, most);
 	if (err) {
 		free(out.data);
 		return err;

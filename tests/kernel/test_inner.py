@@ -166,3 +166,10 @@ def test_a_map_that_does_not_tell(stack: ExitStack) -> None:
     fd = create(stack, "perf_event_array", 4, 4, 4)
     with pytest.raises(KernelError, match="cannot read the slots of a map: "):
         slots(fd, kernel.map_info(fd))
+
+
+def test_a_map_without_slots_is_refused() -> None:
+    """Its values would not fit where IDs do."""
+    fd = kernel.map_create(BY_NAME["array"].number, "wide", 4, 64, 4)
+    with kernel.holding(fd), pytest.raises(KernelError, match="EINVAL"):
+        kernel.map_slots(fd, 4, array=True, most=4)
