@@ -395,13 +395,13 @@ def _of_inner(definition: _Definition) -> Iterator[Violation]:
 def _of_memory(definition: _Definition) -> Iterator[Violation]:
     memory = definition.machine.memory_bytes
     needed = up_front_bytes(definition.spec, definition.machine)
-    if memory is None or needed <= memory:
+    if memory is None or needed <= memory // 2:  # more, and the kernel kills processes for it
         return
     as_used = definition.type.flags & ~definition.spec.flags & NO_PREALLOC
     remedy = f", or {_add_flag(definition, NO_PREALLOC)}" if as_used else ""
     yield Violation(
         "max_entries",
         f"max_entries is {definition.spec.max_entries}, {definition.a_map} of that size takes"
-        f" {memory_text(needed)} at once, this machine has {memory_text(memory)}",
+        f" {memory_text(needed)} at once, more than half of this machine's {memory_text(memory)}",
         f"make it smaller{remedy}",
     )
