@@ -12,7 +12,7 @@ from bpfkeeperd.manifest import read_manifest
 from bpfkeeperd.maptypes import type_name
 from bpfkeeperd.resolve import resolve
 from bpfkeeperd.sources import Sources, read_sources
-from bpfkeeperd.state import MapSpec, ObjectSpec
+from bpfkeeperd.state import MapSpec, ObjectSpec, counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +38,10 @@ class CheckReport:
     """Objects that cannot be used, and why."""
 
     def __str__(self) -> str:
-        lines = [
-            f"{self.file}: {len(self.objects)} objects, {len(self.maps)} kept maps"
-            f"{f', {len(self.faults)} objects cannot be used' if self.faults else ''}"
-        ]
+        parts = [counted(len(self.objects), "object"), counted(len(self.maps), "kept map")]
+        if self.faults:
+            parts.append(f"{counted(len(self.faults), 'object')} cannot be used")
+        lines = [f"{self.file}: {', '.join(parts)}"]
         for name, report in self.objects.items():
             lines.append(f"object {name}: {report.file} (license {report.elf.license or 'none'})")
             for spec in report.spec.maps:

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ from bpfkeeperd.errors import BusyError, KeeperError, ManifestError
 
 if TYPE_CHECKING:  # what a command needs is imported by that command, and takes its time there
     from bpfkeeperd.churn import Memory
-    from bpfkeeperd.state import Outcome, Status
+    from bpfkeeperd.state import InnerStatus, MapStatus, Outcome, Status
 
 OK, FAILED, BAD_MANIFEST, CHANGES, CONFIG = 0, 1, 2, 3, 78
 """Exit codes; CONFIG (EX_CONFIG) is that of `run` for a manifest that is wrong, which tells the
@@ -50,6 +50,7 @@ def plan(options: Namespace) -> int:
     from bpfkeeperd.layout import Layout
     from bpfkeeperd.lock import reading
     from bpfkeeperd.manifest import read_manifest
+    from bpfkeeperd.state import counted
 
     manifest = read_manifest(options.config)
     with reading(Layout(manifest.pin_root).own):
@@ -69,7 +70,8 @@ def plan(options: Namespace) -> int:
         for line in refusals:
             print(f"NOT DONE: {line}")
         if seen.plan.kept_maps:
-            print(f"keep {len(seen.plan.kept_maps)} maps: {', '.join(seen.plan.kept_maps)}")
+            kept_maps = counted(len(seen.plan.kept_maps), "map")
+            print(f"keep {kept_maps}: {', '.join(seen.plan.kept_maps)}")
         if not actions and not refusals:
             print("nothing to do")
     if options.exit_code and actions:
@@ -137,7 +139,8 @@ def status(options: Namespace) -> int:
     counts, problem = _counts()
     problems = [*refused, problem] if problem else refused
     if options.json:
-        print(json.dumps({**asdict(snapshot), "problems": problems}, indent=2))
+        found = {**asdict(snapshot), "maps": _map_rows(snapshot.maps, counts), "problems": problems}
+        print(json.dumps(found, indent=2))
     else:
         print(status_text(snapshot, counts, problems))
         print(f"\n{_who_keeps(options)}")
@@ -152,8 +155,7 @@ def maps(options: Namespace) -> int:
     snapshot, _ = _look(options)
     counts, problem = _counts()
     if options.json:
-        rows = [{**asdict(entry), "entries": counts.get(entry.id or 0)} for entry in snapshot.maps]
-        print(json.dumps(rows, indent=2))
+        print(json.dumps(_map_rows(snapshot.maps, counts), indent=2))
         return OK
     print(maps_table(snapshot.maps, counts))
     if problem:
@@ -258,6 +260,17 @@ def _look(options: Namespace) -> "tuple[Status, list[str]]":
     )
     now = with_inner_maps(now, Layout(manifest.pin_root))
     return now, [str(refusal) for refusal in seen.plan.refusals]
+
+
+def _map_rows(maps: "Sequence[MapStatus]", counts: Mapping[int, int]) -> list[dict[str, object]]:
+    """Maps for JSON: with the names of their types, and how many entries are in them."""
+    from bpfkeeperd.maptypes import type_name
+
+    def row(found: "MapStatus | InnerStatus") -> dict[str, object]:
+        entries = counts.get(found.id or 0)
+        return {**asdict(found), "type": type_name(found.type), "entries": entries}
+
+    return [{**row(found), "inner": [row(inner) for inner in found.inner]} for found in maps]
 
 
 def _who_keeps(options: Namespace) -> str:

@@ -1,6 +1,7 @@
 """The contents of a map, whoever made it, written out as they are read."""
 
 import contextlib
+import os
 import sys
 
 from bpfkeeperd import kernel
@@ -30,12 +31,16 @@ def open_map(name: str, config: str) -> int:
     if name.startswith(BY_ID):
         number = name.removeprefix(BY_ID)
         if not (number.isascii() and number.isdecimal() and int(number) <= MAP_ID_MAX):
-            raise DumpError(f"cannot dump {name}: no map ID: id:{{1 to {MAP_ID_MAX}}}")
+            raise DumpError(f"cannot dump {name}: no map has such an ID: write id:NUMBER")
         fd = kernel.map_for_reading(int(number))
         if fd is None:
             raise DumpError(f"cannot dump {name}: there is no map with this ID")
         return fd
     if name.startswith("/"):
+        if os.path.isdir(name):
+            raise DumpError(f"cannot dump {name}: it is a directory")
+        if os.path.exists(name) and not kernel.is_bpffs(name):
+            raise DumpError(f"cannot dump {name}: it is not on a bpffs")
         fd = kernel.pinned_for_reading(name)
         if fd is None:
             raise DumpError(f"cannot dump {name}: nothing is pinned there")
@@ -51,7 +56,8 @@ def _open_kept(name: str, config: str) -> int:
     manifest = read_manifest(config)
     layout = Layout(manifest.pin_root)
     # On bpffs no name has a dot, so that nothing leads out of the pin root either.
-    fd = None if "." in name else kernel.pinned_for_reading(layout.map(name))
+    path = layout.map(name)
+    fd = None if "." in name or os.path.isdir(path) else kernel.pinned_for_reading(path)
     if fd is None:
         names = {*manifest.maps}
         for entry in manifest.objects.values():
@@ -59,7 +65,7 @@ def _open_kept(name: str, config: str) -> int:
         with contextlib.suppress(OSError):
             names.update(pinned_maps(layout))
         hint = did_you_mean(name, names - {name})
-        why = f"nothing is pinned as {layout.map(name)}"
+        why = f"no map is pinned as {path}"
         raise DumpError(f"cannot dump map {name}: {why}" + (f": {hint}" if hint else ""))
     return fd
 

@@ -231,11 +231,11 @@ class Enactor:
 
 
 def _subject(change: Change) -> str:
-    """Whom a change concerns: its objects, else its maps."""
+    """Whom a change concerns: its objects, else its maps, which are called so."""
     objects = dict.fromkeys(load.object.name for load in change.loads)
     objects |= dict.fromkeys(link.attachment.object for link in change.links)
     maps = [action.map.name for action in (*change.maps, *change.writes)]
-    return ", ".join(objects or maps)
+    return ", ".join(objects or (f"map {name}" for name in dict.fromkeys(maps)))
 
 
 def make_link_directory(layout: Layout, key: LinkKey) -> None:

@@ -101,7 +101,7 @@ def _btf_text(known: MapType) -> str:
     if known.btf is Btf.TAKEN and known.key_btf is KeyBtf.ANY:
         return "taken"
     if known.btf is Btf.REFUSED:
-        return "refused (EINVAL or 524); libbpf creates it without"
+        return "refused (EINVAL or ENOTSUPP); libbpf creates it without"
     return f"{known.btf}; the key has to be {known.key_btf}"
 
 

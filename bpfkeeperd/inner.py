@@ -124,7 +124,7 @@ def _with_inner_maps(status: MapStatus, layout: Layout) -> MapStatus:
 
 
 def _key_text(key: bytes, *, array: bool) -> str:
-    return str(int.from_bytes(key, sys.byteorder)) if array else key.hex(" ")
+    return str(int.from_bytes(key, sys.byteorder)) if array else key.hex(":")
 
 
 @functools.lru_cache(maxsize=4096)

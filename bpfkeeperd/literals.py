@@ -134,7 +134,7 @@ def _text(shape: Shape, node: ScalarNode) -> bytes | Fault | None:
     if _is_text(shape):
         data = node.text.encode()
         if len(data) > shape.size:
-            return Fault(f"{shown(node.text)} has {len(data)} bytes, {shape.size} can be")
+            return Fault(f"{shown(node.text)} has {len(data)} bytes, at most {shape.size} fit")
         return data.ljust(shape.size, b"\0")
     return _scalar(shape, node) if isinstance(shape, Scalar) else None
 
@@ -176,6 +176,9 @@ def _scalar(shape: Scalar, node: ScalarNode) -> bytes | Fault | None:
         case _:
             assert_never(shape.form)
     if isinstance(number, Fault):
+        if shape.size in _ADDRESS_SIZES and (":" in node.text or node.text.count(".") == 3):
+            message = f"must be an integer or {_ADDRESS_SIZES[shape.size]}, not {shown(node.text)}"
+            return Fault(message)
         return number
     order = "big" if shape.form is Form.NETWORK else byteorder
     return (number & (1 << bits) - 1).to_bytes(shape.size, order)

@@ -120,7 +120,7 @@ class Inner(StrEnum):
     """Unless it has the flag ``inner_map``, where the type takes that."""
     NESTED = "no (EINVAL)"
     """Map-in-map goes one level deep."""
-    UNSUPPORTED = "no (524)"
+    UNSUPPORTED = "no (ENOTSUPP)"
 
 
 def size_text(size: Size, noun: str, bound: Callable[[int | Limit], str] = str) -> str:

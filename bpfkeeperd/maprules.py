@@ -175,7 +175,7 @@ def _part_text(definition: _Definition, part: Part, allowed: Size) -> str:
 def _part_remedy(definition: _Definition, what: str, size: int, allowed: Size) -> str:
     match allowed:
         case OneOf((0,)):
-            return definition.remedy(f"leave out {what} and {what}_size", f"leave out {what}_size")
+            return f"leave out {what} and {what}_size"
         case OneOf(numbers):
             return _declare_size(definition, what, numbers[0])
         case Multiple(of, low, high):
@@ -258,7 +258,7 @@ def _of_flags(definition: _Definition) -> Iterator[Violation]:
     foreign = flags & ~known.flags
     if foreign:
         names = flag_names(foreign)
-        answer = " (524)" if foreign & NO_PREALLOC and known.flags & NO_COMMON_LRU else ""
+        answer = " (ENOTSUPP)" if foreign & NO_PREALLOC and known.flags & NO_COMMON_LRU else ""
         yield Violation(
             "flags",
             f"flags has {names}{answer}, {definition.a_map} takes {flag_names(known.flags)}",
@@ -384,7 +384,7 @@ def _of_inner(definition: _Definition) -> Iterator[Violation]:
         yield Violation(
             "inner.type",
             f"inner.type is {known.name}, which cannot be an inner map"
-            f" ({'EINVAL' if nested else '524'})",
+            f" ({'EINVAL' if nested else 'ENOTSUPP'})",
             "maps hold maps one level deep" if nested else "choose another type for the inner map",
         )
         return

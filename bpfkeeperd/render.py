@@ -15,7 +15,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     numeric = [
         all(
-            line[column].replace(".", "").rstrip("%").isdigit() or line[column] in ("-", "")
+            line[column].strip("~% B").replace(".", "").isdigit() or line[column] in ("-", "")
             for line in lines[1:]
         )
         for column in range(len(head))

@@ -25,7 +25,7 @@ from bpfkeeperd.layout import array_name, name_fault
 from bpfkeeperd.maprules import fault_text, violations
 from bpfkeeperd.progtypes import PROGRAM_KINDS, ProgramKind
 from bpfkeeperd.resolvemaps import wanted_maps
-from bpfkeeperd.state import MapSpec, ObjectSpec
+from bpfkeeperd.state import ObjectSpec
 from bpfkeeperd.suggest import did_you_mean
 
 
@@ -92,7 +92,10 @@ def _wanted_object(
             types[program.name] = PROGRAM_KINDS[program_entry.type]
             hook = hook_of_section(program_entry.type)
         for attach in program_entry.attach:
-            fault = _attach_fault(attach, program.section, hook)
+            origin = f'section "{program.section}"'
+            if program_entry.type:
+                origin = f"type {program_entry.type}"
+            fault = _attach_fault(attach, origin, program.section, hook)
             if fault:
                 message = f"program {program.name} cannot be attached here"
                 problems.append(Problem(attach.mark, message, fault))
@@ -122,6 +125,12 @@ def _object_fault(entry: ObjectEntry, spec: ObjectSpec, machine: Machine) -> str
         if not map_spec.internal
         for violation in violations(map_spec, machine, declared_in_object=True)
     ]
+    faults += [
+        f"cannot keep {map_spec.name}: without BTF nobody can tell which variable is where:"
+        " compile with -g"
+        for map_spec in spec.maps
+        if map_spec.internal and map_spec.value_layout is None and map_spec.name in entry.pin_maps
+    ]
     for program in spec.programs:
         known = entry.programs.get(program.name)
         typed = program.type or program.hook or (known and known.type)
@@ -134,7 +143,8 @@ def _object_fault(entry: ObjectEntry, spec: ObjectSpec, machine: Machine) -> str
     return "; ".join(faults)
 
 
-def _attach_fault(attach: AttachEntry, section: str, hook: Hook | None) -> str:
+def _attach_fault(attach: AttachEntry, origin: str, section: str, hook: Hook | None) -> str:
+    """Why a program cannot be attached; ``origin`` is what said the hook, or should have."""
     if hook is None and section.removeprefix("?") in ("tc", "classifier"):
         return (
             'write SEC("tcx/ingress") or SEC("tcx/egress"), which say where it is attached, or'
@@ -142,14 +152,15 @@ def _attach_fault(attach: AttachEntry, section: str, hook: Hook | None) -> str:
         )
     if hook is None:
         return (
-            f'its section "{section}" names no hook that this version attaches'
-            " (cgroup, xdp, tcx): leave out attach and it is loaded and pinned"
+            f"its {origin} names no hook that this version attaches (cgroup, xdp, tcx): leave out"
+            " attach and it is loaded and pinned"
+            f"{', or write the hook, as in type: tcx/ingress' if origin.startswith('type') else ''}"
         )
     match attach.target:
         case CgroupTarget() if hook.kind is not HookKind.CGROUP:
-            return f'its section "{section}" belongs to an interface: write interface: NAME'
+            return f"its {origin} belongs to an interface: write interface: NAME"
         case InterfaceTarget() if hook.kind is HookKind.CGROUP:
-            return f'its section "{section}" belongs to a cgroup: write cgroup: PATH'
+            return f"its {origin} belongs to a cgroup: write cgroup: PATH"
         case InterfaceTarget(mode=mode) if hook.kind is HookKind.TCX and mode is not XdpMode.AUTO:
             return "mode is for XDP programs only: leave it out"
     return ""
@@ -163,13 +174,13 @@ def _kept_maps(entry: ObjectEntry, spec: ObjectSpec, problems: list[Problem]) ->
         if map_spec.pinned and not map_spec.internal
     }
     for elf_name, pin_name in entry.pin_maps.items():
-        fault = _keep_fault(elf_name, declared)
-        if fault is None:
+        if elf_name in declared:
             kept[elf_name] = pin_name
             continue
-        message, remedy = fault
+        message = f"object {entry.name} has no map {elf_name}"
+        visible = [name for name, map_spec in declared.items() if not map_spec.internal]
         place = entry.pin_marks.get(elf_name, entry.mark)
-        problems.append(Problem(place, f"object {entry.name} {message}", remedy))
+        problems.append(Problem(place, message, did_you_mean(elf_name, visible)))
     for elf_name, pin_name in kept.items():
         fault_text = name_fault(pin_name) if elf_name not in entry.pin_maps else None
         if fault_text:
@@ -180,17 +191,3 @@ def _kept_maps(entry: ObjectEntry, spec: ObjectSpec, problems: list[Problem]) ->
         if map_spec.slotted and name not in kept:
             kept[name] = array_name(entry.name, name)
     return kept
-
-
-def _keep_fault(elf_name: str, declared: Mapping[str, MapSpec]) -> tuple[str, str] | None:
-    """Why a map cannot be kept, and what to do; None when it can."""
-    spec = declared.get(elf_name)
-    if spec is None:
-        visible = [name for name, other in declared.items() if not other.internal]
-        return f"has no map {elf_name}", did_you_mean(elf_name, visible)
-    if spec.internal and spec.value_layout is None:
-        return (
-            f"cannot keep {elf_name}",
-            "without BTF nobody can tell which variable is where: compile with -g",
-        )
-    return None

@@ -228,14 +228,15 @@ class Outcome:
             return "manifest rejected: nothing was changed, what ran goes on running"
         wrong = len(self.failures) + len(self.refusals)
         parts = [
-            _count(len(self.done), "action") if self.done else "nothing done",
-            f"{_count(self.kept_maps, 'map')} kept",
+            counted(len(self.done), "action") if self.done else "nothing done",
+            f"{counted(self.kept_maps, 'map')} kept",
         ]
         if wrong:
-            parts.append(_count(wrong, "problem"))
+            parts.append(counted(wrong, "problem"))
         how = "applied" if self.result is ReloadResult.OK else "applied in part"
         return f"{how} in {self.duration_seconds * 1000:.0f} ms: {', '.join(parts)}"
 
 
-def _count(number: int, what: str) -> str:
+def counted(number: int, what: str) -> str:
+    """``1 map``, ``2 maps``."""
     return f"{number} {what}" if number == 1 else f"{number} {what}s"

@@ -47,9 +47,10 @@ class OpenObject:
         self._object = lib.bpf_object__open_mem(data, len(data), options)
         if self._object == ffi.NULL:
             number, log = ffi.errno, _log()
-            raise ObjectError(
-                f"cannot read the object: {first_complaint(log) or errno_text(number)}", log
-            )
+            why = first_complaint(log) or errno_text(number)
+            if why.startswith("BTF is required"):
+                why = f"{why.rstrip('.')}: compile with clang -g"
+            raise ObjectError(f"cannot read the object: {why}", log)
         self._maps: dict[str, Any] = {}
         self._programs: dict[str, Any] = {}
         self._typed: set[str] = set()

@@ -1,5 +1,6 @@
 """Global data that is kept: reused when its layout is equal, else copied by variable."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,20 @@ def test_a_variable_that_is_gone(world: World) -> None:
         outcome = good(world, keeper)
         assert value(world.pins / "zeroed", "events") == 2
     assert any("NOT COPIED: total" in line for line in outcome.done)
+
+
+def test_a_file_without_btf_leaves_the_data(world: World) -> None:
+    world.put("one", "globals")
+    write(world)
+    with world.keeper() as keeper:
+        good(world, keeper)
+        ids = [map_id(world.pins / name) for name in ("zeroed", "preset")]
+        path = world.put("one", "globals", LIMIT=10)
+        subprocess.run(["llvm-objcopy", "-R", ".BTF", "-R", ".BTF.ext", str(path)], check=True)
+        message = refused(world.reload(keeper))
+        assert "cannot keep .bss: without BTF nobody can tell which variable is where" in message
+        assert [map_id(world.pins / name) for name in ("zeroed", "preset")] == ids
+        assert all(attachment.up for attachment in keeper.status.attachments)
 
 
 def test_a_refused_program_leaves_the_data(world: World) -> None:

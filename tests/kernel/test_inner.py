@@ -156,7 +156,7 @@ def test_a_status_shows_what_is_in_the_maps(world: World, stack: ExitStack) -> N
     number = BY_NAME["hash"].number
     assert shown == {
         "by_number": tuple(InnerStatus(key, id_of(table), number, 10) for key in ("3", "19")),
-        "by_port": (InnerStatus("01 bb", id_of(table), number, 10),),
+        "by_port": (InnerStatus("01:bb", id_of(table), number, 10),),
     }
     rows = [line.split()[1:6] for line in text.splitlines() if "[19]" in line]
     assert rows == [[str(id_of(table)), "hash", "3", "10", "30.0%"]]

@@ -101,9 +101,14 @@ def _directory(path: Path) -> None:
     path.mkdir()
 
 
+def _without_btf(path: Path) -> None:
+    subprocess.run(["llvm-objcopy", "-R", ".BTF", "-R", ".BTF.ext", str(path)], check=True)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
+        (_without_btf, "BTF is required, but is missing or corrupted: compile with clang -g"),
         (garbage, "this is no ELF file"),
         (_half, "it is cut short or half written"),
         (_empty, "the file is empty"),
@@ -242,3 +247,13 @@ def test_an_own_map_of_a_type_that_the_kernel_does_not_have(world: World) -> Non
     said = refused(world.apply())
     assert "cannot create map places: Invalid argument (EINVAL): asked for was" in said
     assert "the kernel may be too old: there is insn_array since Linux 6.19" in said
+
+
+def test_an_own_map_with_an_interface_that_is_not_there(world: World) -> None:
+    entries = "[{key: 0, value: nowhere0}]"
+    world.write(
+        f"maps: {{ports: {{type: devmap, value_size: 4, max_entries: 1, entries: {entries}}}}}\n"
+    )
+    said = refused(world.apply())
+    assert said.startswith("map ports: cannot write entry 0 of map ports: cannot find interface")
+    assert not (world.pins / "ports").exists()

@@ -70,7 +70,7 @@ def test_check_needs_no_root(world: World) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert lines[:2] == [
-        f"{world.manifest_file}: 1 objects, 2 kept maps",
+        f"{world.manifest_file}: 1 object, 2 kept maps",
         f"object one: {world.directory}/one.bpf.o (license Dual BSD/GPL)",
     ]
     assert "  map counts (hash, key 4 B, value 16 B, max_entries 16), kept as counts" in lines
@@ -233,6 +233,8 @@ def test_maps(world: World) -> None:
     listed = json.loads(cli(world, "maps", "--json").stdout)
     (counts,) = (found for found in listed if found["name"] == "counts")
     assert (counts["id"], counts["entries"], counts["max_entries"]) == (world.map_id(), 4, 16)
+    assert counts["type"] == "hash"
+    assert json.loads(cli(world, "status", "--json").stdout)["maps"] == listed
 
 
 def test_unload_detaches_and_keeps_the_maps(world: World, start: Start) -> None:

@@ -58,16 +58,17 @@ def test_no_manifest_is_needed_for_a_path(kept: World) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("one_count", "nothing is pinned as {pins}/one_count: did you mean one_counts?"),
-        ("zzz", "nothing is pinned as {pins}/zzz: there is one_counts, settings"),
-        ("../bpffs/settings", "nothing is pinned as {pins}/../bpffs/settings: did you mean"),
-        ("", "cannot open the pin {pins}/:"),
-        ("bpfkeeperd", "cannot open the pin {pins}/bpfkeeperd:"),
+        ("one_count", "no map is pinned as {pins}/one_count: did you mean one_counts?"),
+        ("zzz", "no map is pinned as {pins}/zzz: there is one_counts, settings"),
+        ("../bpffs/settings", "no map is pinned as {pins}/../bpffs/settings: did you mean"),
+        ("", "no map is pinned as {pins}/: there is one_counts, settings"),
+        ("bpfkeeperd", "no map is pinned as {pins}/bpfkeeperd: there is one_counts, settings"),
         ("/nowhere", "cannot dump /nowhere: nothing is pinned there"),
-        ("/etc/passwd", "cannot open the pin /etc/passwd: "),
+        ("/etc/passwd", "cannot dump /etc/passwd: it is not on a bpffs"),
+        ("/etc", "cannot dump /etc: it is a directory"),
         ("id:0", "cannot dump id:0: there is no map with this ID"),
-        ("id:x", "cannot dump id:x: no map ID"),
-        ("id:99999999999", "cannot dump id:99999999999: no map ID"),
+        ("id:x", "cannot dump id:x: no map has such an ID: write id:NUMBER"),
+        ("id:99999999999", "cannot dump id:99999999999: no map has such an ID: write id:NUMBER"),
     ],
 )
 def test_what_is_not_there(kept: World, name: str, message: str) -> None:

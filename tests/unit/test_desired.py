@@ -193,6 +193,39 @@ def test_a_target_that_does_not_fit_the_hook(name: str, attach: str, remedy: str
     assert first == f"/etc/k.yaml:8:13: program {name} cannot be attached here: {remedy}"
 
 
+@pytest.mark.parametrize(
+    ("settings", "remedy"),
+    [
+        (
+            "{type: xdp, attach: [{cgroup: web.slice}]}",
+            "its type xdp belongs to an interface: write interface: NAME",
+        ),
+        (
+            "{type: cgroup_skb, attach: [{cgroup: web.slice}]}",
+            "its type cgroup_skb names no hook that this version attaches (cgroup, xdp, tcx): leave"
+            " out attach and it is loaded and pinned, or write the hook, as in type: tcx/ingress",
+        ),
+    ],
+)
+def test_a_target_that_does_not_fit_the_type(settings: str, remedy: str) -> None:
+    text = problems(
+        f"objects: {{web: {{file: /lib/web.o, programs: {{count: {settings}}}}}}}\n", web=WEB
+    )
+    assert text.splitlines()[0].endswith(f": program count cannot be attached here: {remedy}")
+
+
+def test_global_data_without_btf_is_a_fault_of_the_object_alone() -> None:
+    web = "web: {file: /lib/web.o}"
+    one = "one: {file: /lib/one.o, pin_maps: {.bss: one_state}}"
+    source = file(MapSpec(".bss", 2, 4, 8, 1, internal=True), EGRESS)
+    desired = desire(f"objects: {{{one}, {web}}}\n", one=source, web=WEB)
+    assert desired.faults == {
+        "one": "/lib/one.o: cannot keep .bss: without BTF nobody can tell which variable is where:"
+        " compile with -g"
+    }
+    assert [*desired.objects] == ["web"]
+
+
 @pytest.mark.parametrize("hook", HOOKS, ids=lambda hook: hook.name)
 def test_every_hook_can_be_attached(hook: object) -> None:
     section = str(getattr(hook, "name", ""))
