@@ -20,8 +20,8 @@ _RECORD = struct.Struct("=IIQ")
 def cgroup_ids(map_id: int) -> dict[int, int] | None:
     """Slot to cgroup ID, which is the inode of its directory, of the slots that are not empty.
 
-    None where that cannot be had: no BTF, no CAP_PERFMON, Linux before 5.8. The iterator is loaded,
-    read once and gone again, which takes some 10 ms.
+    None where that cannot be had: no BTF, no CAP_PERFMON, Linux before 5.17. The iterator is
+    loaded, read once and gone again, which takes some 10 ms.
     """
     try:
         with kernel.open_object(OBJECT_FILE.read_bytes(), "map_cgroups") as opened:

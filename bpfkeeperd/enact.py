@@ -189,6 +189,8 @@ class Enactor:
             os.rename(source, path)
             transaction.on_undo(lambda: os.rename(path, source))
             transaction.on_success(lambda: remove_empty(source, self.layout.links))
+            # Held under its former name, it would pass for a link that lost its pin.
+            transaction.on_success(lambda: self.held.drop_link(action.key))
 
     def _link_place(self, transaction: Transaction, key: LinkKey) -> str:
         """The path of a link's pin, with the directories above it."""

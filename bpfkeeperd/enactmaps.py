@@ -1,5 +1,6 @@
 """What a change does to maps: filled, carried over, pinned, exchanged, renamed, written."""
 
+import functools
 import os
 import sys
 from collections.abc import Callable
@@ -151,7 +152,7 @@ class MapEnactor:
                 raise KeeperError(f"program {object_name}/{program} is not loaded")
             return transaction.close_later(fd)
 
-        return Resolver(program_fd=program_fd, map_fd=map_fd)
+        return Resolver(program_fd=functools.cache(program_fd), map_fd=map_fd)
 
 
 def way_back(transaction: Transaction, fd: int, content: Content) -> Callable[[], None]:

@@ -277,7 +277,7 @@ def _astray(layout: Layout, observed: Observed, held: Held, wanted: WantedMap) -
             return fd
 
         try:
-            resolver = Resolver(program_fd=program_fd, map_fd=map_fd)
+            resolver = Resolver(program_fd=functools.cache(program_fd), map_fd=map_fd)
             fd = map_fd(wanted.name)
             return tuple(astray(fd, wanted.spec, wanted.contents, resolver))
         except KeeperError:  # it went away meanwhile: the next look sees that

@@ -171,7 +171,7 @@ def _no_program(
     if wanted is None:
         message = f"there is no object {ref.object}"
         return [Problem(content.mark, message, did_you_mean(ref.object, manifest.objects))]
-    if ref.program in wanted.programs:
+    if ref.program in wanted.programs or wanted.fault:  # the file of now may have it
         return []
     message = f"object {ref.object} has no program {ref.program}"
     return [Problem(content.mark, message, did_you_mean(ref.program, wanted.programs))]

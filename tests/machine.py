@@ -46,6 +46,13 @@ def bpf_name(kind: str, number: int) -> str:
     return info.raw[offset : offset + 16].split(b"\0")[0].decode()
 
 
+def verified_instructions(program_fd: int) -> int:
+    """How many instructions the verifier went through, which is what loading costs."""
+    info = ctypes.create_string_buffer(256)
+    _bpf(15, struct.pack("=IIQ", program_fd, 220, ctypes.addressof(info)))
+    return int(struct.unpack_from("=I", info.raw, 216)[0])
+
+
 def fill_map(fd: int, keys: bytes, values: bytes, count: int) -> None:
     """Writes many entries in one call (BPF_MAP_UPDATE_BATCH)."""
     key_buffer = ctypes.create_string_buffer(keys, len(keys))

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from bpfkeeperd import cgroupslots, kernel
 from bpfkeeperd import contents as entries_of
-from bpfkeeperd import kernel
 from bpfkeeperd.cgroupslots import SLOTS_MAX, cgroup_ids
 from bpfkeeperd.compare import canonical
 from bpfkeeperd.create import create_map
@@ -23,7 +23,7 @@ from bpfkeeperd.nodes import Place
 from bpfkeeperd.ownmaps import own_spec
 from bpfkeeperd.state import MapSpec, ReloadResult
 from tests.conftest import BuildObject
-from tests.machine import Netns
+from tests.machine import Netns, verified_instructions
 from tests.scenario import World, refused
 
 
@@ -441,6 +441,13 @@ def test_cgroups_in_an_array_of_many_slots() -> None:
         for slot in (SLOTS_MAX - 1, SLOTS_MAX):
             kernel.map_delete(one.fd, u32(slot))
         assert one.differing() == (f"entry {SLOTS_MAX - 1}: it is not there",)
+
+
+def test_looking_at_cgroups_is_soon_loaded() -> None:
+    """Each look loads the iterator anew, the daemon's every 30 s."""
+    with kernel.open_object(cgroupslots.OBJECT_FILE.read_bytes(), "map_cgroups") as opened:
+        opened.load()
+        assert 0 < verified_instructions(opened.program_fd("list_cgroups")) < 1000
 
 
 def test_a_map_that_user_space_cannot_write() -> None:

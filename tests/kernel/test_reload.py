@@ -56,6 +56,22 @@ def test_changed_object_keeps_map_id_and_contents(world: World) -> None:
     assert not world.changes
 
 
+def test_a_link_that_is_taken_over_leaves_nothing_to_do(world: World) -> None:
+    world.put("one")
+    world.write_counter("one")
+    with world.keeper() as keeper:
+        world.reload(keeper)
+        (link,) = world.link_ids().values()
+        os.rename(world.directory / "one.bpf.o", world.directory / "another.bpf.o")
+        world.write_counter("another")
+        assert world.reload(keeper).result is ReloadResult.OK
+        keeper.look()
+        assert not any(keeper.status.drift.values()), keeper.status.drift
+        assert world.reload(keeper).done == ()
+    (new_link,) = world.link_ids().values()
+    assert new_link[0] == link[0]
+
+
 def test_unchanged_object_is_not_loaded_again_unless_forced(world: World) -> None:
     world.put("one")
     world.write_counter("one")

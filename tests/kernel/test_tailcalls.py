@@ -1,5 +1,6 @@
 """Program arrays: renewed with their programs, never a mix of old and new, alive alone."""
 
+import resource
 import threading
 
 import pytest
@@ -8,7 +9,7 @@ from bpfkeeperd import kernel
 from bpfkeeperd.keeper import Keeper
 from bpfkeeperd.state import MapIdChange, Outcome, ReloadResult
 from tests.machine import inside_cgroup, map_id, map_value, send_datagrams
-from tests.scenario import World
+from tests.scenario import World, garbage, refused
 
 ATTACH = "programs: {enter: {attach: [{cgroup: CGROUP}]}}"
 PRIVATE = "bpfkeeperd/arrays/stages/jumps"
@@ -107,6 +108,43 @@ def test_an_unchanged_object_keeps_its_array(world: World) -> None:
     with world.keeper() as keeper:
         assert good(world, keeper).done == ()
     assert map_id(world.pins / "jumps") == before
+
+
+def test_a_program_of_a_file_that_cannot_be_used_stops_nobody_else(world: World) -> None:
+    """A new version was half written when the manifest named what it brings."""
+    world.put("stages", "stages")
+    world.put("other")
+    write(world, pins=", jumps", maps=OWN)
+    with world.keeper() as keeper:
+        good(world, keeper)
+        before = map_id(world.pins / "jumps")
+        garbage(world.directory / "stages.bpf.o")
+        more = OWN.replace("stages/stage_b}", "stages/stage_b}, {key: 2, value: stages/stage_c}")
+        write(world, pins=", jumps", maps=more)
+        with open(world.manifest_file, "a", encoding="utf-8") as file:
+            file.write("  other: {file: other.bpf.o}\n")
+        outcome = world.reload(keeper)
+        assert outcome.done == ("load object other (not loaded yet)",)
+        assert "this is no ELF file" in refused(outcome)
+    assert map_id(world.pins / "jumps") == before
+
+
+def test_many_slots_with_one_program(world: World) -> None:
+    """It is opened once, however many slots name it."""
+    world.put("stages", "stages")
+    entries = ", ".join(f"{{key: {key}, value: stages/stage_a}}" for key in range(200))
+    jumps = f"maps: {{jumps: {{type: prog_array, max_entries: 200, entries: [{entries}]}}}}"
+    write(world, maps=jumps)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (128, hard))
+    try:
+        with world.keeper() as keeper:
+            good(world, keeper)
+            assert good(world, keeper).done == ()
+        with world.keeper() as keeper:
+            assert good(world, keeper).done == ()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def slot(world: World, index: int) -> int:
