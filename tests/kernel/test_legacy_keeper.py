@@ -466,7 +466,7 @@ def test_commands(world: World, put: Put) -> None:
     checked = cli(world, "check")
     assert (checked.returncode, checked.stderr) == (0, "")
     assert checked.stdout.splitlines() == [
-        f"{world.manifest_file}: 1 objects, 3 kept maps",
+        f"{world.manifest_file}: 1 object, 3 kept maps",
         f"object old: {file} (license GPL)",
         "  map counts (array, key 4 B, value 8 B, max_entries 4), kept as counts",
         f"  map own (array, key 4 B, value 8 B, max_entries 4), kept as {own}",
