@@ -99,9 +99,11 @@ def holder(draft: Draft, map_name: str) -> str:
 
 
 def keep_map(draft: Draft, name: str, reason: str) -> None:
-    """Leaves a map as it is, although it was about to be made."""
+    """Leaves a map as it is, although it was about to be made; without a reason, somebody else
+    tells why."""
     del draft.map_actions[name]
-    draft.refused_maps[name] = reason
+    if reason:
+        draft.refused_maps[name] = reason
     lost = draft.found(name).lost
     restored = any(
         isinstance(restore, RestoreMap) and restore.map.name == name for restore in draft.restores

@@ -224,7 +224,7 @@ def kept_map(layout: Layout, observed: Observed, held: Held, name: str) -> tuple
 def pinned_program(
     layout: Layout, observed: Observed, object_name: str, program: str
 ) -> int | None:
-    """A descriptor of a kept program, of whatever file; None when it is not loaded."""
+    """A descriptor of a kept program, of the wanted file if that is loaded; None if none is."""
     for digest, programs in observed.programs.get(escape(object_name), {}).items():
         if escape(program) in programs:
             path = f"{layout.programs(object_name, digest)}/{escape(program)}"

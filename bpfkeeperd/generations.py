@@ -63,7 +63,8 @@ def _renew_one(draft: Draft) -> bool:
             continue
         found = draft.found(name)
         current = found.pinned or found.lost
-        changing = [part for part in (*wanted.users, *wanted.fillers) if part in draft.loads]
+        parts = dict.fromkeys((*wanted.users, *wanted.fillers))
+        changing = [part for part in parts if part in draft.loads]
         if current is None or not (changing or found.astray):
             continue
         reason = (
@@ -102,7 +103,7 @@ def _give_up_one(draft: Draft) -> bool:
         if not draft.makes(name):
             continue
         if not wanted.definition and not any(user in draft.loads for user in wanted.users):
-            del draft.map_actions[name]  # its users are held back, and tell why
+            keep_map(draft, name, "")  # its users are held back, and tell why
             return True
         for content in wanted.contents:
             missing = _missing(draft, content)

@@ -100,15 +100,8 @@ def observe(desired: Desired, layout: Layout, held: Held, last_ids: Mapping[str,
         KernelError: bpffs cannot be read.
     """
     links: dict[LinkKey, ObservedLink] = {}
-    programs: LoadedPrograms = {}
+    programs = _observe_programs(desired, layout)
     empty_links = list[str]()
-    for pin in kernel.scan(layout.objects, depth=3, kind=kernel.PinKind.PROGRAM):
-        _check_read(layout.objects, pin)
-        digests = programs.setdefault(pin.path[0], {})
-        if len(pin.path) > 1:
-            loaded = digests.setdefault(pin.path[1], {})
-            if len(pin.path) > 2:
-                loaded[pin.path[2]] = ProgramInfo(pin.id, pin.type, pin.map_ids)
     for pin in kernel.scan(layout.links, depth=3, kind=kernel.PinKind.LINK):
         _check_read(layout.links, pin)
         if pin.kind == kernel.PinKind.DIRECTORY:
@@ -147,6 +140,23 @@ def observe(desired: Desired, layout: Layout, held: Held, last_ids: Mapping[str,
             f"{OWN_DIRECTORY}/arrays/{name}" for name in sorted(pins_below(layout.arrays, 2))
         ),
     )
+
+
+def _observe_programs(desired: Desired, layout: Layout) -> LoadedPrograms:
+    """What is loaded of each object, that of its wanted digest first."""
+    programs: LoadedPrograms = {}
+    for pin in kernel.scan(layout.objects, depth=3, kind=kernel.PinKind.PROGRAM):
+        _check_read(layout.objects, pin)
+        digests = programs.setdefault(pin.path[0], {})
+        if len(pin.path) > 1:
+            loaded = digests.setdefault(pin.path[1], {})
+            if len(pin.path) > 2:
+                loaded[pin.path[2]] = ProgramInfo(pin.id, pin.type, pin.map_ids)
+    for wanted in desired.objects.values():
+        digests = programs.get(escape(wanted.name), {})
+        if wanted.digest in digests:
+            programs[escape(wanted.name)] = {wanted.digest: digests[wanted.digest], **digests}
+    return programs
 
 
 def _check_read(directory: str, pin: kernel.Pin) -> None:

@@ -39,7 +39,8 @@ class Observed:
     maps: Mapping[str, ObservedMap] = field(default_factory=dict)
     """By pin name; for each map of the manifest."""
     programs: Mapping[str, Mapping[str, Mapping[str, ProgramInfo]]] = field(default_factory=dict)
-    """Escaped object name, digest, escaped program name."""
+    """Escaped object name, digest, escaped program name. Of an object's digests the wanted one is
+    the first: entries that name a program mean that one."""
     links: Mapping[LinkKey, ObservedLink] = field(default_factory=dict)
     targets: Mapping[Target, int | str] = field(default_factory=dict)
     """A cgroup's ID, an interface's index, or why there is none."""
