@@ -4,6 +4,7 @@ It refuses what the real one would refuse: a pin where one stands, a swap of a l
 map reused that is not the wanted one.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from bpfkeeperd.actions import (
@@ -28,9 +29,9 @@ from bpfkeeperd.actions import (
 )
 from bpfkeeperd.compare import differences, layout_differences
 from bpfkeeperd.desired import Desired, WantedMap, WantedObject
-from bpfkeeperd.entries import Target
+from bpfkeeperd.entries import Content, MapRef, Target
 from bpfkeeperd.hooks import LINK_TYPES
-from bpfkeeperd.layout import LinkKey, escape
+from bpfkeeperd.layout import LinkKey, escape, is_array_name, kernel_name
 from bpfkeeperd.observed import Observed, ObservedLink, ObservedMap
 from bpfkeeperd.state import LinkInfo, MapInfo, MapSpec, ProgramInfo
 
@@ -51,8 +52,15 @@ class Ideal:
     """By program ID: the maps it runs on, by their ELF names."""
     links: dict[LinkKey, ObservedLink] = field(default_factory=dict)
     targets: dict[Target, int | str] = field(default_factory=dict)
+    contents: dict[int, dict[int, object]] = field(default_factory=dict)
+    """By map ID: what stands in the place of each wanted entry, programs and maps as their ID."""
     last_id: int = 100
     restored_links: set[LinkKey] = field(default_factory=set)
+    generational: set[str] = field(default_factory=set)
+    formers: dict[str, str] = field(default_factory=dict)
+    wanted_digests: dict[str, str] = field(default_factory=dict)
+    former_names: dict[str, str] = field(default_factory=dict)
+    wanted: dict[str, tuple[Content, ...]] = field(default_factory=dict)
 
     def new_id(self) -> int:
         self.last_id += 1
@@ -91,13 +99,15 @@ class Ideal:
             },
             used_as=dict(self.used_as),
             links=dict(self.links),
+            contents={map_id: dict(entries) for map_id, entries in self.contents.items()},
             restored_links=set(),
         )
 
     def observe(self, desired: Desired) -> Observed:
         """What observe.py would say."""
+        self.know(desired)
         names = (*desired.maps, *desired.unread_maps())
-        maps = {name: self._observe_map(name) for name in names}
+        maps = {name: self._observe_map(name, desired.maps.get(name)) for name in names}
         pinned = {found.pinned.id for found in maps.values() if found.pinned}
         used = {
             map_id
@@ -112,18 +122,60 @@ class Ideal:
             links=self.links,
             targets=self.targets,
             map_names={map_id: self.maps[map_id].name for map_id in used - pinned},
+            arrays=tuple(sorted(filter(is_array_name, self.pins))),
         )
 
-    def _observe_map(self, name: str) -> ObservedMap:
+    def know(self, desired: Desired) -> None:
+        """Takes note of what is said of the maps."""
+        self.generational = {name for name, one in desired.maps.items() if one.generational}
+        self.wanted = {name: one.contents for name, one in desired.maps.items()}
+        self.wanted_digests = {name: one.digest for name, one in desired.objects.items()}
+        self.former_names = {name: one.former for name, one in desired.maps.items() if one.former}
+
+    def _observe_map(self, name: str, wanted: WantedMap | None) -> ObservedMap:
         if name in self.faults:
             return ObservedMap(fault=self.faults[name])
-        if name in self.pins:
-            info = self.maps[self.pins[name]]
-            return ObservedMap(pinned=info, layouts=self.layouts[info.id])
-        if name in self.remembered:
+        source = "" if name in self.pins or not wanted else wanted.former
+        if name in self.pins or source in self.pins:
+            info = self.maps[self.pins[source or name]]
+            found = ObservedMap(pinned=info, source=source)
+        elif name in self.remembered:
             info = self.maps[self.remembered[name]]
-            return ObservedMap(lost=info, layouts=self.layouts[info.id])
-        return ObservedMap()
+            found = ObservedMap(lost=info)
+        else:
+            return ObservedMap()
+        astray = self._astray(wanted, info) if wanted else ()
+        return replace(found, layouts=self.layouts[info.id], astray=astray)
+
+    def _astray(self, wanted: WantedMap, info: MapInfo) -> tuple[int, ...]:
+        if not (wanted.enforce or wanted.parts or wanted.fillers):
+            return ()
+        if differences(wanted.spec, info):
+            return ()
+        there = self.contents.get(info.id, {})
+        return tuple(
+            place
+            for place, content in enumerate(wanted.contents)
+            if there.get(place) != (self.meaning(content, {}) or "nothing can be there")
+        )
+
+    def meaning(self, content: Content, new: Mapping[str, int]) -> object:
+        """What an entry is in the kernel; None when what it names is not there."""
+        if content.target:
+            index = self.targets[content.target]
+            return None if isinstance(index, str) else index
+        if isinstance(content.value, MapRef):
+            name = content.value.name
+            pinned = self.pins.get(name) or self.pins.get(self.former_names.get(name, ""))
+            return new.get(name) or pinned or self.remembered.get(name)
+        if content.program is None:
+            return content.value
+        digests = self.programs.get(escape(content.program.object), {})
+        wanted = self.wanted_digests.get(content.program.object, "")
+        for programs in (digests.get(wanted, {}), *digests.values()):
+            if escape(content.program.program) in programs:
+                return programs[escape(content.program.program)].id
+        return None
 
     def apply(self, plan: Plan, desired: Desired) -> None:
         self.restored_links.clear()
@@ -148,16 +200,38 @@ class Ideal:
                 self.restored_links.add(key)
 
     def _change(self, change: Change) -> None:
+        self.formers = {
+            action.map.name: action.source
+            for action in change.maps
+            if isinstance(action, RenameMap)
+        }
         new = {action.map.name: self._new_map(action, change) for action in change.makes}
         for load in change.loads:
             self._load(load, new)
+        for action in change.makes:
+            entries = self.contents.setdefault(new[action.map.name], {})
+            for place, content in self._places(action.map):
+                entries[place] = self._resolved(content, new)
         for link in change.links:
             self._link(link)
+        for write in change.writes:
+            name = write.map.name
+            assert name not in new and not write.map.generational
+            map_id = self.pins[self.formers.get(name, name)]
+            entries = self.contents.setdefault(map_id, {})
+            for place in write.places:
+                entries[place] = self._resolved(write.map.contents[place], new)
+        for action in change.makes:
+            if isinstance(action, RenewMap) and action.source:
+                assert action.map.name not in self.pins
+                del self.pins[action.source]
         self.pins |= new
-        for action in change.maps:
-            if isinstance(action, RenameMap):
-                assert self.pins[action.source] == action.info.id and action.map.name not in new
-                self.pins[action.map.name] = self.pins.pop(action.source)
+        for renaming in change.maps:
+            if isinstance(renaming, RenameMap):
+                assert (
+                    self.pins[renaming.source] == renaming.info.id and renaming.map.name not in new
+                )
+                self.pins[renaming.map.name] = self.pins.pop(renaming.source)
         for removal in change.removals:
             self._remove(removal)
 
@@ -170,14 +244,26 @@ class Ideal:
             case RecreateMap(_, old, differing):
                 assert self.pins[wanted.name] == old.id and differing
             case RenewMap(_, old):
-                assert self.pins[wanted.name] == old.id
+                assert self.pins[action.source or wanted.name] == old.id
                 assert wanted.generational or wanted.spec.internal
         if wanted.definition:
             return self.make_map(wanted.spec, wanted.name)
         makers = [load for load in change.loads if wanted.name in load.object.maps.values()]
         assert makers, "nobody creates this map"
         elf_names = {pin_name: elf_name for elf_name, pin_name in makers[0].object.maps.items()}
-        return self.make_map(wanted.spec, elf_names[wanted.name])
+        made_as = kernel_name(makers[0].object.name, elf_names[wanted.name])
+        return self.make_map(wanted.spec, made_as)
+
+    def _places(self, wanted: WantedMap) -> list[tuple[int, Content]]:
+        """The entries to be written, by their place among all that are wanted."""
+        every = self.wanted[wanted.name]
+        assert {*wanted.contents} <= {*every}
+        return [(place, one) for place, one in enumerate(every) if one in wanted.contents]
+
+    def _resolved(self, content: Content, new: dict[str, int]) -> object:
+        found = self.meaning(content, new)
+        assert found is not None, f"entry {content} names what is not there"
+        return found
 
     def _load(self, load: LoadObject, new: dict[str, int]) -> None:
         wanted = load.object
@@ -187,7 +273,10 @@ class Ideal:
             if pin_name is None:
                 uses[spec.name] = self.make_map(spec, spec.name)
                 continue
-            uses[spec.name] = new.get(pin_name) or self.pins[pin_name]
+            source = self.formers.get(pin_name, pin_name)
+            uses[spec.name] = new.get(pin_name) or self.pins[source]
+            kept = self.generational & {pin_name} and pin_name not in new
+            assert not kept, "old and new programs would share a program array"
             assert not self.differing(spec, uses[spec.name]), f"{pin_name} is not the wanted map"
         digests = self.programs.setdefault(escape(wanted.name), {})
         digests[wanted.digest] = {
@@ -252,7 +341,11 @@ def runs_on_the_kept_maps(ideal: Ideal, wanted: WantedObject) -> bool:
     A map that the kernel calls as one that the object does not keep cannot be told from that one.
     """
     loaded = ideal.programs[escape(wanted.name)][wanted.digest]
-    private = {spec.name[:15] for spec in wanted.source.spec.maps if spec.name not in wanted.maps}
+    private = {
+        kernel_name(wanted.name, spec.name)
+        for spec in wanted.source.spec.maps
+        if spec.name not in wanted.maps
+    }
     return all(
         ideal.pins.get(wanted.maps[elf_name]) == map_id
         for program in loaded.values()

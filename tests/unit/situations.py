@@ -1,7 +1,7 @@
 """Random situations for the planner: what a manifest wants, and a machine in any state."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from hypothesis import strategies as st
@@ -11,23 +11,30 @@ from bpfkeeperd.desired import (
     Attachment,
     Desired,
     ObjectSource,
+    WantedMap,
     attachment,
 )
 from bpfkeeperd.entries import (
     AttachEntry,
     CgroupTarget,
+    Content,
+    ContentValue,
+    InterfaceRef,
     InterfaceTarget,
     Manifest,
     MapDefinition,
     MapEntry,
+    MapRef,
     MismatchPolicy,
     ObjectEntry,
     ProgramEntry,
+    ProgramRef,
     Target,
     XdpMode,
 )
 from bpfkeeperd.hooks import LINK_TYPES, XDP, Hook, HookKind, hook_of_section
-from bpfkeeperd.layout import escape
+from bpfkeeperd.layout import array_name, escape, kernel_name
+from bpfkeeperd.maptypes import PROG_ARRAY
 from bpfkeeperd.observed import ObservedLink
 from bpfkeeperd.resolve import resolve
 from bpfkeeperd.state import LinkInfo, MapSpec, ObjectSpec, ProgramInfo, ProgramSpec
@@ -46,6 +53,13 @@ INTERFACES: tuple[Target, ...] = (
 SECTIONS = ("cgroup_skb/egress", "sockops", "xdp")
 LAYOUT = "0:64:int:packets"
 REORDERED = "0:64:int:bytes"
+
+ARRAY = "jumps"
+"""A program array, filled by objects or by the manifest."""
+OWN = (ARRAY, "tables", "ports")
+"""Maps of the manifest's own with entries that name programs, maps and interfaces."""
+BSS = "0:64:variable:events"
+WIDER_BSS = f"{BSS}\n64:64:variable:total"
 
 Draw = Callable[[st.SearchStrategy[object]], object]
 
@@ -94,14 +108,55 @@ def object_files(draw: st.DrawFn, name: str, max_entries: int) -> tuple[ObjectEn
         targets = draw(st.lists(st.sampled_from(there), unique=True, max_size=2))
         attach = tuple(AttachEntry(target) for target in targets)
         entries[program] = ProgramEntry(program, attach)
-    entry = ObjectEntry(
-        name,
-        f"/lib/{name}.o",
-        pin_maps=dict(zip(names, used, strict=True)),
-        programs=entries,
+    pins = dict(zip(names, used, strict=True))
+    specs = [*(map_spec(map_name, max_entries) for map_name in names), *map(map_spec, private)]
+    if draw(st.booleans()):
+        specs.append(array_spec(elf_name(name, ARRAY), slotted=draw(st.booleans())))
+        pins[elf_name(name, ARRAY)] = ARRAY
+    if draw(st.booleans()):
+        specs.append(array_spec("stages", slotted=True))
+    if draw(st.booleans()):
+        specs.append(data_spec(draw(st.sampled_from([BSS, WIDER_BSS]))))
+        pins[".bss"] = f"data_{escape(name)[:3]}"
+    entry = ObjectEntry(name, f"/lib/{name}.o", pin_maps=pins, programs=entries)
+    return entry, source(tuple(specs), sections)
+
+
+def array_spec(name: str, *, slotted: bool) -> MapSpec:
+    return MapSpec(name, PROG_ARRAY, 4, 4, 4, slotted=slotted)
+
+
+def data_spec(layout: str | None) -> MapSpec:
+    return MapSpec(".bss", 2, 4, 16, 1, internal=True, value_layout=layout)
+
+
+def own_definitions(draw: st.DrawFn, names: Collection[str]) -> Mapping[str, MapDefinition]:
+    """Maps of the manifest's own with entries; inner maps are among those named."""
+    programs = draw(st.lists(st.sampled_from(OBJECTS), unique=True, max_size=2))
+    inner = draw(st.lists(st.sampled_from(sorted(names)), max_size=2)) if names else []
+    interfaces = draw(st.lists(st.sampled_from(["eth0", "eth9"]), unique=True))
+    values: dict[str, Sequence[ContentValue]] = {
+        ARRAY: [ProgramRef(name, "p0") for name in programs],
+        "tables": [MapRef(name) for name in inner],
+        "ports": [InterfaceRef(name) for name in interfaces],
+    }
+    pattern = MapDefinition("hash", 4, 8, 16)
+    forms = {
+        ARRAY: MapDefinition("prog_array", 4, 4, 4),
+        "tables": MapDefinition("array_of_maps", 4, 4, 4, inner=pattern),
+        "ports": MapDefinition("devmap", 4, 4, 4),
+    }
+    return {
+        name: replace(forms[name], contents=contents(values[name]))
+        for name in sorted(draw(st.sets(st.sampled_from(OWN))))
+    }
+
+
+def contents(values: Sequence[ContentValue]) -> tuple[Content, ...]:
+    return tuple(
+        Content(place.to_bytes(4, "little"), value, text=str(place))
+        for place, value in enumerate(values)
     )
-    specs = (*(map_spec(map_name, max_entries) for map_name in names), *map(map_spec, private))
-    return entry, source(specs, sections)
 
 
 @st.composite
@@ -109,6 +164,9 @@ def desires(draw: st.DrawFn) -> Desired:
     """Objects that share maps, some with a file that cannot be used (any more)."""
     definitions = draw(st.sets(st.sampled_from(MAPS), max_size=2))
     recreated = draw(st.sets(st.sampled_from(MAPS)))
+    enforced = draw(st.sets(st.sampled_from([*MAPS, *OWN])))
+    renamed = draw(st.sets(st.sampled_from([*MAPS, ARRAY, "data_one", "data_thr"])))
+    filled = contents([b"12345678"])
 
     def manifest(entries: Mapping[str, ObjectEntry], max_entries: int) -> Manifest:
         used = {pin for entry in entries.values() for pin in entry.pin_maps.values()}
@@ -116,9 +174,13 @@ def desires(draw: st.DrawFn) -> Desired:
             name: MapEntry(
                 name,
                 MismatchPolicy.RECREATE if name in recreated else MismatchPolicy.FAIL,
-                MapDefinition("hash", 4, 8, max_entries) if name in definitions else None,
+                MapDefinition("hash", 4, 8, max_entries, contents=filled)
+                if name in definitions
+                else None,
+                enforce=name in enforced,
+                rename_from=f"old_{name}" if name in renamed else None,
             )
-            for name in MAPS
+            for name in (*MAPS, *sorted(used - {*MAPS}))
             if name in definitions or name in used
         }
         return Manifest("/etc/k.yaml", maps=maps, objects=entries)
@@ -148,12 +210,17 @@ def desires(draw: st.DrawFn) -> Desired:
         for pin in entry.pin_maps.values()
     }
     maps = {name: entry for name, entry in now.maps.items() if entry.definition or name in used}
+    for name, definition in own_definitions(draw, maps.keys() & {*MAPS}).items():
+        former = maps[name].rename_from if name in maps else None
+        maps[name] = MapEntry(
+            name, MismatchPolicy.FAIL, definition, enforce=name in enforced, rename_from=former
+        )
     return resolve(replace(now, maps=maps), sources, MACHINE, previous.objects)
 
 
 MAP_STATES = (
     *("fits", "fits", "fits", "fits"),
-    *("differs", "reordered", "missing", "lost", "lost, differs", "faulty"),
+    *("differs", "reordered", "missing", "lost", "lost, differs", "faulty", "former", "former"),
 )
 OBJECT_STATES = (
     *("current", "current", "stale", "stale"),
@@ -177,8 +244,12 @@ LINK_STATES = (
 def situations(draw: st.DrawFn) -> Situation:
     desired = draw(desires())
     ideal = Ideal()
-    for name in MAPS:
+    for name in dict.fromkeys((*MAPS, *desired.maps)):
         _put_map(ideal, desired, name, draw(st.sampled_from(MAP_STATES)))
+    for name in draw(st.lists(st.sampled_from([*OBJECTS, "gone"]), unique=True, max_size=2)):
+        left = array_name(name, draw(st.sampled_from(["stages", "former"])))
+        if left not in desired.maps:
+            ideal.pins[left] = ideal.make_map(array_spec("stages", slotted=True), "stages")
     targets = (*CGROUPS, *INTERFACES)
     missing = draw(st.sets(st.sampled_from(targets), max_size=2))
     for index, target in enumerate(targets):
@@ -186,9 +257,13 @@ def situations(draw: st.DrawFn) -> Situation:
         ideal.targets[target] = (
             "it is not there" if target in missing else 20 if interface else 10 + index
         )
+    ideal.targets[InterfaceTarget("eth9")] = "there is no interface eth9"
     for name in (*desired.objects, *desired.faults, "gone"):
         state = draw(st.sampled_from(OBJECT_STATES))
         _put_programs(draw, ideal, desired, name, state)
+    ideal.know(desired)
+    for wanted_map in desired.maps.values():
+        _put_contents(draw, ideal, wanted_map)
     for wanted in desired.objects.values():
         for wanted_attachment in wanted.attachments:
             _put_link(draw, ideal, wanted_attachment, draw(st.sampled_from(LINK_STATES)))
@@ -211,11 +286,26 @@ def _put_map(ideal: Ideal, desired: Desired, name: str, state: str) -> None:
     if "differs" in state:
         spec = replace(spec, max_entries=spec.max_entries + 1)
     if state == "reordered":
-        spec = replace(spec, value_layout=REORDERED)
-    map_id = ideal.make_map(spec, name)
+        spec = replace(spec, value_layout="0:64:variable:events" if spec.internal else REORDERED)
+    kernel = kernel_name(wanted.users[0], ".bss") if wanted and spec.internal else name
+    map_id = ideal.make_map(spec, kernel.rpartition("/")[2])
+    if state == "former" and wanted and wanted.former:
+        ideal.pins[wanted.former] = map_id
+        return
     ideal.remembered[name] = map_id
     if not state.startswith("lost"):
         ideal.pins[name] = map_id
+
+
+def _put_contents(draw: st.DrawFn, ideal: Ideal, wanted: WantedMap) -> None:
+    """Some entries are as they should be, some are not there, or others."""
+    map_id = ideal.pins.get(wanted.name) or ideal.remembered.get(wanted.name)
+    if map_id:
+        for place, content in enumerate(wanted.contents):
+            right = ideal.meaning(content, {})
+            value = draw(st.sampled_from([right, right, right, 7, None]))
+            if value is not None:
+                ideal.contents.setdefault(map_id, {})[place] = value
 
 
 def _put_programs(draw: st.DrawFn, ideal: Ideal, desired: Desired, name: str, state: str) -> None:
@@ -224,9 +314,14 @@ def _put_programs(draw: st.DrawFn, ideal: Ideal, desired: Desired, name: str, st
 
     def alive(elf: str, pin_name: str, stale: bool) -> int:
         """What a program runs on: the map that is pinned or lost, or one that no pin shows."""
-        map_id = ideal.remembered.get(pin_name)
+        wanted_map = desired.maps.get(pin_name)
+        former = ideal.pins.get(wanted_map.former) if wanted_map else None
+        map_id = ideal.remembered.get(pin_name) or former
         if map_id and not stale:
             return map_id
+        if wanted_map and (wanted_map.spec.type == PROG_ARRAY or wanted_map.spec.internal):
+            spec = replace(wanted_map.spec, name=elf)
+            return ideal.make_map(spec, kernel_name(name, elf))
         names = [elf, pin_name]  # the kernel has the name that its maker knew the map by
         if pin_name in desired.maps:
             names += [elf_name(user, pin_name) for user in desired.maps[pin_name].users]

@@ -86,3 +86,35 @@ def test_last_ids() -> None:
 def test_the_line() -> None:
     change = IdChange("flows", 7, 9, MapIdChange.LOST)
     assert str(change) == "map flows has a new ID: 7 became 9 (lost)"
+
+
+def test_a_renewed_map_carries_on() -> None:
+    names = {"flows"}
+    _, changes = follow(KNOWN, {"flows": 9}, boot_id="boot 1", made=names, renewed=names)
+    assert changes == (IdChange("flows", 7, 9, MapIdChange.RENEWED),)
+
+
+def test_a_record_gets_another_name_with_its_map() -> None:
+    memory, changes = follow(KNOWN, {"streams": 7}, boot_id="boot 1", renamed={"streams": "flows"})
+    assert changes == ()
+    assert memory.maps == {"streams": KNOWN.maps["flows"]}, "it is still ours, and counted"
+
+
+def test_a_map_that_is_renewed_under_another_name() -> None:
+    names = {"streams"}
+    memory, changes = follow(
+        KNOWN,
+        {"streams": 9},
+        boot_id="boot 1",
+        made=names,
+        renewed=names,
+        renamed={"streams": "flows"},
+    )
+    assert changes == (IdChange("streams", 7, 9, MapIdChange.RENEWED),)
+    assert memory.maps["streams"].changes == {MapIdChange.LOST: 2, MapIdChange.RENEWED: 1}
+    assert "flows" not in memory.maps
+
+
+def test_a_name_that_was_never_seen_is_renamed() -> None:
+    memory, changes = follow(KNOWN, {"new": 3}, boot_id="boot 1", renamed={"new": "old"})
+    assert changes == () and memory.maps["new"] == MapRecord(3)

@@ -14,12 +14,16 @@ from bpfkeeperd.actions import (
     LoadObject,
     Plan,
     RecreateMap,
+    RemoveArray,
     RemovePrograms,
+    RenameMap,
+    RenewMap,
     RestoreLink,
     RestoreMap,
     Swap,
+    WriteEntries,
 )
-from bpfkeeperd.desired import Desired, ObjectSource
+from bpfkeeperd.desired import Desired, ObjectSource, WantedMap
 from bpfkeeperd.entries import (
     AttachEntry,
     CgroupTarget,
@@ -34,7 +38,7 @@ from bpfkeeperd.entries import (
     XdpMode,
 )
 from bpfkeeperd.hooks import LINK_TYPES
-from bpfkeeperd.layout import LinkKey, escape
+from bpfkeeperd.layout import LinkKey, escape, is_array_name
 from bpfkeeperd.observed import ObservedLink
 from bpfkeeperd.plan import plan, serves
 from bpfkeeperd.resolve import resolve
@@ -618,6 +622,7 @@ def test_a_link_is_taken_over_once() -> None:
 
 def check_held_objects(before: Ideal, after: Ideal, desired: Desired, names: set[str]) -> None:
     """They keep their programs, their links, and the maps that these run on."""
+    latter = {wanted.former: wanted.name for wanted in desired.maps.values() if wanted.former}
     for name in map(escape, names):
         assert after.programs.get(name) == before.programs.get(name)
         for key, link in before.links.items():
@@ -627,10 +632,15 @@ def check_held_objects(before: Ideal, after: Ideal, desired: Desired, names: set
         used = _used(before.programs.get(name, {}).values())
         for pin_name, map_id in (before.remembered | before.pins).items():
             if pin_name in before.pins or (pin_name in desired.maps.keys() - before.faults.keys()):
-                assert map_id not in used or after.pins[pin_name] == map_id, (name, pin_name)
+                kept = map_id in (
+                    after.pins.get(pin_name),
+                    after.pins.get(latter.get(pin_name, "")),
+                )
+                assert map_id not in used or kept, (name, pin_name)
     for name, wanted_map in desired.maps.items():
         users = {user for user in names & {*wanted_map.users} if escape(user) in before.programs}
-        if users and name not in before.remembered | before.pins:
+        there = {*before.remembered, *before.pins}
+        if users and not {name, wanted_map.former} & there:
             assert name not in after.pins, "they would go on with the old one"
 
 
@@ -651,14 +661,22 @@ def _used(digests: Iterable[Mapping[str, ProgramInfo]]) -> set[int]:
 def check_maps(before: Ideal, after: Ideal, desired: Desired) -> None:
     """No pin goes; one is exchanged only where that is the policy and the map differs."""
     assert before.faults == after.faults
-    for name, map_id in before.pins.items():
+    formers = {wanted.former: wanted.name for wanted in desired.maps.values() if wanted.former}
+    for pin_name, map_id in before.pins.items():
+        name = pin_name if pin_name in after.pins else formers.get(pin_name, pin_name)
+        if is_array_name(name) and name not in desired.maps:
+            continue  # it goes with its object
         if after.pins[name] != map_id:
             wanted = desired.maps[name]
-            assert wanted.policy is RECREATE
-            assert before.differing(wanted.spec, map_id)
+            if wanted.spec.internal:
+                assert before.differing(wanted.spec, map_id)
+            elif not (wanted.generational and not before.differing(wanted.spec, map_id)):
+                assert wanted.policy is RECREATE
+                assert before.differing(wanted.spec, map_id)
     for name, map_id in (before.remembered | before.pins).items():
         if name in desired.maps and not before.differing(desired.maps[name].spec, map_id):
-            assert name in before.faults or after.pins[name] == map_id, "contents were lost"
+            kept = name in before.faults or after.pins[name] == map_id
+            assert kept or desired.maps[name].generational, "contents were lost"
     assert set(after.pins) - set(before.pins) <= set(desired.maps)
 
 
@@ -707,7 +725,7 @@ def check_nothing_without_need(before: Ideal, after: Ideal, desired: Desired) ->
     for wanted in desired.objects.values():
         loaded = before.programs.get(escape(wanted.name), {}).get(wanted.digest, {})
         stays = all(
-            after.pins.get(pin_name) == (before.remembered | before.pins).get(pin_name)
+            after.pins.get(pin_name) == _alive(before, desired.maps[pin_name])
             for pin_name in wanted.maps.values()
         )
         if stays and set(loaded) == set(map(escape, wanted.programs)):
@@ -721,12 +739,18 @@ def check_others_go_ahead(before: Ideal, desired: Desired, names: set[str]) -> N
     """Who is held shares maps, at however many removes, with something that is really wrong."""
     trouble = {*desired.faults, *(name for name, one in desired.objects.items() if one.fault)}
     for name, wanted in desired.maps.items():
-        map_id = before.pins.get(name) or before.remembered.get(name)
+        map_id = _alive(before, wanted)
         differs = map_id and before.differing(wanted.spec, map_id)
         if name in before.faults or (differs and wanted.policy is not RECREATE):
             trouble.add(f"map {name}")
     neighbours = [
-        {f"map {name}", *wanted.users, *_running_on(before, name)}
+        {
+            f"map {name}",
+            *wanted.users,
+            *_running_on(before, name),
+            *wanted.fillers,
+            *(f"map {part}" for part in wanted.parts),
+        }
         for name, wanted in desired.maps.items()
     ]
     while more := {n for group in neighbours if group & trouble for n in group} - trouble:
@@ -747,16 +771,20 @@ def check(situation: Situation, *, force: bool = False) -> Plan:
     first = plan(desired, before.observe(desired), force=force)
     after.apply(first, desired)
     second = plan(desired, after.observe(desired))
-    assert second.actions == ()
-    assert [(refusal.kind, refusal.name) for refusal in second.refusals] == [
-        (refusal.kind, refusal.name) for refusal in first.refusals
-    ]
+    if force and _lasting(second) != _lasting(first):
+        # What nobody asks for any more is not held back for it, and the rest is cleared up.
+        assert _lasting(second) < _lasting(first)
+        last = after.copy()
+        last.apply(second, desired)
+        assert plan(desired, last.observe(desired)).actions == ()
+    else:
+        assert second.actions == () and _lasting(second) == _lasting(first)
     check_held_objects(before, after, desired, held(first))
     check_maps(before, after, desired)
     check_objects(after, desired, held(first))
     check_attachments(after, desired, first)
     for name in set(first.kept_maps) & desired.maps.keys():
-        assert after.pins[name] == (before.remembered | before.pins)[name]
+        assert _alive(after, desired.maps[name]) == _alive(before, desired.maps[name])
     loads = {load.object.name for change in first.changes for load in change.loads}
     if force:
         assert loads == desired.objects.keys() - held(first)
@@ -766,13 +794,34 @@ def check(situation: Situation, *, force: bool = False) -> Plan:
     return first
 
 
+def _lasting(done: Plan) -> set[tuple[str, str]]:
+    """What is refused; an entry can be left out of a new map, and that is told once."""
+    return {(one.kind, one.name) for one in done.refusals if one.kind != "entry"}
+
+
+def _alive(ideal: Ideal, wanted: WantedMap) -> int | None:
+    """The map that is pinned under a name or a former one, or that was."""
+    for name in (wanted.name, wanted.former):
+        if name in ideal.pins:
+            return ideal.pins[name]
+    return ideal.remembered.get(wanted.name)
+
+
 EXAMPLES = 500
 CLASSES = (
     *(kind.__name__ for kind in (RestoreMap, RestoreLink, CreateMap, RecreateMap, LoadObject)),
     *(kind.__name__ for kind in (Attach, Swap, Detach, RemovePrograms)),
+    *(kind.__name__ for kind in (RenewMap, RenameMap, WriteEntries, RemoveArray)),
     "refused map",
     "refused object",
     "refused attachment",
+    "refused entry",
+    "renewed under another name",
+    "follows a renewed array",
+    "shares an array with a held object",
+    "a slot is missing",
+    "global data is renewed",
+    "a slot is written with its map",
     "held through another object",
     "held object is loaded",
     "held object keeps a link that is not wanted",
@@ -799,7 +848,20 @@ def classes(situation: Situation, done: Plan) -> set[str]:
     loads = [load for change in done.changes for load in change.loads]
     restored = {action.map.name for action in done.restores if isinstance(action, RestoreMap)}
     links = [link for change in done.changes for link in change.links]
+    renewed = [
+        action for change in done.changes for action in change.maps if isinstance(action, RenewMap)
+    ]
     facts = {
+        "renewed under another name": any(action.source for action in renewed),
+        "follows a renewed array": any("array" in load.reason for load in loads),
+        "shares an array with a held object": any("shares" in text for text in reasons),
+        "a slot is missing": any(text.startswith("entry") for text in reasons),
+        "global data is renewed": any(action.map.spec.internal for action in renewed),
+        "a slot is written with its map": any(
+            write.reason == "what they name is new"
+            for change in done.changes
+            for write in change.writes
+        ),
         "held through another object": any("which uses it, is held" in text for text in reasons),
         "held object is loaded": bool(names & ideal.programs.keys()),
         "held object keeps a link that is not wanted": any(
