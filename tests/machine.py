@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bpfkeeperd import kernel
+from bpfkeeperd.maptypes import PROG_ARRAY
 
 _SYS_BPF = {"x86_64": 321, "aarch64": 280}.get(platform.machine(), 321)
 _NEXT_ID = {"prog": 11, "map": 12, "btf": 23, "link": 31}  # enum bpf_cmd: BPF_*_GET_NEXT_ID
@@ -35,7 +36,11 @@ def bpf_ids(kind: str) -> set[int]:
 
 
 def bpf_name(kind: str, number: int) -> str:
-    """The kernel's name of a ``prog`` or ``map``; empty when it is gone."""
+    """The kernel's name of a ``prog`` or ``map``; empty when it is gone.
+
+    Empty, too, for a program array: one that is let go of once more while the kernel empties it
+    (opening it by its ID is enough) loses a reference, and is never freed.
+    """
     command, offset = {"prog": (13, 64), "map": (14, 24)}[kind]  # BPF_*_GET_FD_BY_ID
     fd, _ = _bpf(command, struct.pack("=III", number, 0, 0))
     if fd < 0:
@@ -43,6 +48,8 @@ def bpf_name(kind: str, number: int) -> str:
     info = ctypes.create_string_buffer(256)
     with kernel.holding(fd):
         _bpf(15, struct.pack("=IIQ", fd, 128, ctypes.addressof(info)))  # BPF_OBJ_GET_INFO_BY_FD
+    if kind == "map" and struct.unpack_from("=I", info.raw)[0] == PROG_ARRAY:
+        return ""
     return info.raw[offset : offset + 16].split(b"\0")[0].decode()
 
 
