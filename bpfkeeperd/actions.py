@@ -38,10 +38,11 @@ class CreateMap:
     map: WantedMap
 
     def __str__(self) -> str:
-        spec = self.map.spec
+        spec, former = self.map.spec, self.map.former
         return (
             f"create map {self.map.name} ({type_name(spec.type)}, key {spec.key_size} B,"
-            f" value {spec.value_size} B, max_entries {spec.max_entries})"
+            f" value {spec.value_size} B, max_entries {spec.max_entries}"
+            f"{f'; nothing is renamed from {former}' if former else ''})"
         )
 
 

@@ -5,9 +5,9 @@ import errno
 from bpfkeeperd import kernel
 from bpfkeeperd.entries import MapDefinition
 from bpfkeeperd.errors import ENOTSUPP, KernelError
-from bpfkeeperd.mapcolumns import Btf
+from bpfkeeperd.mapcolumns import Btf, KeyBtf
 from bpfkeeperd.maptypes import BY_NUMBER
-from bpfkeeperd.shapes import Array, Shape, btf, named, plain
+from bpfkeeperd.shapes import Array, Shape, btf, named, plain, struct
 from bpfkeeperd.state import MapSpec
 
 _BTF_REFUSED = frozenset({ENOTSUPP, errno.EINVAL})
@@ -51,12 +51,20 @@ def _shapes(
         return named("s32"), value or Array(named("u8"), spec.value_size)
     if key is None and value is None:
         return None
-    return key or _plain(spec.key_size), value or _plain(spec.value_size)
+    return key or _plain_key(spec), value or _plain(spec.value_size)
 
 
 def _needs_btf(spec: MapSpec) -> bool:
     known = BY_NUMBER.get(spec.type)
     return known is not None and known.btf is Btf.REQUIRED
+
+
+def _plain_key(spec: MapSpec) -> Shape | None:
+    known = BY_NUMBER.get(spec.type)
+    if known and known.key_btf is KeyBtf.STRUCT:  # an LPM_TRIE: named as in bpf_lpm_trie_key
+        data = Array(named("u8"), spec.key_size - 4)
+        return struct((("prefixlen", named("u32")), ("data", data)))
+    return _plain(spec.key_size)
 
 
 def _plain(size: int) -> Shape | None:

@@ -242,6 +242,7 @@ def test_the_kernel_has_the_layout(shape: str) -> None:
         ("{type: array, value: u64, max_entries: 1}", True),
         ("{type: lpm_trie, key: {l: u32, a: u8}, value: u64, max_entries: 1, flags: 1}", True),
         ("{type: lpm_trie, key: 'u8[8]', value: u64, max_entries: 1, flags: 1}", False),
+        ("{type: lpm_trie, key_size: 8, value: u64, max_entries: 1, flags: 1}", True),
         ("{type: array, key: 'u8[4]', value: u64, max_entries: 1}", False),
         ("{type: queue, value: u64, max_entries: 1}", False),
         ("{type: bloom_filter, value: {a: u64}, max_entries: 1}", True),

@@ -82,3 +82,14 @@ def test_a_differing_map_is_not_renamed(world: World) -> None:
     world.write(RENAMED)
     assert "max_entries is 16, wanted is 32" in refused(world.apply())
     assert world.everything() == before
+
+
+def test_nothing_to_rename_is_told(world: World) -> None:
+    world.write(
+        "maps: {new: {type: hash, key: u32, value: u32, max_entries: 4, rename_from: old}}\n"
+    )
+    (done,) = world.apply().done
+    assert done == (
+        "create map new (hash, key 4 B, value 4 B, max_entries 4; nothing is renamed from old)"
+    )
+    assert not world.apply().done
