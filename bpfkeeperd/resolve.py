@@ -112,7 +112,7 @@ def _wanted_object(
 
 
 def _object_fault(entry: ObjectEntry, spec: ObjectSpec, machine: Machine) -> str:
-    """Why the kernel would refuse an object whatever the manifest says; empty when it is fine.
+    """Why an object cannot be loaded, or not with its maps kept; empty when it is fine.
 
     It is no mistake of the manifest: the other objects go ahead.
     """
@@ -121,6 +121,12 @@ def _object_fault(entry: ObjectEntry, spec: ObjectSpec, machine: Machine) -> str
         for map_spec in spec.maps
         if not map_spec.internal
         for violation in violations(map_spec, machine, declared_in_object=True)
+    ]
+    faults += [
+        f"cannot keep {map_spec.name}: its BTF is missing, or describes more than can be compared,"
+        " and nobody can tell which variable is where: compile with -g"
+        for map_spec in spec.maps
+        if map_spec.internal and map_spec.name in entry.pin_maps and map_spec.value_layout is None
     ]
     for program in spec.programs:
         known = entry.programs.get(program.name)
@@ -188,9 +194,4 @@ def _keep_fault(elf_name: str, declared: Mapping[str, MapSpec]) -> tuple[str, st
     if spec is None:
         visible = [name for name, other in declared.items() if not other.internal]
         return f"has no map {elf_name}", did_you_mean(elf_name, visible)
-    if spec.internal and spec.value_layout is None:
-        return (
-            f"cannot keep {elf_name}",
-            "without BTF nobody can tell which variable is where: compile with -g",
-        )
     return None

@@ -1,5 +1,6 @@
 """Global data that is kept: reused when its layout is equal, else copied by variable."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -117,3 +118,21 @@ def test_constant_data_is_never_kept(world: World, section: str) -> None:
     write(world, f"{{{section}: constants}}")
     with pytest.raises(Exception, match=f"{section}"):
         world.apply()
+
+
+def test_an_object_without_btf_stops_nobody_else(world: World) -> None:
+    """Its new version was compiled without -g: the old one runs on, with its variables."""
+    world.put("one", "globals")
+    write(world)
+    with world.keeper() as keeper:
+        good(world, keeper)
+        before = world.everything()
+        path = world.put("one", "globals", STEP=2)
+        strip = ["llvm-objcopy", "--remove-section=.BTF", "--remove-section=.BTF.ext", str(path)]
+        subprocess.run(strip, check=True)
+        with open(world.manifest_file, "a", encoding="utf-8") as file:
+            file.write("maps: {more: {type: hash, key: u32, value: u32, max_entries: 1}}\n")
+        outcome = world.reload(keeper)
+        assert "cannot keep .bss: its BTF is missing" in refused(outcome)
+        assert [line.split(" (")[0] for line in outcome.done] == ["create map more"]
+        assert before.items() <= world.everything().items()
