@@ -136,3 +136,12 @@ def test_an_object_without_btf_stops_nobody_else(world: World) -> None:
         assert "cannot keep .bss: its BTF is missing" in refused(outcome)
         assert [line.split(" (")[0] for line in outcome.done] == ["create map more"]
         assert before.items() <= world.everything().items()
+
+
+def test_variables_of_one_name_are_not_copied() -> None:
+    """Of an object that was linked from several files, each with a static variable ``n``."""
+    have = variables("0:64:variable:n\n0:64:int:n\n64:64:variable:n\n64:64:int:n\n128:8:variable:m")
+    want = variables("0:64:variable:n\n0:64:int:n\n64:8:variable:m")
+    assert have.keys() == want.keys() == {"n", "m"}
+    assert not have["n"].same(want["n"]) and not want["n"].same(have["n"])
+    assert have["m"].same(want["m"])
