@@ -115,7 +115,7 @@ def _wanted_object(
 
 
 def _object_fault(entry: ObjectEntry, spec: ObjectSpec, machine: Machine) -> str:
-    """Why the kernel would refuse an object whatever the manifest says; empty when it is fine.
+    """Why an object cannot be loaded, or not with its maps kept; empty when it is fine.
 
     It is no mistake of the manifest: the other objects go ahead.
     """
@@ -126,10 +126,10 @@ def _object_fault(entry: ObjectEntry, spec: ObjectSpec, machine: Machine) -> str
         for violation in violations(map_spec, machine, declared_in_object=True)
     ]
     faults += [
-        f"cannot keep {map_spec.name}: without BTF nobody can tell which variable is where:"
-        " compile with -g"
+        f"cannot keep {map_spec.name}: its BTF is missing, or describes more than can be compared,"
+        " and nobody can tell which variable is where: compile with -g"
         for map_spec in spec.maps
-        if map_spec.internal and map_spec.value_layout is None and map_spec.name in entry.pin_maps
+        if map_spec.internal and map_spec.name in entry.pin_maps and map_spec.value_layout is None
     ]
     for program in spec.programs:
         known = entry.programs.get(program.name)

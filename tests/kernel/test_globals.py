@@ -106,7 +106,7 @@ def test_a_file_without_btf_leaves_the_data(world: World) -> None:
         path = world.put("one", "globals", LIMIT=10)
         subprocess.run(["llvm-objcopy", "-R", ".BTF", "-R", ".BTF.ext", str(path)], check=True)
         message = refused(world.reload(keeper))
-        assert "cannot keep .bss: without BTF nobody can tell which variable is where" in message
+        assert "cannot keep .bss: its BTF is missing" in message
         assert [map_id(world.pins / name) for name in ("zeroed", "preset")] == ids
         assert all(attachment.up for attachment in keeper.status.attachments)
 
@@ -132,3 +132,30 @@ def test_constant_data_is_never_kept(world: World, section: str) -> None:
     write(world, f"{{{section}: constants}}")
     with pytest.raises(Exception, match=f"{section}"):
         world.apply()
+
+
+def test_an_object_without_btf_stops_nobody_else(world: World) -> None:
+    """Its new version was compiled without -g: the old one runs on, with its variables."""
+    world.put("one", "globals")
+    write(world)
+    with world.keeper() as keeper:
+        good(world, keeper)
+        before = world.everything()
+        path = world.put("one", "globals", STEP=2)
+        strip = ["llvm-objcopy", "--remove-section=.BTF", "--remove-section=.BTF.ext", str(path)]
+        subprocess.run(strip, check=True)
+        with open(world.manifest_file, "a", encoding="utf-8") as file:
+            file.write("maps: {more: {type: hash, key: u32, value: u32, max_entries: 1}}\n")
+        outcome = world.reload(keeper)
+        assert "cannot keep .bss: its BTF is missing" in refused(outcome)
+        assert [line.split(" (")[0] for line in outcome.done] == ["create map more"]
+        assert before.items() <= world.everything().items()
+
+
+def test_variables_of_one_name_are_not_copied() -> None:
+    """Of an object that was linked from several files, each with a static variable ``n``."""
+    have = variables("0:64:variable:n\n0:64:int:n\n64:64:variable:n\n64:64:int:n\n128:8:variable:m")
+    want = variables("0:64:variable:n\n0:64:int:n\n64:8:variable:m")
+    assert have.keys() == want.keys() == {"n", "m"}
+    assert not have["n"].same(want["n"]) and not want["n"].same(have["n"])
+    assert have["m"].same(want["m"])

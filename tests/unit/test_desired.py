@@ -220,8 +220,8 @@ def test_global_data_without_btf_is_a_fault_of_the_object_alone() -> None:
     source = file(MapSpec(".bss", 2, 4, 8, 1, internal=True), EGRESS)
     desired = desire(f"objects: {{{one}, {web}}}\n", one=source, web=WEB)
     assert desired.faults == {
-        "one": "/lib/one.o: cannot keep .bss: without BTF nobody can tell which variable is where:"
-        " compile with -g"
+        "one": "/lib/one.o: cannot keep .bss: its BTF is missing, or describes more than can be"
+        " compared, and nobody can tell which variable is where: compile with -g"
     }
     assert [*desired.objects] == ["web"]
 
