@@ -15,9 +15,13 @@ class Variable:
     """In bytes."""
     parts: tuple[str, ...]
     """The layout of its type, from its own start."""
+    ambiguous: bool = False
+    """Static variables of several files have this name: nobody can tell which is which."""
 
     def same(self, other: "Variable") -> bool:
         """Whether the bytes mean the same."""
+        if self.ambiguous or other.ambiguous:
+            return False
         return (self.size, self.parts) == (other.size, other.parts)
 
 
@@ -32,7 +36,7 @@ def variables(layout: str) -> Mapping[str, Variable]:
             parts.append(f"{int(bit_offset) - 8 * offset}:{bits}:{kind}:{path[len(name) :]}")
             continue
         if name:
-            found[name] = Variable(offset, size, tuple(parts))
+            found[name] = Variable(offset, size, tuple(parts), ambiguous=name in found)
         name, offset, size, parts = path, int(bit_offset) // 8, int(bits) // 8, []
     return found
 

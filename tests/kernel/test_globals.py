@@ -132,3 +132,12 @@ def test_constant_data_is_never_kept(world: World, section: str) -> None:
     write(world, f"{{{section}: constants}}")
     with pytest.raises(Exception, match=f"{section}"):
         world.apply()
+
+
+def test_variables_of_one_name_are_not_copied() -> None:
+    """Of an object that was linked from several files, each with a static variable ``n``."""
+    have = variables("0:64:variable:n\n0:64:int:n\n64:64:variable:n\n64:64:int:n\n128:8:variable:m")
+    want = variables("0:64:variable:n\n0:64:int:n\n64:8:variable:m")
+    assert have.keys() == want.keys() == {"n", "m"}
+    assert not have["n"].same(want["n"]) and not want["n"].same(have["n"])
+    assert have["m"].same(want["m"])
