@@ -66,14 +66,18 @@ def wanted_maps(
                 users=users,
                 slotted=known.slotted or spec.slotted,
             )
+    # What a file that cannot be used now declares is not known: it may fit the manifest.
+    guessed = {name for name, wanted in objects.items() if wanted.fault}
+    all_known = not faults and not guessed
     for entry in manifest.maps.values():
         if entry.name not in maps:
-            if not faults and not any(wanted.fault for wanted in objects.values()):
+            if all_known:
                 problems.append(_undeclared(entry, maps))
             continue
-        maps[entry.name] = _with_entry(maps[entry.name], entry, problems)
+        is_guess = not guessed.isdisjoint(maps[entry.name].users)
+        maps[entry.name] = _with_entry(maps[entry.name], entry, problems, is_guess=is_guess)
     for wanted_map in maps.values():
-        problems += _dangling(wanted_map, maps, objects, manifest, known=not faults)
+        problems += _dangling(wanted_map, maps, objects, manifest, known=all_known)
     return maps
 
 
@@ -94,13 +98,20 @@ def _mark(entry: MapEntry, field: str) -> Mark:
     return entry.marks.get(field) or entry.marks.get(field.removesuffix("_size")) or entry.mark
 
 
-def _with_entry(wanted: WantedMap, entry: MapEntry, problems: list[Problem]) -> WantedMap:
-    """A map with what the manifest says of it beside its policy."""
+def _with_entry(
+    wanted: WantedMap, entry: MapEntry, problems: list[Problem], *, is_guess: bool
+) -> WantedMap:
+    """A map with what the manifest says of it beside its policy.
+
+    ``is_guess``: its declaration is a former one; entries that do not fit it are left for later.
+    """
     contents = wanted.contents
     if entry.entries and not entry.definition:
         place = Place("maps", entry.mark).under(entry.name, entry.mark)
         place = place.under("entries", entry.marks.get("entries", entry.mark))
         contents, found = encode(place, wanted.spec, entry.entries)
+        if found and is_guess:
+            contents, found = (), ()
         problems += found
         why = enforce_refusal(wanted.spec.type)
         if entry.enforce and why and not found:

@@ -56,6 +56,29 @@ def test_differing_map_is_refused_and_everything_stays(
     assert plan_now(world) == ()
 
 
+def test_entries_for_a_file_that_cannot_be_used_stop_nobody_else(world: World) -> None:
+    """They fit the new version's layout, or name a map of it: its file is half written."""
+    world.put("one")
+    world.put("other", MAP="others")
+    rest = "objects: {one: {file: one.bpf.o, pin_maps: [counts]}, other: {file: other.bpf.o}}\n"
+    world.write(rest)
+    with world.keeper() as keeper:
+        world.reload(keeper)
+        before = world.map_id()
+        garbage(world.directory / "one.bpf.o")
+        world.put("other", MAP="others", STEP=2)
+        world.write(
+            "maps:\n  counts: {entries: [{key: 5, value: {events: 1, steps: 2, wider: 3}}]}\n"
+            "  outer: {type: array_of_maps, max_entries: 1, entries: [{key: 0, value: fresh}],\n"
+            "          inner: {type: array, key: u32, value: u32, max_entries: 1}}\n" + rest
+        )
+        outcome = world.reload(keeper)
+        assert outcome.done == ("load object other (its file or settings changed)",)
+        text = refused(outcome)
+        assert "object one" in text and "fresh" in text
+    assert world.map_id() == before
+
+
 def test_every_differing_field_is_named(world: World) -> None:
     world.put("one")
     world.write_counter("one")
