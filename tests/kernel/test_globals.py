@@ -134,24 +134,6 @@ def test_constant_data_is_never_kept(world: World, section: str) -> None:
         world.apply()
 
 
-def test_an_object_without_btf_stops_nobody_else(world: World) -> None:
-    """Its new version was compiled without -g: the old one runs on, with its variables."""
-    world.put("one", "globals")
-    write(world)
-    with world.keeper() as keeper:
-        good(world, keeper)
-        before = world.everything()
-        path = world.put("one", "globals", STEP=2)
-        strip = ["llvm-objcopy", "--remove-section=.BTF", "--remove-section=.BTF.ext", str(path)]
-        subprocess.run(strip, check=True)
-        with open(world.manifest_file, "a", encoding="utf-8") as file:
-            file.write("maps: {more: {type: hash, key: u32, value: u32, max_entries: 1}}\n")
-        outcome = world.reload(keeper)
-        assert "cannot keep .bss: its BTF is missing" in refused(outcome)
-        assert [line.split(" (")[0] for line in outcome.done] == ["create map more"]
-        assert before.items() <= world.everything().items()
-
-
 def test_variables_of_one_name_are_not_copied() -> None:
     """Of an object that was linked from several files, each with a static variable ``n``."""
     have = variables("0:64:variable:n\n0:64:int:n\n64:64:variable:n\n64:64:int:n\n128:8:variable:m")

@@ -95,6 +95,10 @@ def elf_name(object_name: str, pin_name: str) -> str:
     return f"my_{pin_name}" if object_name == "three" else pin_name
 
 
+def place(target: Target) -> str:
+    return target.path if isinstance(target, CgroupTarget) else target.name
+
+
 @st.composite
 def object_files(draw: st.DrawFn, name: str, max_entries: int) -> tuple[ObjectEntry, ObjectSource]:
     used = draw(st.lists(st.sampled_from(MAPS), unique=True, max_size=3))
@@ -105,7 +109,8 @@ def object_files(draw: st.DrawFn, name: str, max_entries: int) -> tuple[ObjectEn
     entries = {}
     for program, section in sections.items():
         there = CGROUPS if hook(section).kind is HookKind.CGROUP else INTERFACES
-        targets = draw(st.lists(st.sampled_from(there), unique=True, max_size=2))
+        # The manifest takes an interface once, in whichever mode.
+        targets = draw(st.lists(st.sampled_from(there), unique_by=place, max_size=2))
         attach = tuple(AttachEntry(target) for target in targets)
         entries[program] = ProgramEntry(program, attach)
     pins = dict(zip(names, used, strict=True))

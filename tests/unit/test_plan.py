@@ -904,7 +904,7 @@ def test_promises() -> None:
         seen.update(classes(situation, check(situation)))
         check(situation, force=True)
 
-    for _ in range(3):  # a rare class may need another round
+    for _ in range(10):  # a rare class may need another round
         promises()
         if seen.keys() >= {*CLASSES}:
             break
