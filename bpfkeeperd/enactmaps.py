@@ -105,15 +105,13 @@ class MapEnactor:
         self.after.wrote(wanted.name, action.places)
 
     def rename(self, transaction: Transaction, action: RenameMap) -> None:
-        """A new pin and then none under the old name: nothing that came meanwhile is replaced."""
+        """In one step, and nothing that came meanwhile is replaced."""
         name = action.map.name
         self.on_step(Step.RENAME_MAP, name)
         source, path = self.layout.map(action.source), self.layout.map(name)
         make_parents(transaction, path, self.layout.root)
-        os.link(source, path)
-        transaction.on_undo(lambda: unlink(path))
-        os.unlink(source)
-        transaction.on_undo(lambda: os.link(path, source))
+        kernel.rename(source, path)
+        transaction.on_undo(lambda: kernel.rename(path, source))
         transaction.on_success(lambda: remove_empty(source, self.layout.root))
         self.after.renamed(name)
 

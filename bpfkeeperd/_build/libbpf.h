@@ -54,6 +54,8 @@ int keeper_link_create(int prog_fd, int target_fd, int attach_type, uint32_t fla
 int keeper_link_update(int link_fd, int prog_fd, int old_prog_fd);
 /* Moves the calling thread into a network namespace. */
 int keeper_setns(int fd);
+/* Gives a file another name in one step; one that is there already is EEXIST. */
+int keeper_rename(const char *from, const char *to);
 /* The magic number of the file system a path is on (statfs). */
 int64_t keeper_fs_magic(const char *path);
 

@@ -29,6 +29,7 @@ from bpfkeeperd.kernel.bpf import (
     program_by_id,
     program_info,
     release_memory,
+    rename,
 )
 from bpfkeeperd.kernel.dump import MapReader, Printer, map_for_reading, pinned_for_reading
 from bpfkeeperd.kernel.objects import OpenObject, load_objects, open_object
@@ -101,6 +102,7 @@ __all__ = [
     "program_by_id",
     "program_info",
     "release_memory",
+    "rename",
     "scan",
     "stack_depth",
 ]

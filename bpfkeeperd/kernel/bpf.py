@@ -78,6 +78,12 @@ def pin(fd: int, path: str) -> None:
     _checked(lib.bpf_obj_pin(fd, os.fsencode(path)), f"pin at {path}")
 
 
+def rename(source: str, path: str) -> None:
+    """Gives a pin another name in one step; an existing one is an error, never replaced."""
+    result = lib.keeper_rename(os.fsencode(source), os.fsencode(path))
+    _checked(result, f"rename the pin {source} to {path}")
+
+
 def map_info(fd: int) -> MapInfo:
     """What the kernel says of a map, without the layouts of its BTF (see `btf_layouts`)."""
     info = ffi.new("struct keeper_map_info *")
