@@ -121,6 +121,8 @@ def _memory_text(known: MapType) -> str:
     memory = known.memory
     if known.number == BLOOM_FILTER:
         return "at creation 7/5 bits an entry and hash function, to the next power of two"
+    if known.count is Count.BYTES:
+        return "at creation max_entries bytes"
     parts = [f"{memory.fixed} bytes" if memory.fixed else ""]
     parts += ["key" if memory.key else "", "value" if memory.value else ""]
     text = " + ".join(part for part in parts if part)

@@ -1,6 +1,7 @@
 """Desired and observed become a status: what metrics and people are shown. Pure."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from bpfkeeperd.churn import MapRecord, Memory
 from bpfkeeperd.desired import Attachment, Desired, WantedMap, WantedObject, target_name
@@ -60,7 +61,8 @@ def _map_status(
     wanted: WantedMap, found: ObservedMap, record: MapRecord | None, reuses: int
 ) -> MapStatus:
     if found.pinned:
-        return _pinned_status(wanted.name, found.pinned, wanted.policy, record, reuses)
+        pinned = _pinned_status(wanted.name, found.pinned, wanted.policy, record, reuses)
+        return replace(pinned, problem=_astray_text(wanted, found))
     return MapStatus(
         name=wanted.name,
         id=None,
@@ -73,6 +75,15 @@ def _map_status(
         changes=record.changes if record else {},
         problem=found.fault or ("its pin is gone, it is alive" if found.lost else "not pinned"),
     )
+
+
+def _astray_text(wanted: WantedMap, found: ObservedMap) -> str:
+    """Which entries are not as the manifest has them, where it wants them so."""
+    if not wanted.enforce or not found.astray:
+        return ""
+    texts = [wanted.contents[place].text for place in found.astray[:3]]
+    more = ", ..." if len(found.astray) > len(texts) else ""
+    return f"not as in the manifest: {', '.join(texts)}{more}"
 
 
 def _pinned_status(

@@ -500,3 +500,23 @@ def test_an_own_map_is_kept_and_its_members_are_compared(world: World) -> None:
     world.write(text.replace("MEMBER", "misses"))
     assert "hits (int, 8 bytes) at byte 0, wanted is misses" in refused(world.apply())
     assert world.map_id("m") == first
+
+
+def test_status_tells_which_entries_are_astray(world: World) -> None:
+    entries = "[{key: 0, value: 7}, {key: 1, value: 8}]"
+    world.write(
+        "maps: {limits: {type: array, key: u32, value: u64, max_entries: 4, enforce: true,"
+        f" entries: {entries}}}}}\n"
+    )
+    with world.keeper() as keeper:
+        world.reload(keeper)
+        found = kernel.pinned_map(str(world.pins / "limits"))
+        assert found
+        with kernel.holding(found[0]):
+            kernel.map_update(found[0], (1).to_bytes(4, "little"), bytes(8))
+        keeper.look()
+        assert [status.problem for status in keeper.status.maps] == ["not as in the manifest: 1"]
+        assert keeper.status.drift["entries_differ"] == 1
+        world.reload(keeper)
+        assert [status.problem for status in keeper.status.maps] == [""]
+        assert keeper.status.drift["entries_differ"] == 0
