@@ -13,6 +13,7 @@
  */
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
+#include <linux/in6.h>
 #include <linux/ip.h>
 #include <linux/ipv6.h>
 #include <bpf/bpf_endian.h>
@@ -21,7 +22,7 @@
 #define PASS 1
 
 struct destination {
-	__u8 address[16]; /* IPv6; IPv4 as ::ffff:a.b.c.d */
+	struct in6_addr address; /* IPv4 as ::ffff:a.b.c.d */
 };
 
 struct traffic {
@@ -42,13 +43,13 @@ static __always_inline int read_destination(struct __sk_buff *skb, struct destin
 {
 	switch (skb->protocol) {
 	case bpf_htons(ETH_P_IP):
-		to->address[10] = 0xff;
-		to->address[11] = 0xff;
+		to->address.s6_addr[10] = 0xff;
+		to->address.s6_addr[11] = 0xff;
 		return bpf_skb_load_bytes_relative(skb, offsetof(struct iphdr, daddr),
-						   &to->address[12], 4, BPF_HDR_START_NET);
+						   &to->address.s6_addr[12], 4, BPF_HDR_START_NET);
 	case bpf_htons(ETH_P_IPV6):
 		return bpf_skb_load_bytes_relative(skb, offsetof(struct ipv6hdr, daddr),
-						   to->address, 16, BPF_HDR_START_NET);
+						   &to->address, 16, BPF_HDR_START_NET);
 	}
 	return -1;
 }
