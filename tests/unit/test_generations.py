@@ -20,8 +20,9 @@ from bpfkeeperd.layout import array_name, escape
 from bpfkeeperd.plan import plan
 from bpfkeeperd.resolve import resolve
 from tests.unit.ideal import Ideal
+from tests.unit.promises import held
 from tests.unit.situations import BSS, MACHINE, WIDER_BSS, array_spec, contents, data_spec, source
-from tests.unit.test_plan import Object, an_object, held, look, machine
+from tests.unit.test_plan import Object, an_object, look, machine
 
 HASH = MapDefinition("hash", 4, 8, 16)
 JUMPS = MapDefinition("prog_array", 4, 4, 4)

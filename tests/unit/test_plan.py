@@ -1,29 +1,20 @@
 """The planner: each rule by a small case, and its promises over random situations."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
-from hypothesis import HealthCheck, given, settings
 
 from bpfkeeperd.actions import (
     Attach,
-    CreateMap,
     Detach,
     LoadObject,
     Plan,
-    RecreateMap,
-    RemoveArray,
     RemovePrograms,
-    RenameMap,
-    RenewMap,
-    RestoreLink,
-    RestoreMap,
     Swap,
-    WriteEntries,
 )
-from bpfkeeperd.desired import Desired, ObjectSource, WantedMap
+from bpfkeeperd.desired import Desired, ObjectSource
 from bpfkeeperd.entries import (
     AttachEntry,
     CgroupTarget,
@@ -37,14 +28,13 @@ from bpfkeeperd.entries import (
     Target,
     XdpMode,
 )
-from bpfkeeperd.hooks import LINK_TYPES
-from bpfkeeperd.layout import LinkKey, escape, is_array_name
+from bpfkeeperd.layout import escape
 from bpfkeeperd.observed import ObservedLink
 from bpfkeeperd.plan import plan, serves
 from bpfkeeperd.resolve import resolve
-from bpfkeeperd.state import ProgramInfo
-from tests.unit.ideal import Ideal, fits, runs_on_the_kept_maps
-from tests.unit.situations import MACHINE, Situation, map_spec, situations, source
+from tests.unit.ideal import Ideal
+from tests.unit.promises import check
+from tests.unit.situations import MACHINE, Situation, map_spec, source
 
 WEB = CgroupTarget("web.slice")
 DB = CgroupTarget("db.slice")
@@ -107,10 +97,6 @@ def look(desired: Desired, ideal: Ideal) -> list[str]:
     lines = [str(item) for item in (*made.actions, *made.refusals)]
     check(Situation(desired, ideal))
     return lines
-
-
-def held(plan: Plan) -> set[str]:
-    return {refusal.name for refusal in plan.refusals if refusal.kind == "object"}
 
 
 NEW_MAP = "create map {} (hash, key 4 B, value 8 B, max_entries 16)"
@@ -618,294 +604,3 @@ def test_a_link_is_taken_over_once() -> None:
 
 
 # Promises
-
-
-def check_held_objects(before: Ideal, after: Ideal, desired: Desired, names: set[str]) -> None:
-    """They keep their programs, their links, and the maps that these run on."""
-    latter = {wanted.former: wanted.name for wanted in desired.maps.values() if wanted.former}
-    for name in map(escape, names):
-        assert after.programs.get(name) == before.programs.get(name)
-        for key, link in before.links.items():
-            alive = key[0] == name and link.info.target_id  # one that is dead serves nobody
-            if alive and not (_can_be_repaired(before, desired, key) and key in after.links):
-                assert after.links[key] == ObservedLink(link.info), "pinned, and not touched"
-        used = _used(before.programs.get(name, {}).values())
-        for pin_name, map_id in (before.remembered | before.pins).items():
-            if pin_name in before.pins or (pin_name in desired.maps.keys() - before.faults.keys()):
-                kept = map_id in (
-                    after.pins.get(pin_name),
-                    after.pins.get(latter.get(pin_name, "")),
-                )
-                assert map_id not in used or kept, (name, pin_name)
-    for name, wanted_map in desired.maps.items():
-        users = {user for user in names & {*wanted_map.users} if escape(user) in before.programs}
-        there = {*before.remembered, *before.pins}
-        if users and not {name, wanted_map.former} & there:
-            assert name not in after.pins, "they would go on with the old one"
-
-
-def _can_be_repaired(ideal: Ideal, desired: Desired, key: LinkKey) -> bool:
-    """A wanted attachment of an object whose file cannot be used but whose program is loaded."""
-    for wanted in desired.objects.values():
-        loaded = ideal.programs.get(escape(wanted.name), {}).get(wanted.digest, {})
-        if wanted.fault and key[0] == escape(wanted.name) and key[1] in loaded:
-            return key in desired.link_keys()
-    return False
-
-
-def _used(digests: Iterable[Mapping[str, ProgramInfo]]) -> set[int]:
-    programs = (program for loaded in digests for program in loaded.values())
-    return {map_id for program in programs for map_id in program.map_ids}
-
-
-def check_maps(before: Ideal, after: Ideal, desired: Desired) -> None:
-    """No pin goes; one is exchanged only where that is the policy and the map differs."""
-    assert before.faults == after.faults
-    formers = {wanted.former: wanted.name for wanted in desired.maps.values() if wanted.former}
-    for pin_name, map_id in before.pins.items():
-        name = pin_name if pin_name in after.pins else formers.get(pin_name, pin_name)
-        if is_array_name(name) and name not in desired.maps:
-            continue  # it goes with its object
-        if after.pins[name] != map_id:
-            wanted = desired.maps[name]
-            if wanted.spec.internal:
-                assert before.differing(wanted.spec, map_id)
-            elif not (wanted.generational and not before.differing(wanted.spec, map_id)):
-                assert wanted.policy is RECREATE
-                assert before.differing(wanted.spec, map_id)
-    for name, map_id in (before.remembered | before.pins).items():
-        if name in desired.maps and not before.differing(desired.maps[name].spec, map_id):
-            kept = name in before.faults or after.pins[name] == map_id
-            assert kept or desired.maps[name].generational, "contents were lost"
-    assert set(after.pins) - set(before.pins) <= set(desired.maps)
-
-
-def check_objects(after: Ideal, desired: Desired, names: set[str]) -> None:
-    """Those that are not held are loaded and run on what is pinned."""
-    for wanted in desired.objects.values():
-        if wanted.name not in names:
-            digests = after.programs[escape(wanted.name)]
-            assert set(digests) == {wanted.digest}
-            assert set(digests[wanted.digest]) == set(map(escape, wanted.programs))
-            assert all(fits(after, desired.maps[pin_name]) for pin_name in wanted.maps.values())
-            assert runs_on_the_kept_maps(after, wanted)
-    wanted_names = {escape(name) for name in (*desired.objects, *desired.faults)}
-    assert set(after.programs) <= wanted_names, "what left the manifest goes"
-
-
-def check_attachments(after: Ideal, desired: Desired, done: Plan) -> None:
-    """What can be attached is; nothing else is, but for what stays until something can be."""
-    names = held(done)
-    refused = {refusal.name for refusal in done.refusals if refusal.kind == "attachment"}
-    waiting = []
-    for wanted in desired.objects.values():
-        for attachment in wanted.attachments:
-            repaired = _can_be_repaired(after, desired, attachment.key)
-            if str(attachment) in refused:
-                waiting.append(attachment)
-            elif wanted.name not in names or repaired:
-                link = after.links[attachment.key]
-                assert link.pinned
-                assert link.info.target_id == after.targets[attachment.target]
-                assert link.info.attach_type == attachment.hook.attach_type
-                assert link.info.type == LINK_TYPES[attachment.hook.kind]
-                loaded = after.programs[attachment.key[0]][wanted.digest]
-                assert link.info.prog_id == loaded[attachment.key[1]].id
-    for key in after.links.keys() - desired.link_keys():
-        info = after.links[key].info
-        assert key[0] in map(escape, names) or any(
-            key[:2] == attachment.key[:2]
-            or serves(info, attachment, after.targets[attachment.target])
-            for attachment in waiting
-        ), "what left the manifest goes"
-
-
-def check_nothing_without_need(before: Ideal, after: Ideal, desired: Desired) -> None:
-    """What was as it should be is not touched."""
-    for wanted in desired.objects.values():
-        loaded = before.programs.get(escape(wanted.name), {}).get(wanted.digest, {})
-        stays = all(
-            after.pins.get(pin_name) == _alive(before, desired.maps[pin_name])
-            for pin_name in wanted.maps.values()
-        )
-        if stays and set(loaded) == set(map(escape, wanted.programs)):
-            kept = {**before.programs, escape(wanted.name): {wanted.digest: loaded}}
-            machine = replace(before, programs=kept, pins=after.pins)
-            if runs_on_the_kept_maps(machine, wanted):
-                assert after.programs[escape(wanted.name)][wanted.digest] == loaded
-
-
-def check_others_go_ahead(before: Ideal, desired: Desired, names: set[str]) -> None:
-    """Who is held shares maps, at however many removes, with something that is really wrong."""
-    trouble = {*desired.faults, *(name for name, one in desired.objects.items() if one.fault)}
-    for name, wanted in desired.maps.items():
-        map_id = _alive(before, wanted)
-        differs = map_id and before.differing(wanted.spec, map_id)
-        if name in before.faults or (differs and wanted.policy is not RECREATE):
-            trouble.add(f"map {name}")
-    neighbours = [
-        {
-            f"map {name}",
-            *wanted.users,
-            *_running_on(before, name),
-            *wanted.fillers,
-            *(f"map {part}" for part in wanted.parts),
-        }
-        for name, wanted in desired.maps.items()
-    ]
-    while more := {n for group in neighbours if group & trouble for n in group} - trouble:
-        trouble |= more
-    assert names <= trouble
-
-
-def _running_on(ideal: Ideal, name: str) -> set[str]:
-    """Objects of which something runs on the map of a name, in their file of now or not."""
-    map_id = ideal.pins.get(name) or ideal.remembered.get(name)
-    names = ("one", "two.bpf", "three")
-    return {n for n in names if map_id in _used(ideal.programs.get(escape(n), {}).values())}
-
-
-def check(situation: Situation, *, force: bool = False) -> Plan:
-    """Applies the plan and sees whether it kept every promise."""
-    before, after, desired = situation.ideal, situation.ideal.copy(), situation.desired
-    first = plan(desired, before.observe(desired), force=force)
-    after.apply(first, desired)
-    second = plan(desired, after.observe(desired))
-    if force and _lasting(second) != _lasting(first):
-        # What nobody asks for any more is not held back for it, and the rest is cleared up.
-        assert _lasting(second) < _lasting(first)
-        last = after.copy()
-        last.apply(second, desired)
-        assert plan(desired, last.observe(desired)).actions == ()
-    else:
-        assert second.actions == () and _lasting(second) == _lasting(first)
-    check_held_objects(before, after, desired, held(first))
-    check_maps(before, after, desired)
-    check_objects(after, desired, held(first))
-    check_attachments(after, desired, first)
-    for name in set(first.kept_maps) & desired.maps.keys():
-        assert _alive(after, desired.maps[name]) == _alive(before, desired.maps[name])
-    loads = {load.object.name for change in first.changes for load in change.loads}
-    if force:
-        assert loads == desired.objects.keys() - held(first)
-    else:
-        check_nothing_without_need(before, after, desired)
-    check_others_go_ahead(before, desired, held(first))
-    return first
-
-
-def _lasting(done: Plan) -> set[tuple[str, str]]:
-    """What is refused; an entry can be left out of a new map, and that is told once."""
-    return {(one.kind, one.name) for one in done.refusals if one.kind != "entry"}
-
-
-def _alive(ideal: Ideal, wanted: WantedMap) -> int | None:
-    """The map that is pinned under a name or a former one, or that was."""
-    for name in (wanted.name, wanted.former):
-        if name in ideal.pins:
-            return ideal.pins[name]
-    return ideal.remembered.get(wanted.name)
-
-
-EXAMPLES = 500
-CLASSES = (
-    *(kind.__name__ for kind in (RestoreMap, RestoreLink, CreateMap, RecreateMap, LoadObject)),
-    *(kind.__name__ for kind in (Attach, Swap, Detach, RemovePrograms)),
-    *(kind.__name__ for kind in (RenewMap, RenameMap, WriteEntries, RemoveArray)),
-    "refused map",
-    "refused object",
-    "refused attachment",
-    "refused entry",
-    "renewed under another name",
-    "follows a renewed array",
-    "shares an array with a held object",
-    "a slot is missing",
-    "global data is renewed",
-    "a slot is written with its map",
-    "held through another object",
-    "held object is loaded",
-    "held object keeps a link that is not wanted",
-    "former file remembered",
-    "file never read, loaded",
-    "objects in one change",
-    "an unchanged object follows a new map",
-    "takes over a link",
-    "runs on a map without a pin",
-    "half pinned",
-    "restored and refused",
-    "own map for nobody",
-    "attached without a usable file",
-    "another XDP mode",
-    "a link waits for a target",
-)
-
-
-def classes(situation: Situation, done: Plan) -> set[str]:
-    """What a random situation was good for."""
-    desired, ideal = situation.desired, situation.ideal
-    names = {escape(name) for name in held(done)}
-    reasons = [refusal.reason for refusal in done.refusals]
-    loads = [load for change in done.changes for load in change.loads]
-    restored = {action.map.name for action in done.restores if isinstance(action, RestoreMap)}
-    links = [link for change in done.changes for link in change.links]
-    renewed = [
-        action for change in done.changes for action in change.maps if isinstance(action, RenewMap)
-    ]
-    facts = {
-        "renewed under another name": any(action.source for action in renewed),
-        "follows a renewed array": any("array" in load.reason for load in loads),
-        "shares an array with a held object": any("shares" in text for text in reasons),
-        "a slot is missing": any(text.startswith("entry") for text in reasons),
-        "global data is renewed": any(action.map.spec.internal for action in renewed),
-        "a slot is written with its map": any(
-            write.reason == "what they name is new"
-            for change in done.changes
-            for write in change.writes
-        ),
-        "held through another object": any("which uses it, is held" in text for text in reasons),
-        "held object is loaded": bool(names & ideal.programs.keys()),
-        "held object keeps a link that is not wanted": any(
-            key[0] in names for key in ideal.links.keys() - desired.link_keys()
-        ),
-        "former file remembered": any(wanted.fault for wanted in desired.objects.values()),
-        "file never read, loaded": bool({*map(escape, desired.faults)} & ideal.programs.keys()),
-        "objects in one change": any(len(change.loads) > 1 for change in done.changes),
-        "an unchanged object follows a new map": any("is new" in load.reason for load in loads),
-        "takes over a link": any("takes over" in link.reason for link in links),
-        "runs on a map without a pin": any("are given up" in load.reason for load in loads),
-        "half pinned": any("not all" in load.reason for load in loads),
-        "restored and refused": any(
-            refusal.kind == "map" and refusal.name in restored for refusal in done.refusals
-        ),
-        "own map for nobody": any(change.maps and not change.loads for change in done.changes),
-        "attached without a usable file": any(
-            link.attachment.object in held(done) for link in links
-        ),
-        "another XDP mode": any("in another mode" in text for text in reasons),
-        "a link waits for a target": bool(
-            {key[0] for key in ideal.links.keys() - desired.link_keys()}
-            & {escape(one.name.split("/")[0]) for one in done.refusals if one.kind == "attachment"}
-        ),
-    }
-    return (
-        {type(action).__name__ for action in done.actions}
-        | {f"refused {refusal.kind}" for refusal in done.refusals}
-        | {name for name, true in facts.items() if true}
-    )
-
-
-def test_promises() -> None:
-    """Over random situations, which must have been of every class."""
-    seen = Counter[str]()
-
-    @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
-    @given(situations())
-    def promises(situation: Situation) -> None:
-        seen.update(classes(situation, check(situation)))
-        check(situation, force=True)
-
-    for _ in range(10):  # a rare class may need another round
-        promises()
-        if seen.keys() >= {*CLASSES}:
-            break
-    assert not [name for name in CLASSES if not seen[name]], "no situation was of these"

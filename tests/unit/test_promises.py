@@ -1,0 +1,128 @@
+"""The planner's promises over random situations."""
+
+from collections import Counter
+
+from hypothesis import HealthCheck, given, settings
+
+from bpfkeeperd.actions import (
+    Attach,
+    CreateMap,
+    Detach,
+    LoadObject,
+    Plan,
+    RecreateMap,
+    RemoveArray,
+    RemovePrograms,
+    RenameMap,
+    RenewMap,
+    RestoreLink,
+    RestoreMap,
+    Swap,
+    WriteEntries,
+)
+from bpfkeeperd.layout import escape
+from tests.unit.promises import check, held
+from tests.unit.situations import Situation, situations
+
+EXAMPLES = 500
+CLASSES = (
+    *(kind.__name__ for kind in (RestoreMap, RestoreLink, CreateMap, RecreateMap, LoadObject)),
+    *(kind.__name__ for kind in (Attach, Swap, Detach, RemovePrograms)),
+    *(kind.__name__ for kind in (RenewMap, RenameMap, WriteEntries, RemoveArray)),
+    "refused map",
+    "refused object",
+    "refused attachment",
+    "refused entry",
+    "renewed under another name",
+    "follows a renewed array",
+    "shares an array with a held object",
+    "a slot is missing",
+    "global data is renewed",
+    "a slot is written with its map",
+    "held through another object",
+    "held object is loaded",
+    "held object keeps a link that is not wanted",
+    "former file remembered",
+    "file never read, loaded",
+    "objects in one change",
+    "an unchanged object follows a new map",
+    "takes over a link",
+    "runs on a map without a pin",
+    "half pinned",
+    "restored and refused",
+    "own map for nobody",
+    "attached without a usable file",
+    "another XDP mode",
+    "a link waits for a target",
+)
+
+
+def classes(situation: Situation, done: Plan) -> set[str]:
+    """What a random situation was good for."""
+    desired, ideal = situation.desired, situation.ideal
+    names = {escape(name) for name in held(done)}
+    reasons = [refusal.reason for refusal in done.refusals]
+    loads = [load for change in done.changes for load in change.loads]
+    restored = {action.map.name for action in done.restores if isinstance(action, RestoreMap)}
+    links = [link for change in done.changes for link in change.links]
+    renewed = [
+        action for change in done.changes for action in change.maps if isinstance(action, RenewMap)
+    ]
+    facts = {
+        "renewed under another name": any(action.source for action in renewed),
+        "follows a renewed array": any("array" in load.reason for load in loads),
+        "shares an array with a held object": any("shares" in text for text in reasons),
+        "a slot is missing": any(text.startswith("entry") for text in reasons),
+        "global data is renewed": any(action.map.spec.internal for action in renewed),
+        "a slot is written with its map": any(
+            write.reason == "what they name is new"
+            for change in done.changes
+            for write in change.writes
+        ),
+        "held through another object": any("which uses it, is held" in text for text in reasons),
+        "held object is loaded": bool(names & ideal.programs.keys()),
+        "held object keeps a link that is not wanted": any(
+            key[0] in names for key in ideal.links.keys() - desired.link_keys()
+        ),
+        "former file remembered": any(wanted.fault for wanted in desired.objects.values()),
+        "file never read, loaded": bool({*map(escape, desired.faults)} & ideal.programs.keys()),
+        "objects in one change": any(len(change.loads) > 1 for change in done.changes),
+        "an unchanged object follows a new map": any("is new" in load.reason for load in loads),
+        "takes over a link": any("takes over" in link.reason for link in links),
+        "runs on a map without a pin": any("are given up" in load.reason for load in loads),
+        "half pinned": any("not all" in load.reason for load in loads),
+        "restored and refused": any(
+            refusal.kind == "map" and refusal.name in restored for refusal in done.refusals
+        ),
+        "own map for nobody": any(change.maps and not change.loads for change in done.changes),
+        "attached without a usable file": any(
+            link.attachment.object in held(done) for link in links
+        ),
+        "another XDP mode": any("in another mode" in text for text in reasons),
+        "a link waits for a target": bool(
+            {key[0] for key in ideal.links.keys() - desired.link_keys()}
+            & {escape(one.name.split("/")[0]) for one in done.refusals if one.kind == "attachment"}
+        ),
+    }
+    return (
+        {type(action).__name__ for action in done.actions}
+        | {f"refused {refusal.kind}" for refusal in done.refusals}
+        | {name for name, true in facts.items() if true}
+    )
+
+
+def test_promises() -> None:
+    """Over random situations, which must have been of every class."""
+    seen = Counter[str]()
+
+    @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(situations())
+    def promises(situation: Situation) -> None:
+        seen.update(classes(situation, check(situation)))
+        check(situation, force=True)
+
+    for _ in range(10):  # a rare class may need another round
+        promises()
+        if seen.keys() >= {*CLASSES}:
+            break
+    assert not [name for name in CLASSES if not seen[name]], "no situation was of these"
