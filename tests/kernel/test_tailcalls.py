@@ -77,6 +77,7 @@ def test_a_reload_under_traffic_never_mixes(world: World, style: str) -> None:
             for turn in range(6):
                 world.put("stages", "stages", VERSION=1 + (turn + 1) % 2, **options)
                 good(world, keeper)
+                send_datagrams(1)
         finally:
             stop.set()
             thread.join()
