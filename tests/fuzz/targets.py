@@ -6,7 +6,7 @@ from pathlib import Path
 
 from bpfkeeperd import kernel
 from bpfkeeperd.btf import Btf, BtfBuilder, BtfError
-from bpfkeeperd.elf import check_header, read_elf
+from bpfkeeperd.elf import check_header, read_elf, slotted_maps
 from bpfkeeperd.elfimage import ElfImage
 from bpfkeeperd.errors import KeeperError, ObjectError
 from bpfkeeperd.legacy import rewrite
@@ -44,6 +44,7 @@ def fuzz_elf(data: bytes) -> str:
     try:
         check_header(data)
         read_elf(data)
+        slotted_maps(data)
         rewritten = rewrite(data)
     except ObjectError as error:
         return _shape(error)
