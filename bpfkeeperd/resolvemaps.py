@@ -8,8 +8,6 @@ from bpfkeeperd.contents import encode, enforce_refusal
 from bpfkeeperd.desired import WantedMap, WantedObject
 from bpfkeeperd.entries import (
     Content,
-    CpuRef,
-    InterfaceRef,
     Manifest,
     MapEntry,
     MapRef,
@@ -135,18 +133,14 @@ def _dangling(
     """
     problems = []
     for content in wanted.contents:
+        if content.program:
+            problems += _no_program(content.program, content, objects, manifest)
         match content.value:
-            case MapRef(name) if name not in maps:
-                if not known:
-                    continue
+            case MapRef(name) if name in maps:
+                problems += _misfit(wanted, maps[name], content)
+            case MapRef(name) if known:
                 message = f"no map {name} is kept here"
                 problems.append(Problem(content.mark, message, did_you_mean(name, maps)))
-            case MapRef(name):
-                problems += _misfit(wanted, maps[name], content)
-            case ProgramRef() as ref:
-                problems += _no_program(ref, content, objects, manifest)
-            case InterfaceRef(program=ProgramRef() as ref) | CpuRef(program=ProgramRef() as ref):
-                problems += _no_program(ref, content, objects, manifest)
             case _:
                 pass
     former = maps.get(wanted.former)

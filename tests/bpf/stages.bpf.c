@@ -4,6 +4,7 @@
  * of another version counts it as mixed, the last one as whole, by its version.
  *
  * VERSION	of all programs		STATIC	the object fills the slots itself
+ * FIRST_ONLY	one of them only
  * ARRAY	name of the array	PIN	the array is declared LIBBPF_PIN_BY_NAME
  */
 #include <linux/bpf.h>
@@ -38,7 +39,9 @@ struct {
 } ARRAY SEC(".maps") = {
 	.values = {
 		[0] = (void *)&stage_a,
+#ifndef FIRST_ONLY
 		[1] = (void *)&stage_b,
+#endif
 	},
 };
 #else

@@ -178,6 +178,18 @@ def test_what_others_put_into_a_slot_is_carried_over(world: World) -> None:
         assert slot(world, 0) not in (0, first)
 
 
+def test_a_slot_that_is_not_declared_any_more_is_empty(world: World) -> None:
+    """The program of the former version that stood in it would be a mix of both."""
+    world.put("stages", "stages", STATIC=1, PIN=1)
+    write(world)
+    with world.keeper() as keeper:
+        good(world, keeper)
+        assert slot(world, 1)
+        world.put("stages", "stages", STATIC=1, PIN=1, VERSION=2, FIRST_ONLY=1)
+        good(world, keeper)
+        assert slot(world, 0) and not slot(world, 1)
+
+
 def test_a_private_array_goes_with_its_object(world: World) -> None:
     world.put("stages", "stages", STATIC=1)
     write(world)

@@ -199,6 +199,11 @@ def test_a_flag_without_a_name() -> None:
     assert line.endswith("leave 0x4000 out of map_flags")
 
 
+def test_half_of_the_memory_is_the_most_that_a_map_takes() -> None:
+    (line,) = said(spec("devmap", max_entries=(1 << 29) + 1))
+    assert "takes 4.0 GiB at once, more than half of this machine's 8.0 GiB" in line
+
+
 @pytest.mark.parametrize(
     ("number", "text"),
     [(0, "0 bytes"), (1023, "1023 bytes"), (1024, "1.0 KiB"), (24 << 30, "24.0 GiB")],
