@@ -1,8 +1,12 @@
 """A map that gets another name: same ID, same contents."""
 
+from pathlib import Path
+
 import pytest
 
-from bpfkeeperd.errors import ManifestError
+from bpfkeeperd import kernel
+from bpfkeeperd.errors import KernelError, ManifestError
+from bpfkeeperd.maptypes import BY_NAME
 from bpfkeeperd.state import ReloadResult
 from bpfkeeperd.steps import Step
 from tests.machine import events, inside_cgroup, map_id, send_datagrams
@@ -93,3 +97,15 @@ def test_nothing_to_rename_is_told(world: World) -> None:
         "create map new (hash, key 4 B, value 4 B, max_entries 4; nothing is renamed from old)"
     )
     assert not world.apply().done
+
+
+def test_a_pin_that_came_meanwhile_is_not_replaced(bpffs: Path) -> None:
+    """Between the look and the rename somebody else may have pinned a map under the new name."""
+    ids = []
+    for name in ("old", "new"):
+        with kernel.holding(kernel.map_create(BY_NAME["array"].number, name, 4, 4, 1)) as fd:
+            kernel.pin(fd, str(bpffs / name))
+            ids.append(kernel.map_info(fd).id)
+    with pytest.raises(KernelError, match="EEXIST"):
+        kernel.rename(str(bpffs / "old"), str(bpffs / "new"))
+    assert [map_id(bpffs / name) for name in ("old", "new")] == ids
