@@ -67,16 +67,6 @@ def fill(fd: int, spec: MapSpec, contents: Sequence[Content], resolver: Resolver
             raise _failed(content, spec, error) from None
 
 
-def differing(
-    fd: int, spec: MapSpec, contents: Sequence[Content], resolver: Resolver
-) -> tuple[str, ...]:
-    """The entries that are not in the map as they should be, each in words (see `astray`)."""
-    return tuple(
-        f"entry {contents[place].text}: {how}"
-        for place, how in astray(fd, spec, contents, resolver).items()
-    )
-
-
 def astray(
     fd: int, spec: MapSpec, contents: Sequence[Content], resolver: Resolver
 ) -> dict[int, str]:

@@ -5,22 +5,16 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
-from dataclasses import replace
 
 from bpfkeeperd import kernel
 from bpfkeeperd.attach import cgroup_path
-from bpfkeeperd.compare import differences
-from bpfkeeperd.desired import Desired, WantedMap
+from bpfkeeperd.desired import Desired
 from bpfkeeperd.directories import pins_below
-from bpfkeeperd.enactmaps import kept_map, pinned_program
 from bpfkeeperd.entries import CgroupTarget, InterfaceTarget, Target
-from bpfkeeperd.errors import KeeperError, KernelError, PinRootError
-from bpfkeeperd.fill import Resolver, astray
+from bpfkeeperd.errors import KernelError, PinRootError
 from bpfkeeperd.held import Held
-from bpfkeeperd.inner import inner_infos
 from bpfkeeperd.layout import OWN_DIRECTORY, Layout, LinkKey, escape
-from bpfkeeperd.maptypes import BY_NUMBER
+from bpfkeeperd.observecontents import with_contents
 from bpfkeeperd.observed import Observed, ObservedLink, ObservedMap
 from bpfkeeperd.state import LinkInfo, MapInfo, ProgramInfo
 
@@ -28,9 +22,6 @@ LoadedPrograms = dict[str, dict[str, dict[str, ProgramInfo]]]
 """Escaped object name, digest, escaped program name."""
 OBJECT_NAMESPACE = re.compile("tc/([0-9a-f]{40})/([^/]+)")
 """Where tc pins a map of one object's: the hash is that of the object's file."""
-
-
-_OUTER_TYPES = frozenset(known.number for known in BY_NUMBER.values() if known.outer)
 
 
 def check_pin_root(root: str) -> bool:
@@ -116,7 +107,7 @@ def observe(desired: Desired, layout: Layout, held: Held, last_ids: Mapping[str,
         name: _observe_map(layout, name, held, last_ids, former)
         for name in (*desired.maps, *desired.unread_maps())
     }
-    maps = _with_contents(desired, layout, held, programs, maps)
+    maps = with_contents(desired, layout, held, Observed(maps=maps, programs=programs))
     attachments = [
         attachment.target
         for wanted in desired.objects.values()
@@ -234,64 +225,6 @@ def _names_in(directory: str) -> list[str]:
         return sorted(os.listdir(directory))
     except OSError:
         return []
-
-
-def _with_contents(
-    desired: Desired,
-    layout: Layout,
-    held: Held,
-    programs: LoadedPrograms,
-    maps: dict[str, ObservedMap],
-) -> dict[str, ObservedMap]:
-    """Adds what the maps hold, as far as the manifest cares, and what maps-in-maps take."""
-    observed = Observed(maps=maps, programs=programs)
-    nested = [
-        info.id
-        for name, wanted in desired.maps.items()
-        if wanted.spec.type in _OUTER_TYPES and (info := maps[name].pinned or maps[name].lost)
-    ]
-    inner = inner_infos(nested) if nested else {}
-    seen = dict(maps)
-    for name, wanted in desired.maps.items():
-        info = maps[name].pinned or maps[name].lost
-        if info is None:
-            continue
-        if wanted.spec.type in _OUTER_TYPES:
-            seen[name] = replace(seen[name], inner=inner.get(info.id))
-        if wanted.contents and (wanted.enforce or wanted.parts or wanted.fillers):
-            seen[name] = replace(seen[name], astray=_astray(layout, observed, held, wanted))
-    return seen
-
-
-def _astray(layout: Layout, observed: Observed, held: Held, wanted: WantedMap) -> tuple[int, ...]:
-    """Places of the wanted contents that are not there; a map of another form is not looked at."""
-    found = observed.maps[wanted.name]
-    info = found.pinned or found.lost
-    if info is None or differences(wanted.spec, info):
-        return ()
-    with ExitStack() as stack:
-
-        def map_fd(name: str) -> int:
-            lost = observed.maps[name].lost
-            by_id = kernel.map_by_id(lost.id) if lost else None
-            fd, opened = kept_map(layout, observed, held, name) if by_id is None else (by_id, True)
-            if opened:
-                stack.callback(os.close, fd)
-            return fd
-
-        def program_fd(object_name: str, program: str) -> int:
-            fd = pinned_program(layout, observed, object_name, program)
-            if fd is None:
-                raise KeeperError(f"program {object_name}/{program} is not loaded")
-            stack.callback(os.close, fd)
-            return fd
-
-        try:
-            resolver = Resolver(program_fd=functools.cache(program_fd), map_fd=map_fd)
-            fd = map_fd(wanted.name)
-            return tuple(astray(fd, wanted.spec, wanted.contents, resolver))
-        except KeeperError:  # it went away meanwhile: the next look sees that
-            return ()
 
 
 def _alive(map_id: int | None) -> MapInfo | None:

@@ -3,7 +3,7 @@
 import os
 import struct
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from bpfkeeperd.compare import canonical
 from bpfkeeperd.create import create_map
 from bpfkeeperd.entries import Content, MapDefinition
 from bpfkeeperd.errors import KeeperError, KernelError
-from bpfkeeperd.fill import Resolver, differing, fill
+from bpfkeeperd.fill import Resolver, astray, fill
 from bpfkeeperd.manifest import parse_manifest
 from bpfkeeperd.nodes import Place
 from bpfkeeperd.ownmaps import own_spec
@@ -25,6 +25,14 @@ from bpfkeeperd.state import MapSpec, ReloadResult
 from tests.conftest import BuildObject
 from tests.machine import Netns, verified_instructions
 from tests.scenario import World, refused
+
+
+def differing(
+    fd: int, spec: MapSpec, contents: Sequence[Content], resolver: Resolver
+) -> tuple[str, ...]:
+    """The entries that are not there as they should be, each in words."""
+    found = astray(fd, spec, contents, resolver)
+    return tuple(f"entry {contents[place].text}: {how}" for place, how in found.items())
 
 
 def no_program(object_name: str, program: str) -> int:
