@@ -138,10 +138,17 @@ class Enactor:
             raise KeeperError(f"cannot attach {attachment}: its program is not pinned any more")
         return transaction.close_later(fd)
 
+    def _create_link(
+        self, transaction: Transaction, action: LinkAction, loaded: Loaded
+    ) -> tuple[int, str]:
+        """See `attach.create_link`."""
+        fd = self._program_fd(transaction, action, loaded)
+        return create_link(fd, action.attachment, self.maps.opener(transaction, loaded))
+
     def _attach(self, transaction: Transaction, action: Attach, loaded: Loaded) -> None:
         attachment = action.attachment
         self.on_step(Step.ATTACH, attachment)
-        fd, note = create_link(self._program_fd(transaction, action, loaded), attachment)
+        fd, note = self._create_link(transaction, action, loaded)
         transaction.close_later(fd)
         if note:
             self.notes.append(note)
@@ -175,7 +182,7 @@ class Enactor:
         for that moment both run."""
         attachment = action.attachment
         self.on_step(Step.SWAP, attachment)
-        fd, note = create_link(self._program_fd(transaction, action, loaded), attachment)
+        fd, note = self._create_link(transaction, action, loaded)
         transaction.close_later(fd)
         if note:
             self.notes.append(note)

@@ -4,6 +4,7 @@ manifest. Pure."""
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from bpfkeeperd.compare import Machine
 from bpfkeeperd.desired import Attachment, attachment
 from bpfkeeperd.entries import AttachEntry, ProgramEntry, SwapChoice
 from bpfkeeperd.errors import Problem
@@ -15,6 +16,7 @@ from bpfkeeperd.targets import (
     InterfaceTarget,
     IteratorTarget,
     MapTarget,
+    PerfEventTarget,
     Target,
     TracepointTarget,
     XdpMode,
@@ -28,6 +30,7 @@ def program_attachments(
     entry: ProgramEntry,
     program: ProgramSpec,
     maps: Mapping[str, str],
+    machine: Machine,
     problems: list[Problem],
 ) -> list[Attachment]:
     """What a program of an object is attached to; what is wrong with it goes into ``problems``.
@@ -48,9 +51,10 @@ def program_attachments(
             if hook.kind is HookKind.TRACING and isinstance(target, FunctionTarget):
                 fault = _function_fault(target, place, origin)
             behind_stub = _exact(hook, exact)
-            found.append(
-                attachment(object_name, program.name, hook, target, attach, exact=behind_stub)
-            )
+            found += [
+                attachment(object_name, program.name, hook, place, attach, exact=behind_stub)
+                for place in _each_cpu(target, machine)
+            ]
         if fault:
             message = f"program {program.name} cannot be attached here"
             problems.append(Problem(attach.mark, message, fault))
@@ -122,6 +126,15 @@ def _with_map(target: Target, maps: Mapping[str, str]) -> Target:
             return replace(target, name=maps.get(name, name))
         case _:
             return target
+
+
+def _each_cpu(target: Target, machine: Machine) -> list[Target]:
+    """A perf event of all processes is counted on one CPU: one for each that is up."""
+    match target:
+        case PerfEventTarget(cpu=None, pid=None):
+            return [replace(target, cpu=cpu) for cpu in machine.online_cpus]
+        case _:
+            return [target]
 
 
 def _function_fault(target: FunctionTarget, place: str, origin: str) -> str:
