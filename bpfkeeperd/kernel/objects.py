@@ -25,7 +25,6 @@ from bpfkeeperd.progtypes import ProgramKind
 from bpfkeeperd.state import MapSpec, ObjectSpec, ProgramSpec
 from bpfkeeperd.verifier import load_failure, refused_map
 
-
 BPF_F_SLEEPABLE = 1 << 4
 """A flag of BPF_PROG_LOAD."""
 
