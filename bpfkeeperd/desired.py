@@ -11,7 +11,6 @@ from bpfkeeperd.maptypes import PROG_ARRAY, STRUCT_OPS
 from bpfkeeperd.progtypes import ProgramKind
 from bpfkeeperd.state import MapSpec, ObjectSpec
 from bpfkeeperd.targets import (
-    PERF_EVENTS,
     BinaryTarget,
     CgroupTarget,
     FunctionTarget,
@@ -55,9 +54,6 @@ class Attachment:
                 return name.rpartition("/")[2]
             case IteratorTarget(name):
                 return name
-            case PerfEventTarget(event):
-                kind, config = PERF_EVENTS[event]
-                return f"event {kind}/{config}"
             case _:
                 return ""
 

@@ -204,8 +204,10 @@ class Enactor:
             os.rename(former, aside)
             transaction.on_undo(lambda: os.rename(aside, former))
             transaction.on_success(lambda: remove_empty(former, self.layout.links))
-        transaction.on_success(lambda: unlink(aside))
+        # The pin last: the kernel takes a link down later when its last pin goes, and at once, for
+        # which a probe waits 0.1 s, when its last descriptor does.
         transaction.on_success(lambda: self.held.drop_link(action.key))
+        transaction.on_success(lambda: unlink(aside))
         if attachment.key != action.key:
             self.after.gone_links.add(action.key)
         self.after.attached(attachment, fd)

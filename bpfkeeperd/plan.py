@@ -28,7 +28,7 @@ from bpfkeeperd.grouping import group
 from bpfkeeperd.layout import LinkKey, escape, kernel_name, unescape
 from bpfkeeperd.observed import Observed, ObservedLink
 from bpfkeeperd.state import LinkInfo, ProgramInfo
-from bpfkeeperd.targets import MapTarget
+from bpfkeeperd.targets import BinaryTarget, MapTarget
 
 _OTHER_MODE = (
     "the interface runs XDP in another mode, and it has one mode at a time: take the attachment out"
@@ -272,6 +272,8 @@ def _decide_attachment(
             draft.refusals.append(Refusal("attachment", str(attachment), _OTHER_MODE))
         return
     reason = "its target came back or the link was detached" if link else "not attached yet"
+    if link and link.info.target_id and isinstance(attachment.target, BinaryTarget):
+        reason = "the binary is another file now"
     actions.append(Attach(attachment, wanted.digest, reason))
 
 

@@ -57,9 +57,13 @@ class _Function:
 @functools.lru_cache(maxsize=256)
 def _cached(path: str, symbol: str, identity: tuple[int, int, int, int]) -> tuple[int, ...] | str:
     try:
-        with open(path, "rb") as file:
-            number = file.fileno()
-            return function_offsets(lambda start, size: os.pread(number, size, start), symbol)
+        with open(path, "rb", buffering=0) as file:
+            number, total = file.fileno(), os.fstat(file.fileno()).st_size
+
+            def read(start: int, size: int) -> bytes:
+                return os.pread(number, min(size, total), start) if start < total else b""
+
+            return function_offsets(read, symbol)
     except ObjectError as error:
         return str(error)
 

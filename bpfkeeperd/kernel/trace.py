@@ -116,12 +116,14 @@ def attachable_functions() -> list[str]:
     Raises:
         KernelError: neither tracefs nor /proc/kallsyms says.
     """
-    mount = tracefs_mount()
-    path = f"{mount}/available_filter_functions" if mount else "/proc/kallsyms"
+    path = f"{tracefs_mount()}/available_filter_functions"
     try:
         with open(path, encoding="ascii", errors="replace") as file:
-            if mount:
-                return [line.split(maxsplit=1)[0] for line in file]
+            return [line.split(maxsplit=1)[0] for line in file]
+    except OSError:  # not mounted, or not allowed: these are some more than can be attached to
+        path = "/proc/kallsyms"
+    try:
+        with open(path, encoding="ascii", errors="replace") as file:
             fields = (line.split() for line in file)
             return [field[2] for field in fields if field[1] in "tT"]
     except OSError as error:
