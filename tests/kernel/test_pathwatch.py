@@ -146,6 +146,10 @@ def test_what_cannot_be_watched_is_looked_at(
     path = bpffs / "map"
     kernel.pin(two_maps[0], str(path))
     kernel.pin(two_maps[1], str(bpffs / "other"))
+    with kernel.PathWatch(str(path)) as watch:
+        watch.arm()
+        assert watch.wait(None) and watch.wait(10)
+        assert not watch.wait(0.01)
     timer = threading.Timer(0.2, os.rename, (bpffs / "other", path))
     timer.start()
     found = follow.next_id(str(path), known=None, timeout_seconds=10)
@@ -167,20 +171,26 @@ def test_next_id(bpffs: Path, two_maps: tuple[int, int]) -> None:
     assert follow.next_id(str(path), known=first, timeout_seconds=None) == other
 
 
-def test_a_restored_pin_is_no_other_id(bpffs: Path, two_maps: tuple[int, int]) -> None:
+def test_a_pin_that_is_gone_or_restored_is_no_other_id(
+    bpffs: Path, two_maps: tuple[int, int]
+) -> None:
     path = bpffs / "map"
     kernel.pin(two_maps[0], str(path))
+    found: list[int | None] = []
 
-    def away_and_back() -> None:
-        time.sleep(0.05)
+    def wait() -> None:
+        found.append(follow.next_id(str(path), known=None, timeout_seconds=None))
+
+    waiting = threading.Thread(target=wait, daemon=True)
+    waiting.start()
+    for fd in two_maps:
+        time.sleep(0.1)
         path.unlink()
-        time.sleep(0.05)
-        kernel.pin(two_maps[0], str(path))
-
-    thread = threading.Thread(target=away_and_back)
-    thread.start()
-    assert follow.next_id(str(path), known=None, timeout_seconds=0.3) is None
-    thread.join()
+        time.sleep(0.1)
+        assert found == []
+        kernel.pin(fd, str(path))
+    waiting.join(10)
+    assert found == [kernel.map_info(two_maps[1]).id]
 
 
 def test_a_reader_without_rights_waits_where_it_may_open_the_pin(
