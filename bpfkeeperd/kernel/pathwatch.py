@@ -44,7 +44,7 @@ class PathWatch:
         depths = range(1, len(parts))
         self._directories = [("/".join(parts[:depth]) or "/", parts[depth]) for depth in depths]
         self._names: dict[int, str] = {}  # watch: what in its directory leads to the path
-        self._stood: list[tuple[int, int] | None] = []
+        self._stood = self._stand()
         self._blind = False
         self._poll = select.poll()
         self._fd: int = lib.inotify_init1(_FLAGS)

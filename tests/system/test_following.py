@@ -4,11 +4,13 @@ import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
@@ -33,10 +35,10 @@ objects:
 class Reader:
     """config/examples/follow.c, run on a pin; a context manager that ends it."""
 
-    def __init__(self, program: Path, pin: Path, directory: Path) -> None:
+    def __init__(self, command: list[str], directory: Path) -> None:
         self._output = directory / "reader"
         with self._output.open("wb") as output:
-            self.process = subprocess.Popen([str(program), str(pin)], stdout=output)
+            self.process = subprocess.Popen(command, stdout=output)
 
     @property
     def map_ids(self) -> list[int]:
@@ -63,7 +65,16 @@ class Reader:
         self.wait_for(lambda: self.map_ids[-1:] == [map_id])
 
 
-Follow = Callable[[str], contextlib.AbstractContextManager[Reader]]
+class Follow(Protocol):
+    """Starts a reader; in a mount namespace of its own, where nothing that others mount wakes it,
+    unless it is to see what the test mounts."""
+
+    def __call__(
+        self, name: str, *, mounts: bool = False
+    ) -> contextlib.AbstractContextManager[Reader]: ...
+
+
+ALONE = ("unshare", "-m")
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +89,9 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def follow(world: World, program: Path) -> Follow:
     @contextlib.contextmanager
-    def start(name: str) -> Iterator[Reader]:
-        reader = Reader(program, world.pins / name, world.directory)
+    def start(name: str, *, mounts: bool = False) -> Iterator[Reader]:
+        command = [*(() if mounts else ALONE), str(program), str(world.pins / name)]
+        reader = Reader(command, world.directory)
         try:
             yield reader
         finally:
@@ -125,8 +137,11 @@ def test_no_event_is_lost_when_the_ring_is_recreated(
         with sending(world.cgroup) as stop:
             for version in range(2, 8):
                 reader.wait_event(version - 1)
-                world.put("one", "stream", SIZE=4096 << version, VERSION=version)
+                reader.process.send_signal(signal.SIGSTOP)
+                world.put("one", "stream", SIZE=4096 << (version + 4), VERSION=version)
+                time.sleep(0.02)  # events come that the reader has not read
                 reload()
+                reader.process.send_signal(signal.SIGCONT)
                 reader.wait_map(world.map_id("ring"))
             sent = stop()
         reader.wait_for(lambda: len(reader.events) >= sent)
@@ -298,7 +313,7 @@ def test_a_bpffs_that_is_mounted_anew(world: World, start: Start, follow: Follow
     """The daemon keeps the former bpffs from going, so that nothing happens in its directory."""
     prepare(world)
     daemon = start()
-    with follow("counts") as reader:
+    with follow("counts", mounts=True) as reader:
         reader.wait_map(before := world.map_id())
         subprocess.run(["umount", "-l", str(world.pins)], check=True)
         subprocess.run(["mount", "-t", "bpf", "bpf", str(world.pins)], check=True)
@@ -319,7 +334,7 @@ def test_wait_prints_the_next_id(world: World, start: Start) -> None:
     assert done.stderr == "bpfkeeperd: map counts has no other ID after 0.1 s\n"
     command = [sys.executable, "-m", "bpfkeeperd", "wait", "counts", "--id", str(before)]
     waiting = subprocess.Popen(
-        [*command, "-c", str(world.manifest_file)],
+        [*command, "--timeout", str(WAIT_SECONDS), "-c", str(world.manifest_file)],
         cwd=ROOT,
         env=environment(),
         stdout=subprocess.PIPE,
@@ -330,7 +345,7 @@ def test_wait_prints_the_next_id(world: World, start: Start) -> None:
         assert daemon.reload().returncode == 0
         assert waiting.communicate(timeout=WAIT_SECONDS)[0] == f"{world.map_id()}\n"
     assert waiting.returncode == 0
-    at_once = cli(world, "wait", str(world.pins / "counts"), "--id", str(before))
+    at_once = cli(world, "wait", str(world.pins / "counts"), "--id", str(before), "--timeout", "0")
     assert at_once.stdout == f"{world.map_id()}\n"
     for wrong in (["counts", "--id", "x"], ["a.b"], ["bpfkeeperd/x"]):
         assert cli(world, "wait", *wrong).returncode != 0
@@ -348,7 +363,7 @@ def test_the_python_of_the_manual(world: World) -> None:
     prepare(world)
     assert cli(world, "apply").returncode == 0
     with subprocess.Popen(
-        [sys.executable, "-c", code, str(world.pins / "counts")],
+        [*ALONE, sys.executable, "-c", code, str(world.pins / "counts")],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
