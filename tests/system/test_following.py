@@ -24,7 +24,9 @@ from tests.scenario import World, refused
 from tests.system.conftest import Start
 from tests.system.process import NO_METRICS, ROOT, WAIT_SECONDS, cli, environment, sending
 
-HASH = 1
+HASH, RINGBUF = 1, 27
+Definition = tuple[int, int, int, int]
+"""Type, sizes of key and value, max_entries."""
 RECREATE = f"{NO_METRICS}\ndefaults: {{on_mismatch: recreate}}"
 STREAM = f"""{RECREATE}
 objects:
@@ -101,9 +103,9 @@ def follow(world: World, program: Path) -> Follow:
     return start
 
 
-def pin_by_hand(world: World, name: str) -> int:
+def pin_by_hand(world: World, name: str, definition: Definition = (HASH, 4, 16, 16)) -> int:
     """Another map takes the name; its ID."""
-    fd = kernel.map_create(HASH, "by_hand", 4, 16, 16)
+    fd = kernel.map_create(definition[0], "by_hand", *definition[1:])
     with kernel.holding(fd):
         kernel.pin(fd, str(world.pins / "by_hand"))
         os.rename(world.pins / "by_hand", world.pins / name)
@@ -253,6 +255,23 @@ def test_a_map_that_somebody_else_pins(world: World, start: Start, follow: Follo
         daemon.wait_log(f"map counts has a new ID: {before} became {other} (replaced)")
 
 
+def test_a_ring_that_somebody_else_pins(world: World, start: Start, follow: Follow) -> None:
+    """Until a reload moves the programs to it they write to the former one, which is read too."""
+    world.put("one", "stream", SIZE=4096)
+    world.write(STREAM)
+    daemon = start()
+    with follow("ring") as reader, inside_cgroup(world.cgroup):
+        reader.wait_map(world.map_id("ring"))
+        reader.wait_map(pin_by_hand(world, "ring", (RINGBUF, 0, 0, 4096)))
+        send_datagrams(2)
+        reader.wait_for(lambda: reader.events == [1, 1])
+        world.put("one", "stream", SIZE=4096, VERSION=2)
+        assert daemon.reload().returncode == 0
+        send_datagrams(1)
+        reader.wait_for(lambda: reader.events == [1, 1, 2])
+        assert len(reader.map_ids) == 2
+
+
 def test_a_daemon_that_is_killed_and_started(world: World, start: Start, follow: Follow) -> None:
     """Nothing depends on the daemon; a map that changes without one is followed as well."""
     prepare(world)
@@ -310,10 +329,11 @@ def test_a_renamed_map_and_a_restored_pin_are_the_same_map(
 
 
 def test_a_bpffs_that_is_mounted_anew(world: World, start: Start, follow: Follow) -> None:
-    """The daemon keeps the former bpffs from going, so that nothing happens in its directory."""
+    """Something keeps the former bpffs from going, so that nothing happens in its directory."""
     prepare(world)
     daemon = start()
-    with follow("counts", mounts=True) as reader:
+    former = os.open(world.pins, os.O_RDONLY)
+    with kernel.holding(former), follow("counts", mounts=True) as reader:
         reader.wait_map(before := world.map_id())
         subprocess.run(["umount", "-l", str(world.pins)], check=True)
         subprocess.run(["mount", "-t", "bpf", "bpf", str(world.pins)], check=True)
@@ -357,25 +377,25 @@ def test_the_python_of_the_manual(world: World) -> None:
     found = re.search(r"```python\n(.*?)```", section, re.S)
     assert found
     code = found[1] + (
-        "\nimport sys\nfrom bpfkeeperd.follow import _id_at\n"
-        "for _ in changes(sys.argv[1]):\n    print(_id_at(sys.argv[1]), flush=True)\n"
+        "\nimport sys\nfrom bpfkeeperd.kernel import pinned_map\n"
+        "for _ in changes(sys.argv[1]):\n"
+        "    opened = pinned_map(sys.argv[1])\n"
+        "    if opened:\n"
+        "        os.close(opened[0])\n"
+        "        print(f'map {opened[1].id}:', flush=True)\n"
     )
     prepare(world)
     assert cli(world, "apply").returncode == 0
-    with subprocess.Popen(
-        [*ALONE, sys.executable, "-c", code, str(world.pins / "counts")],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as reader:
-        try:
-            assert reader.stdout and reader.stdout.readline() == f"{world.map_id()}\n"
-            prepare(world, ENTRIES=32)
-            assert cli(world, "apply").returncode == 0
-            while (line := reader.stdout.readline()) != f"{world.map_id()}\n":
-                assert line
-        finally:
-            reader.kill()
+    command = [*ALONE, sys.executable, "-c", code, str(world.pins / "counts")]
+    reader = Reader(command, world.directory)
+    try:
+        reader.wait_map(world.map_id())
+        prepare(world, ENTRIES=32)
+        assert cli(world, "apply").returncode == 0
+        reader.wait_map(world.map_id())
+    finally:
+        reader.process.kill()
+        reader.process.wait()
 
 
 _TO_A_JOURNAL = """
