@@ -80,10 +80,6 @@ def _binary_link(
         return kernel.uprobe_multi_link(
             prog_fd, path, offsets, cookie=cookie, pid=pid or 0, at_return=at_return
         )
-    if len(offsets) > 1:
-        raise KernelError(
-            "attach", errno.EINVAL, f"{target.symbol} is a pattern: use a section uprobe.multi"
-        )
     place = path, offsets[0]
     return _probe(prog_fd, "uprobe", place, cookie, at_return=at_return, pid=pid)
 
