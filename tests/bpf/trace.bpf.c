@@ -4,6 +4,7 @@
  * one seen twice do not look like nothing. The events are made by tests/kernel/victim.c.
  *
  * HOOK	section of the program	MAGIC	marks the events that are ours
+ * PROGRAM	its name
  * WHERE	how the number is found: one of the following
  */
 #include <linux/bpf.h>
@@ -22,6 +23,9 @@
 
 #define USED_BY_SOME static __always_inline __attribute__((unused))
 
+#ifndef PROGRAM
+#define PROGRAM trace
+#endif
 #ifndef VERDICT
 #define VERDICT 0
 #endif
@@ -58,7 +62,7 @@ USED_BY_SOME int count_registers(const void *registers)
 struct seq_file;
 
 SEC(HOOK)
-int trace(struct seq_file ***ctx)	/* the context begins with a pointer to what begins with one */
+int PROGRAM(struct seq_file ***ctx)	/* the context begins with a pointer to what begins with one */
 {
 	static const char line[] = "here\n";
 
@@ -69,7 +73,7 @@ int trace(struct seq_file ***ctx)	/* the context begins with a pointer to what b
 #else
 
 SEC(HOOK)
-int trace(void *ctx)
+int PROGRAM(void *ctx)
 {
 	__u64 *words __attribute__((unused)) = ctx;
 #if WHERE == TRACEPOINT

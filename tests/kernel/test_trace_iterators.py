@@ -1,6 +1,5 @@
 """Iterators: read where they are pinned, swapped in place, and through a map of the manifest's."""
 
-import os
 import threading
 
 from bpfkeeperd import kernel
@@ -28,9 +27,7 @@ def read(world: World, program: str) -> bytes:
 
 
 def read_pin(path: str) -> bytes:
-    link = kernel.pinned(path, kernel.PinKind.LINK)
-    assert link is not None
-    with kernel.holding(link), os.fdopen(kernel.iter_create(link), "rb") as reader:
+    with open(path, "rb") as reader:
         return reader.read()
 
 
