@@ -23,7 +23,7 @@ from bpfkeeperd.observed import Observed
 from bpfkeeperd.plan import plan
 from bpfkeeperd.resolve import resolve
 from bpfkeeperd.snapshot import status
-from bpfkeeperd.sources import Specs, read_sources
+from bpfkeeperd.sources import Specs, lacking_hooks, read_sources
 from bpfkeeperd.state import Failure, Outcome, ReloadResult, ReloadStatus, Status
 from bpfkeeperd.statefile import read_state, state_path, write_state
 from bpfkeeperd.steps import OnStep, Step
@@ -47,7 +47,9 @@ def look(manifest: Manifest, memory: Memory, *, force: bool = False) -> Look:
         ManifestError, PinRootError, KernelError: as `resolve`, `check_pin_root` and `observe`.
     """
     with read_sources(manifest, {}) as sources:
-        desired = resolve(manifest, sources.found, kernel.machine())
+        desired = resolve(
+            manifest, sources.found, kernel.machine(), lacking=lacking_hooks(manifest, sources)
+        )
     check_pin_root(manifest.pin_root)
     with Held() as held:
         last_ids = memory.last_ids(kernel.boot_id())
@@ -119,7 +121,8 @@ class Keeper:
                 f" keeper runs: restart it, or go back to {self.manifest.pin_root}"
             )
         with read_sources(manifest, self._specs) as sources:
-            desired = resolve(manifest, sources.found, kernel.machine(), self._good)
+            lacking = lacking_hooks(manifest, sources)
+            desired = resolve(manifest, sources.found, kernel.machine(), self._good, lacking)
             make_pin_root(manifest.pin_root)
             self._lock.refresh()
             with writing(self._layout.own):

@@ -51,11 +51,13 @@ from bpfkeeperd.kernel.places import (
     possible_cpus,
     stack_depth,
 )
+from bpfkeeperd.kernel.probes import Answer, can_attach, lacks
 from bpfkeeperd.kernel.scan import Pin, PinKind, scan
 from bpfkeeperd.kernel.slots import map_slots
 
 __all__ = [
     "TRACE_ITER",
+    "Answer",
     "MapReader",
     "OpenObject",
     "Pin",
@@ -65,6 +67,7 @@ __all__ = [
     "btf_data",
     "btf_layouts",
     "btf_load",
+    "can_attach",
     "cgroup2_mount",
     "cpu_numbers",
     "holding",
@@ -74,6 +77,7 @@ __all__ = [
     "is_bpffs",
     "iter_create",
     "kernel_cpus",
+    "lacks",
     "link_create",
     "link_info",
     "link_update",

@@ -57,7 +57,7 @@ def fetch_kernel(release: Release, directory: Path) -> Kernel:
 
 
 def _download(release: Release, directory: Path) -> None:
-    """Fetches the package with apt's own checks, in a directory that the system's apt never sees."""
+    """Fetches the package with apt's own checks, in a directory of its own."""
     for name in ("lists/partial", "cache/archives/partial"):
         (directory / name).mkdir(parents=True, exist_ok=True)
     (directory / "sources.list").write_text(f"deb {_mirror()} {release.suite} main\n")
@@ -83,9 +83,10 @@ def _download(release: Release, directory: Path) -> None:
 
 
 def _mirror() -> str:
-    """The archive of this machine's sources, with the key they give for it, as a source line has it."""
-    known = _run(["apt-get", "indextargets", "--format", "$(ORIGIN)|$(LABEL)|$(REPO_URI)|$(SIGNED_BY)",
-                  "Identifier: Packages"], Path("/"))  # fmt: skip
+    """The archive of this machine's sources, with the key they give for it, as in a source line."""
+    fields = "$(ORIGIN)|$(LABEL)|$(REPO_URI)|$(SIGNED_BY)"
+    command = ["apt-get", "indextargets", "--format", fields, "Identifier: Packages"]
+    known = _run(command, Path("/"))
     for line in known.splitlines():
         origin, label, uri, key = line.split("|")
         if (origin, label) == ("Debian", "Debian"):
