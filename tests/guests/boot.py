@@ -21,8 +21,8 @@ CPU = "max,-cx16"
 """qemu 7.2 leaves an operand of a cmpxchg16b in the flags register, and kernels from 6.4 on, whose
 allocator uses that instruction, then fault anywhere. They do without where there is none."""
 ACCELERATOR = "tcg,thread=single"
-"""With a thread for each CPU, one now and then runs into an int3 that another has just put there and
-taken away, as kernels do when they patch themselves: at boot, and for each fentry or kprobe."""
+"""With a thread for each CPU, one now and then runs into an int3 that another has just put there
+and taken away, as kernels do when they patch themselves: at boot, for each fentry or kprobe."""
 VIRTIOFSD = ("/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd")
 
 SCRIPT = """\
