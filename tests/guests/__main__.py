@@ -10,6 +10,7 @@ from tests.guests.fetch import RELEASES, FetchError, fetch_kernel
 DIRECTORY = CHECKOUT / ".guests"
 KERNELS = ("6.1", "6.12")
 TESTS = (
+    "tests/kernel/test_probes.py",
     "tests/kernel/test_hooks.py",
     "tests/kernel/test_pins.py",
     "tests/kernel/test_reload.py",
