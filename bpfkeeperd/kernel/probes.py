@@ -99,7 +99,8 @@ def _load(hook: Hook) -> int:
     function = _FUNCTIONS.get(hook.name.removesuffix(".s"))
     if hook.prog_type == PROG_TYPE_LSM and hook.sleepable:
         function = _SLEEPABLE_LSM
-    # Which functions may sleep differs from kernel to kernel, and fentry.s is as old as lsm.s.
+    # Where a program may sleep differs from kernel to kernel; without kernel support for error
+    # injection fentry.s and its like have no place at all.
     sleeps = hook.sleepable and not (hook.kind is HookKind.TRACING and function != _SLEEPABLE_LSM)
     returned = 1 if hook.kind in (HookKind.CGROUP, HookKind.NETNS, HookKind.NETFILTER) else 0
     result: int = lib.keeper_probe_load(
@@ -139,7 +140,10 @@ def _attached(hook: Hook, program: int) -> Answer:
         case HookKind.TRACING if hook.prog_type == PROG_TYPE_LSM and hook.sleepable:
             return _YES  # it is loaded, for a function that must not be attached to
         case HookKind.TRACING:
-            return _errno_answer(hook, lib.bpf_raw_tracepoint_open(ffi.NULL, program), 0)
+            answer = _errno_answer(hook, lib.bpf_raw_tracepoint_open(ffi.NULL, program), 0)
+            if answer.can and hook.sleepable and hook.prog_type == PROG_TYPE_TRACING:
+                return Answer(None, "only the verifier tells where a program may sleep")
+            return answer
         case HookKind.XDP | HookKind.CLSACT | HookKind.STRUCT_OPS:
             # A missing interface and a missing kind of link are both EINVAL to XDP; a filter's
             # kind is a module that is loaded when the first is attached.

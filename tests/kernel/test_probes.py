@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from bpfkeeperd import kernel
+from bpfkeeperd.check import check_manifest
 from bpfkeeperd.errors import KernelError, ObjectError
 from bpfkeeperd.hooks import HOOKS, PLACED_HOOKS, STRUCT_OPS, Hook, HookKind
 from bpfkeeperd.state import ReloadResult
@@ -22,15 +23,10 @@ from tests.scenario import World
 
 ALL_HOOKS = (*HOOKS, *PLACED_HOOKS, STRUCT_OPS)
 SOCKMAP = 15
-SYSTEM_CALL = {"x86_64": "__x64_sys_getpgid"}.get(platform.machine(), "__arm64_sys_getpgid")
-"""Programs at system calls may sleep, on every kernel that has such programs."""
 PLACES = {
     "fentry": "vfs_mkdir",
     "fexit": "vfs_mkdir",
     "fmod_ret": "security_sb_statfs",
-    "fentry.s": SYSTEM_CALL,
-    "fexit.s": SYSTEM_CALL,
-    "fmod_ret.s": SYSTEM_CALL,
     "lsm": "sb_statfs",
     "lsm.s": "file_open",
     "lsm_cgroup": "socket_bind",
@@ -136,14 +132,30 @@ def test_sockmap(build_object: BuildObject, hook: Hook) -> None:
         check(build_object, hook, attach)
 
 
-@pytest.mark.parametrize("hook", hooks(HookKind.TRACING), ids=name)
+FUNCTIONS = [hook for hook in hooks(HookKind.TRACING) if hook.name in PLACES]
+SECURITY_MODULES = Path("/sys/kernel/security/lsm")
+
+
+@pytest.mark.parametrize("hook", FUNCTIONS, ids=name)
 def test_function(build_object: BuildObject, hook: Hook) -> None:
     """A kernel with BPF for LSM that does not run it lets programs attach all the same."""
-    modules = Path("/sys/kernel/security/lsm")
-    if hook.name.startswith("lsm") and modules.exists() and "bpf" not in modules.read_text():
-        assert "lsm=" in kernel.lacks(hook) or "such programs" in kernel.lacks(hook)
+    if hook.name.startswith("lsm") and not kernel.lacks(hook) and not SECURITY_MODULES.exists():
+        assert kernel.can_attach(hook).can is None
         return
+    if hook.name.startswith("lsm") and SECURITY_MODULES.exists():
+        modules = SECURITY_MODULES.read_text().strip().split(",")
+        if "bpf" not in modules:
+            assert "lsm=" in kernel.lacks(hook) or "such programs" in kernel.lacks(hook)
+            return
     check(build_object, hook, lambda program: kernel.raw_tracepoint_open(None, program))
+
+
+@pytest.mark.parametrize("hook", ["fentry", "fexit", "fmod_ret"])
+def test_function_that_sleeps(hook: str) -> None:
+    """A kernel that has no programs at functions has none that sleep; else who knows where."""
+    found = {known.name: known for known in PLACED_HOOKS}
+    plain, sleeping = kernel.can_attach(found[hook]), kernel.can_attach(found[f"{hook}.s"])
+    assert sleeping.can is (None if plain.can else False)
 
 
 @pytest.mark.parametrize("hook", hooks(HookKind.RAW_TRACEPOINT), ids=name)
@@ -267,6 +279,8 @@ def test_an_object_that_needs_what_is_not_there(world: World, netns: Netns) -> N
         "objects:\n  one: {file: one.bpf.o, programs: {count: {attach: [{cgroup: CGROUP}]}}}\n"
         f"  two: {{file: two.bpf.o, programs: {{program: {{attach: [{target}]}}}}}}\n"
     )
+    checked = check_manifest(str(world.manifest_file))
+    assert kernel.lacks(hook) in checked.faults["two"] and list(checked.faults) == ["two"]
     with world.keeper() as keeper:
         outcome = world.reload(keeper)
         assert outcome.result is ReloadResult.FAILED
