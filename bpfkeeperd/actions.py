@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from bpfkeeperd.desired import Attachment, WantedMap, WantedObject
+from bpfkeeperd.health import Trial
 from bpfkeeperd.layout import LinkKey, unescape
 from bpfkeeperd.maptypes import type_name
 from bpfkeeperd.state import LinkInfo, MapInfo
@@ -208,6 +209,8 @@ class Change:
     writes: tuple[WriteEntries, ...] = ()
     removals: tuple[Removal, ...] = ()
     """Of what the change replaces; done last, when nothing can fail any more."""
+    trials: tuple[Trial, ...] = ()
+    """Programs that have to show that they work, before that."""
 
     @property
     def actions(self) -> tuple[Action, ...]:
@@ -216,6 +219,10 @@ class Change:
     @property
     def makes(self) -> tuple[Making, ...]:
         return tuple(action for action in self.maps if not isinstance(action, RenameMap))
+
+    @property
+    def swaps(self) -> int:
+        return sum(isinstance(action, Swap) for action in self.links)
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,6 +83,8 @@ def apply(options: Namespace) -> int:
     from bpfkeeperd.keeper import Keeper
     from bpfkeeperd.steps import failpoint
 
+    # As Ctrl-C: what is on trial is rolled back.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     keeper = Keeper(options.config, state_directory(options), failpoint())
     try:
         outcome, changes = keeper.reload(force=options.force)
@@ -249,7 +251,7 @@ def _look(options: Namespace) -> "tuple[Status, list[str]]":
     manifest = read_manifest(options.config)
     memory = _memory(options, manifest.pin_root)
     with reading(Layout(manifest.pin_root).own):
-        seen = look(manifest, memory)
+        seen = look(manifest, memory, withhold=True)
     now = snapshot(
         seen.desired,
         seen.observed,

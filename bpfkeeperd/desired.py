@@ -14,6 +14,7 @@ from bpfkeeperd.entries import (
     Target,
     XdpMode,
 )
+from bpfkeeperd.health import Health
 from bpfkeeperd.hooks import Hook
 from bpfkeeperd.layout import LinkKey, escape
 from bpfkeeperd.maptypes import PROG_ARRAY, STRUCT_OPS
@@ -65,6 +66,8 @@ class WantedObject:
     """Those that libbpf loads."""
     types: Mapping[str, ProgramKind] = field(default_factory=dict)
     """Of programs whose section name does not say it."""
+    health: Mapping[str, Health] = field(default_factory=dict)
+    """By program: what it has to show after it was loaded."""
     fault: str = ""
     """Why the file of now cannot be used; programs and maps are then those last loaded."""
 

@@ -303,6 +303,46 @@ ATTACH = Struct(
     one_of=("cgroup", "interface"),
 )
 
+COUNTER = Struct(
+    (
+        Field("map", Text(pin_name), "A kept map, by the name of its pin.", required=True),
+        Field(
+            "key",
+            Raw(),
+            "The entry, as the keys of entries are written: 0 in an array or in global data.",
+            required=True,
+        ),
+        Field("member", Text(), "A member of the value. Default: the whole value."),
+        Field(
+            "offset",
+            Integer(0, U32_MAX),
+            "Where in the value the counter begins, in bytes, instead of `member`.",
+        ),
+        Field("size", Integer(1, U32_MAX), "Its bytes. Default: 8.", needs=("offset",)),
+    ),
+    example="{map: counts, key: 0}",
+)
+
+HEALTH_SECONDS_MAX = 300
+HEALTH = Struct(
+    (
+        Field(
+            "seconds",
+            Integer(1, HEALTH_SECONDS_MAX),
+            "How long the program is watched after it was loaded or swapped in.",
+            required=True,
+        ),
+        Field(
+            "moves",
+            Either((Word(("runs",)), COUNTER)),
+            "What must move within this time: a counter in a map, or `runs`, the program's own run"
+            " count.",
+        ),
+        Field("still", COUNTER, "What must not move within this time, such as a count of errors."),
+    ),
+    example="health: {seconds: 10, moves: runs}",
+)
+
 PROGRAM = Struct(
     (
         Field(
@@ -316,6 +356,11 @@ PROGRAM = Struct(
             Text(program_kind),
             "The program's type, as bpftool spells it, or its hook, such as `tcx/ingress`: where"
             " the section name does not say.",
+        ),
+        Field(
+            "health",
+            HEALTH,
+            "What the program has to show after a reload; else the whole reload is rolled back.",
         ),
     ),
     example="{attach: [{cgroup: PATH}]}",

@@ -19,6 +19,7 @@ from bpfkeeperd.entries import (
 )
 from bpfkeeperd.errors import KeeperError, Mark
 from bpfkeeperd.files import read_file
+from bpfkeeperd.healthentry import health_entry
 from bpfkeeperd.nodes import Faults, MappingNode, Node, Place, ScalarNode
 from bpfkeeperd.ownmaps import map_entries
 from bpfkeeperd.values import absolute, host_and_port, short, shown
@@ -228,8 +229,10 @@ def _program(object_name: str, name: str, member: Member, faults: Faults) -> Pro
             )
         first.setdefault(same, item.mark)
         entries.append(AttachEntry(target, item.mark))
-    kind = _fields_of(member.value).text("type")
-    return ProgramEntry(name, tuple(entries), kind, member.mark)
+    record = _fields_of(member.value)
+    place = f"objects.{short(object_name)}.programs.{short(name)}.health"
+    health = health_entry(record, place, faults)
+    return ProgramEntry(name, tuple(entries), record.text("type"), health, member.mark)
 
 
 def _target(record: Record) -> Target | None:

@@ -24,6 +24,7 @@ from bpfkeeperd.hooks import Hook, HookKind, hook_of_section
 from bpfkeeperd.layout import array_name, name_fault
 from bpfkeeperd.maprules import fault_text, violations
 from bpfkeeperd.progtypes import PROGRAM_KINDS, ProgramKind
+from bpfkeeperd.resolvehealth import with_health
 from bpfkeeperd.resolvemaps import wanted_maps
 from bpfkeeperd.state import ObjectSpec
 from bpfkeeperd.suggest import did_you_mean
@@ -61,6 +62,8 @@ def resolve(
         else:
             faults[name] = source
     maps = wanted_maps(manifest, objects, faults, machine, problems)
+    all_known = not faults and not any(wanted.fault for wanted in objects.values())
+    objects = with_health(manifest, objects, maps, problems, known=all_known)
     if problems:
         problems.sort(key=lambda problem: (problem.mark.file, problem.mark.line))
         raise ManifestError(tuple(problems))

@@ -1,4 +1,4 @@
-"""Remembers how to undo what was done."""
+"""Remembers how to undo what was done: of one change, and of a whole reload."""
 
 import os
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from bpfkeeperd.errors import KeeperError
 
 
 class Transaction:
-    """One change to the kernel and bpffs, until it is settled or undone."""
+    """What was done to the kernel and bpffs, until it is settled or undone."""
 
     __slots__ = ("_descriptors", "_settle", "_undo")
 
@@ -28,16 +28,31 @@ class Transaction:
         self._descriptors.append(fd)
         return fd
 
+    def absorb(self, later: "Transaction") -> None:
+        """Takes over what was done after it: both are settled, or undone, together."""
+        for mine, theirs in (
+            (self._undo, later._undo),
+            (self._settle, later._settle),
+        ):
+            mine += theirs
+            theirs.clear()
+        self._descriptors += later._descriptors
+        later._descriptors.clear()
+
     def settle(self) -> None:
+        """Does what had to wait; from now on there is nothing to undo."""
+        self._undo.clear()
         for step in self._settle:
             step()
+        self._settle.clear()
 
     def undo(self) -> list[str]:
         """Undoes everything, last first; returns what could not be undone."""
         failed = []
-        for step in reversed(self._undo):
+        self._settle.clear()
+        while self._undo:
             try:
-                step()
+                self._undo.pop()()
             except KeeperError as error:
                 failed.append(str(error))
             except OSError as error:

@@ -52,6 +52,7 @@ from bpfkeeperd.kernel.places import (
 )
 from bpfkeeperd.kernel.scan import Pin, PinKind, scan
 from bpfkeeperd.kernel.slots import map_slots
+from bpfkeeperd.kernel.stats import counting_runs, program_stats
 
 __all__ = [
     "TRACE_ITER",
@@ -65,6 +66,7 @@ __all__ = [
     "btf_layouts",
     "btf_load",
     "cgroup2_mount",
+    "counting_runs",
     "cpu_numbers",
     "holding",
     "inside_netns",
@@ -101,6 +103,7 @@ __all__ = [
     "possible_cpus",
     "program_by_id",
     "program_info",
+    "program_stats",
     "release_memory",
     "rename",
     "scan",
