@@ -254,6 +254,11 @@ class Plan:
         changes = (action for change in self.changes for action in change.actions)
         return (*self.restores, *changes, *self.removals)
 
+    @property
+    def trials(self) -> tuple[Trial, ...]:
+        """Programs that have to show that they work, before anything is removed."""
+        return tuple(trial for change in self.changes for trial in change.trials)
+
 
 def _key_text(key: LinkKey) -> str:
     object_name, program, target = (unescape(part) for part in key)
