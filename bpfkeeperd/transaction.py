@@ -9,11 +9,12 @@ from bpfkeeperd.errors import KeeperError
 class Transaction:
     """What was done to the kernel and bpffs, until it is settled or undone."""
 
-    __slots__ = ("_descriptors", "_settle", "_undo")
+    __slots__ = ("_descriptors", "_settle", "_undo", "_wait")
 
     def __init__(self) -> None:
         self._undo: list[Callable[[], None]] = []
         self._settle: list[Callable[[], None]] = []
+        self._wait: list[Callable[[], None]] = []
         self._descriptors: list[int] = []
 
     def on_undo(self, undo: Callable[[], None]) -> None:
@@ -22,6 +23,16 @@ class Transaction:
     def on_success(self, settle: Callable[[], None]) -> None:
         """For what must wait until nothing can fail any more, and cannot fail itself."""
         self._settle.append(settle)
+
+    def before_waiting(self, step: Callable[[], None]) -> None:
+        """For what must not last until programs have shown their health: done when all changes are
+        made, and it registers its own way back. Without a trial `on_success` comes at once."""
+        self._wait.append(step)
+
+    def wait(self) -> None:
+        """All changes are made, and a verdict on them is to be waited for."""
+        while self._wait:
+            self._wait.pop(0)()
 
     def close_later(self, fd: int) -> int:
         """Closes a descriptor when the transaction is over, undone or not."""
@@ -33,6 +44,7 @@ class Transaction:
         for mine, theirs in (
             (self._undo, later._undo),
             (self._settle, later._settle),
+            (self._wait, later._wait),
         ):
             mine += theirs
             theirs.clear()
@@ -50,6 +62,7 @@ class Transaction:
         """Undoes everything, last first; returns what could not be undone."""
         failed = []
         self._settle.clear()
+        self._wait.clear()
         while self._undo:
             try:
                 self._undo.pop()()

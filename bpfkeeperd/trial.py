@@ -133,6 +133,7 @@ class Trials:
         waiting = list(self._cases)
         names = ", ".join(f"{case.trial.object}/{case.trial.program}" for case in waiting[:3])
         try:
+            self.enactor.reload.wait()
             self.enactor.on_step(Step.TRIAL, names)
             while True:
                 faults, waiting = self._judge(waiting)

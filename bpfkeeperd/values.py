@@ -181,6 +181,29 @@ def cgroup(text: str) -> str | Fault:
     return Fault("cannot be /", "write . for the root cgroup") if path == "/" else path
 
 
+def symbol(text: str) -> str | Fault:
+    """A function's name or a pattern of names."""
+    if not text or re.search(r"[\s/:+]", text):
+        return Fault(
+            f"cannot be {shown(text)}", "write the name of a function; offset: N stands beside it"
+        )
+    return text
+
+
+def tracepoint(text: str) -> str | Fault:
+    """``group/name``, or a name alone."""
+    if not re.fullmatch("[A-Za-z0-9_]+([/:][A-Za-z0-9_]+)?", text):
+        return Fault(f"cannot be {shown(text)}", "write GROUP/NAME, as in sched/sched_switch")
+    return text.replace(":", "/")
+
+
+def binary(text: str) -> str | Fault:
+    """The absolute path of an executable or a library."""
+    if not text.startswith("/") or ".." in text.split("/"):
+        return Fault(f"must be an absolute path, not {shown(text)}", "write the path out")
+    return absolute(text)
+
+
 def integer(text: str, plain: bool, low: int, high: int) -> int | Fault:
     """A number in decimal or hexadecimal digits; ``plain``: it is written without quotes."""
     if not (_DECIMAL.fullmatch(text) or _HEX.fullmatch(text)):
