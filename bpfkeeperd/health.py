@@ -130,7 +130,7 @@ def judge(
     if moves:
         said.append(f"{moves} moved{_from_to(before[moves], now[moves])}")
     if still:
-        said.append(f"{still} did not")
+        said.append(f"{still} did not move")
     return Verdict(over=True, note=f"{who} is healthy: {', '.join(said)} ({seconds:.1f} s)")
 
 
