@@ -340,20 +340,56 @@ def _runs(world: World) -> int:
 
 
 def test_a_map_that_another_object_makes(world: World) -> None:
-    """It is counted from the new map, whichever of the two changes comes first."""
-    world.put("one", "health", MUTE=1)
-    world.put("two", MAP="twos", TYPE="BPF_MAP_TYPE_ARRAY")
-    attach = "programs: {count: {attach: [{cgroup: CGROUP}]}}"
-    more = f"  two: {{file: two.bpf.o, pin_maps: [twos], {attach}}}\n"
-    health = "seconds: 20, moves: {map: twos, key: 0, member: events}"
-    write(world, health, maps="maps: {twos: {on_mismatch: recreate}}\n", more=more)
+    """It is counted from the new map on, although that comes after the program on trial."""
+    maps = "maps: {twos: {on_mismatch: recreate}, seen: {on_mismatch: recreate}}\n"
+    more = (
+        "  two: {file: two.bpf.o, pin_maps: [twos]}\n"
+        "  three: {file: three.bpf.o, pin_maps: [seen]}\n"
+    )
+
+    def put(entries: int) -> None:
+        world.put("one", "health", ENTRIES=entries)
+        world.put("two", MAP="twos", TYPE="BPF_MAP_TYPE_ARRAY", ENTRIES=entries)
+        world.put("three", "health", ENTRIES=entries)
+
+    put(4)
+    write(world, "seconds: 1, still: {map: twos, key: 1}", maps=maps, more=more)
     with keeping(world) as keeper:
         assert world.reload(keeper).result is ReloadResult.OK
-        world.put("one", "health", MUTE=1, VERSION=2)
-        world.put("two", MAP="twos", TYPE="BPF_MAP_TYPE_ARRAY", ENTRIES=32)
-        map_id = world.map_id("twos")
+        found = kernel.pinned_map(str(world.pins / "twos"))
+        assert found
+        with kernel.holding(found[0]):
+            kernel.map_update(found[0], (1).to_bytes(4, "little"), b"12345678" * 2)
+        put(8)
+        order = []
+        keeper._on_step = lambda step, subject: order.append((step, str(subject)))
+        outcome = world.reload(keeper)
+        assert outcome.result is ReloadResult.OK, outcome
+        assert world.map_id("twos") != found[1].id
+        swapped = next(place for place, (step, _) in enumerate(order) if step is Step.SWAP)
+        assert swapped < order.index((Step.COMMIT_MAP, "twos"))
+
+
+def test_what_left_the_manifest_stays_with_a_rollback(world: World) -> None:
+    world.put("one", "health")
+    world.put("two", MAP="twos")
+    more = (
+        "  two: {file: two.bpf.o, pin_maps: [twos],"
+        " programs: {count: {attach: [{cgroup: CGROUP}]}}}\n"
+    )
+    write(world, f"seconds: 1, {ERRORS}", more=more)
+    with keeping(world) as keeper:
         assert world.reload(keeper).result is ReloadResult.OK
-        assert world.map_id("twos") != map_id
+        links = world.link_ids()
+        assert len(links) == 2
+        world.put("one", "health", WRONG=1)
+        write(world, f"seconds: 1, {ERRORS}")
+        refused(world.reload(keeper))
+        assert world.link_ids() == links
+        assert len(keeper.status.attachments) == 2
+        world.put("one", "health", VERSION=2)
+        assert world.reload(keeper).result is ReloadResult.OK
+        assert len(world.link_ids()) == 1
 
 
 @pytest.mark.parametrize(
