@@ -18,6 +18,7 @@ from bpfkeeperd.kernel.bpf import (
     map_contains,
     map_create,
     map_delete,
+    map_has_owner,
     map_info,
     map_keys,
     map_lookup,
@@ -53,8 +54,10 @@ from bpfkeeperd.kernel.places import (
     possible_cpus,
     stack_depth,
 )
+from bpfkeeperd.kernel.probes import Answer, can_attach, lacks
 from bpfkeeperd.kernel.scan import Pin, PinKind, scan
 from bpfkeeperd.kernel.slots import map_slots
+from bpfkeeperd.kernel.stats import counting_runs, program_stats
 from bpfkeeperd.kernel.trace import (
     attachable_functions,
     iter_link,
@@ -71,6 +74,7 @@ from bpfkeeperd.kernel.trace import (
 
 __all__ = [
     "TRACE_ITER",
+    "Answer",
     "MapReader",
     "OpenObject",
     "PathWatch",
@@ -82,7 +86,9 @@ __all__ = [
     "btf_data",
     "btf_layouts",
     "btf_load",
+    "can_attach",
     "cgroup2_mount",
+    "counting_runs",
     "cpu_numbers",
     "holding",
     "inside_netns",
@@ -93,6 +99,7 @@ __all__ = [
     "iter_link",
     "kernel_cpus",
     "kprobe_multi_link",
+    "lacks",
     "link_create",
     "link_info",
     "link_update",
@@ -103,6 +110,7 @@ __all__ = [
     "map_create",
     "map_delete",
     "map_for_reading",
+    "map_has_owner",
     "map_info",
     "map_keys",
     "map_lookup",
@@ -126,6 +134,7 @@ __all__ = [
     "possible_cpus",
     "program_by_id",
     "program_info",
+    "program_stats",
     "raw_tracepoint_open",
     "release_memory",
     "rename",

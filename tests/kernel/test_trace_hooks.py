@@ -23,8 +23,8 @@ from tests.kernel.tracing import (
     TRACEPOINT,
     Row,
     Tracing,
-    lacking,
 )
+from tests.machine import skip_without_section
 from tests.scenario import World
 
 ENOSYS = 38
@@ -93,12 +93,9 @@ def tracing(world: World, victim: Path, row: Row) -> Tracing:
 
 
 def start(tracing: Tracing, keeper: Keeper) -> None:
-    """Attaches the row's program; skips where plain libbpf cannot either."""
+    """Attaches the row's program, or skips."""
+    skip_without_section(tracing.row.section)
     outcome = tracing.world.reload(keeper)
-    if outcome.result is not ReloadResult.OK:
-        reason = lacking(tracing, tracing.world.pins)
-        if reason:
-            pytest.skip(reason)
     assert outcome.result is ReloadResult.OK, outcome
     assert all(status.up for status in keeper.status.attachments)
 

@@ -3,7 +3,6 @@ cannot run."""
 
 import os
 import platform
-import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,14 +17,6 @@ from tests.scenario import World
 TRACEPOINT, REGISTERS, PROBE_REGISTERS, ARGUMENTS, FUNCTION, RESULT, NOWHERE, READ = range(1, 9)
 MAGIC = 0x42000000 | os.getpid()
 """Marks the events of this process."""
-_NEEDED = {
-    "uprobe.multi": "bpf_uprobe_multi_link_attach",
-    "uretprobe.multi": "bpf_uprobe_multi_link_attach",
-    "kprobe.multi": "fprobe_handler",
-    "kprobe": "register_kprobe",
-    "ksyscall": "register_kprobe",
-}
-"""Functions of the kernel that some hooks cannot do without."""
 _ARCHITECTURE = {"x86_64": "x86", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
 PRCTL = {"x86_64": "__x64_sys_prctl", "aarch64": "__arm64_sys_prctl"}.get(platform.machine(), "")
 
@@ -173,25 +164,3 @@ def kernel_offset(victim: Path) -> int:
             if start <= address < start + size:
                 return address - start + offset
     raise AssertionError("the function is in no segment")
-
-
-def lacking(tracing: Tracing, directory: Path) -> str:
-    """Why this kernel cannot run a row, as plain libbpf finds; empty when it can."""
-    section, place = tracing.row.section.partition("/")[::2]
-    for prefix, function in _NEEDED.items():
-        if section.startswith(prefix) and not _has_function(function):
-            return f"the kernel has no {function}()"
-    place = place.replace("VICTIM", str(tracing.victim)) or tracing.row.attach.rpartition(": ")[2]
-    path = tracing.world.build("trace", **tracing.macros(f"{section}/{place.rstrip('}]')}"))
-    pins = directory / "plain"
-    command = ["bpftool", "prog", "loadall", str(path), str(pins)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode == 0:
-        shutil.rmtree(pins)
-        return ""
-    return f"plain libbpf cannot load it either: {done.stderr.strip().splitlines()[0]}"
-
-
-def _has_function(name: str) -> bool:
-    with open("/proc/kallsyms", encoding="ascii") as symbols:
-        return any(line.split()[2] == name for line in symbols)
