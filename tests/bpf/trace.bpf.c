@@ -5,6 +5,7 @@
  *
  * HOOK	section of the program	MAGIC	marks the events that are ours
  * PROGRAM	its name
+ * SLEEPS	it calls what only a program that may sleep can call
  * WHERE	how the number is found: one of the following
  */
 #include <linux/bpf.h>
@@ -76,6 +77,11 @@ SEC(HOOK)
 int PROGRAM(void *ctx)
 {
 	__u64 *words __attribute__((unused)) = ctx;
+#ifdef SLEEPS
+	__u64 word;
+
+	bpf_copy_from_user(&word, sizeof(word), (void *)0);
+#endif
 #if WHERE == TRACEPOINT
 	return count(words[2], words[3]);
 #elif WHERE == REGISTERS

@@ -57,7 +57,8 @@ class Tracing:
         return self.world.put("one", "trace", **self.macros(section), **macros)
 
     def macros(self, section: str) -> dict[str, object]:
-        return {
+        sleeps = {"SLEEPS": 1} if section.partition("/")[0].endswith(".s") else {}
+        return sleeps | {
             "HOOK": f'"{section}"',
             "WHERE": self.row.where,
             "MAGIC": MAGIC,
