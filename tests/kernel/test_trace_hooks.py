@@ -23,6 +23,7 @@ from tests.kernel.tracing import (
     TRACEPOINT,
     Row,
     Tracing,
+    has_function,
 )
 from tests.machine import skip_without_section
 from tests.scenario import World
@@ -40,8 +41,8 @@ ROWS = (
     Row(f"fentry/{PRCTL}", REGISTERS, swaps=200),
     Row("fentry", REGISTERS, f"[{{function: {PRCTL}}}]"),
     Row(f"fexit/{PRCTL}", REGISTERS),
-    Row(f"fmod_ret/{PRCTL}", REGISTERS),
-    Row(f"fentry.s/{PRCTL}", REGISTERS),
+    Row("fmod_ret/security_task_prctl", ARGUMENTS),
+    Row(f"fentry.s/{PRCTL}", REGISTERS, needs="within_error_injection_list"),
     Row("lsm/task_prctl", ARGUMENTS, verdict=-ENOSYS, swaps=200),
     Row("lsm.s", ARGUMENTS, "[{function: task_prctl}]", verdict=-ENOSYS),
     Row(f"kprobe/{PRCTL}", PROBE_REGISTERS, swaps=100),
@@ -95,6 +96,9 @@ def tracing(world: World, victim: Path, row: Row) -> Tracing:
 def start(tracing: Tracing, keeper: Keeper) -> None:
     """Attaches the row's program, or skips."""
     skip_without_section(tracing.row.section)
+    needs = tracing.row.needs
+    if needs and not has_function(needs):
+        pytest.skip(f"the kernel has no {needs}(): nothing may sleep at {tracing.row.section}")
     outcome = tracing.world.reload(keeper)
     assert outcome.result is ReloadResult.OK, outcome
     assert all(status.up for status in keeper.status.attachments)

@@ -12,12 +12,14 @@ from bpfkeeperd.state import ReloadResult
 from tests.kernel.test_reload import plan_now
 from tests.kernel.test_trace_hooks import tracefs, victim
 from tests.kernel.tracing import FUNCTION, MAGIC, NOWHERE, TRACEPOINT, Row, Tracing
+from tests.machine import skip_without_section
 from tests.scenario import World, refused
 
 __all__ = ["tracefs", "victim"]
 
 
 def traced(world: World, row: Row, victim: Path) -> Tracing:
+    skip_without_section(row.section)
     tracing = Tracing(world, row, victim)
     tracing.put()
     tracing.write()

@@ -33,6 +33,8 @@ class Row:
     verdict: int = 0
     swaps: int = 0
     """How many times it is swapped under load; 0: its events carry no number."""
+    needs: str = ""
+    """A function of the kernel that is there if the place is one for such programs."""
     counted: bool = True
     """Each event is counted once, and not as often as time has it."""
 
@@ -165,3 +167,9 @@ def kernel_offset(victim: Path) -> int:
             if start <= address < start + size:
                 return address - start + offset
     raise AssertionError("the function is in no segment")
+
+
+def has_function(name: str) -> bool:
+    """Whether the kernel has a function, as /proc/kallsyms lists them."""
+    with open("/proc/kallsyms", encoding="ascii") as symbols:
+        return any(line.split()[2] == name for line in symbols)
