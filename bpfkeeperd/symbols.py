@@ -25,6 +25,7 @@ _SHT_DYNSYM = 11
 _SHT_VERDEF = 0x6FFFFFFD
 _SHT_VERSYM = 0x6FFFFFFF
 _STT_FUNC = 2
+_STT_GNU_IFUNC = 10
 _STB_LOCAL = 0
 _PT_LOAD = 1
 _HIDDEN = 0x8000
@@ -51,6 +52,8 @@ class _Function:
     default: bool
     """Linked with when no version is named."""
     local: bool
+    indirect: bool
+    """Not a function, but what chooses one when the program starts."""
     address: int
 
 
@@ -116,13 +119,18 @@ def _function_offsets(read: Read, symbol: str) -> tuple[int, ...]:
         found = list(_functions(read, order, tables, name))
     if version:
         found = [one for one in found if one.version == version]
+    if pattern:
+        found = [one for one in found if not one.indirect]
     if not found:
         raise ObjectError(_absent(read, order, tables, symbol))
     offset = _file_offset(read, order)
     if pattern:
         return tuple(sorted({offset(one.address) for one in found}))
     best = [one for one in found if not one.local] or found
-    addresses = {one.address for one in best if one.default} or {one.address for one in best}
+    best = [one for one in best if one.default] or best
+    if any(one.indirect for one in best):
+        raise ObjectError(f"{symbol} stands for one of several functions: write the name of that")
+    addresses = {one.address for one in best}
     if len(addresses) > 1:
         raise ObjectError(
             f"there are {len(addresses)} functions {symbol}: write offset: BYTES without symbol"
@@ -176,7 +184,7 @@ def _functions(
         symbols = struct.iter_unpack(order + "IBBHQQ", _bytes(read, table, 24))
         for index, (text, info, _, section, address, _) in enumerate(symbols):
             if (
-                info & 0xF != _STT_FUNC
+                info & 0xF not in (_STT_FUNC, _STT_GNU_IFUNC)
                 or not section
                 or (wanted is not None and text not in wanted)
             ):
@@ -186,7 +194,8 @@ def _functions(
             version = version.removeprefix("@")
             if index < len(versions):
                 version, default = versions[index]
-            yield _Function(spelled, version, default, info >> 4 == _STB_LOCAL, address)
+            local, indirect = info >> 4 == _STB_LOCAL, info & 0xF == _STT_GNU_IFUNC
+            yield _Function(spelled, version, default, local, indirect, address)
 
 
 def _places(strings: bytes, name: bytes) -> set[int]:

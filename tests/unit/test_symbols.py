@@ -111,6 +111,19 @@ def test_two_functions_of_one_name(tmp_path: Path) -> None:
     assert found % 4096 == int(line.split()[0], 16) % 4096
 
 
+def test_a_function_that_is_chosen_at_run_time(tmp_path: Path) -> None:
+    """What has its name is called once, and chooses."""
+    source = (
+        "static int fast(int n) { return n; }\n"
+        "static int (*choose(void))(int) { return fast; }\n"
+        'int chosen(int n) __attribute__((ifunc("choose")));\n'
+    )
+    path = gcc(tmp_path / "library.so", source, "-shared", "-fPIC")
+    with pytest.raises(ObjectError, match="chosen stands for one of several functions"):
+        offsets(path, "chosen")
+    assert set(offsets(path, "*fast*")) == expected(path, "fast".__eq__)
+
+
 def test_what_is_no_place_for_a_probe(tmp_path: Path) -> None:
     path = tmp_path / "file"
     for data, text in (
