@@ -2,6 +2,7 @@
 
 import errno
 import os
+import time
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 
@@ -21,6 +22,7 @@ from bpfkeeperd.targets import (
 )
 
 PERF_TYPE_TRACEPOINT = 2
+ROOM_SECONDS = 2.0
 KPROBE_MULTI_MAX = 1 << 20
 """Functions of one link, in the kernel as here."""
 
@@ -122,15 +124,25 @@ def _probe(
 
 
 def _held(prog_fd: int, event_fd: int, cookie: int = 0) -> int:
-    """The link of a perf event, whose descriptor is of no more use."""
+    """The link of a perf event, whose descriptor is of no more use.
+
+    An event has room for 64 programs (BPF_TRACE_MAX_PROGS), and those that were let go of stand in
+    it until the kernel comes to it: then this waits.
+    """
+    deadline = time.monotonic() + ROOM_SECONDS
     with kernel.holding(event_fd):
-        try:
-            return kernel.perf_link(prog_fd, event_fd, cookie)
-        except KernelError as error:
-            if error.errno != errno.EINVAL:
-                raise
-            remedy = "the kernel may lack links of perf events, which came with Linux 5.15"
-            raise KernelError(error.action, error.errno, remedy) from None
+        while True:
+            try:
+                return kernel.perf_link(prog_fd, event_fd, cookie)
+            except KernelError as error:
+                if error.errno == errno.E2BIG and time.monotonic() < deadline:
+                    time.sleep(0.005)
+                    continue
+                remedy = {
+                    errno.EINVAL: "the kernel may lack links of perf events (Linux 5.15)",
+                    errno.E2BIG: "64 programs are attached here already, which is the most",
+                }.get(error.errno, "")
+                raise KernelError(error.action, error.errno, remedy) from None
 
 
 def tracepoint_path(name: str) -> str | None:
