@@ -115,6 +115,9 @@ class Desired:
     objects: Mapping[str, WantedObject]
     faults: Mapping[str, str]
     """Objects whose file cannot be used, and of which it is not known what was loaded."""
+    matches: Mapping[Target, tuple[Target, ...]] = field(default_factory=dict)
+    """Targets that are patterns, and what matched them; of objects that can be read, the
+    attachments are at the matches then."""
 
     def unread_maps(self) -> list[str]:
         """Maps that the manifest names for objects that cannot be read."""
@@ -126,8 +129,9 @@ class Desired:
         for name in self.faults:
             for program in self.manifest.objects[name].programs.values():
                 for attach in program.attach:
-                    key = escape(name), escape(program.name), escape(target_name(attach.target))
-                    yield name, program.name, attach.target, key
+                    for target in self.matches.get(attach.target, (attach.target,)):
+                        key = escape(name), escape(program.name), escape(target_name(target))
+                        yield name, program.name, target, key
 
     def link_keys(self) -> frozenset[LinkKey]:
         """Of all attachments."""

@@ -7,6 +7,7 @@ from enum import StrEnum
 from bpfkeeperd.errors import Mark
 from bpfkeeperd.nodes import Node
 from bpfkeeperd.shapes import Shape
+from bpfkeeperd.values import has_wildcard
 
 DEFAULT_PIN_ROOT = "/sys/fs/bpf"
 DEFAULT_METRICS_LISTEN = "127.0.0.1:9435"
@@ -38,6 +39,10 @@ class CgroupTarget:
 
     path: str
 
+    @property
+    def is_pattern(self) -> bool:
+        return has_wildcard(self.path)
+
 
 @dataclass(frozen=True, slots=True)
 class InterfaceTarget:
@@ -48,6 +53,10 @@ class InterfaceTarget:
     """A name under /run/netns or an absolute path to a namespace file."""
     mode: XdpMode = XdpMode.AUTO
     """For XDP only."""
+
+    @property
+    def is_pattern(self) -> bool:
+        return has_wildcard(self.name)
 
 
 Target = CgroupTarget | InterfaceTarget

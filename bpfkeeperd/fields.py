@@ -276,12 +276,13 @@ ATTACH = Struct(
         Field(
             "cgroup",
             Text(cgroup),
-            "A cgroup v2 directory: absolute, or relative to the cgroup2 mount.",
+            "A cgroup v2 directory: absolute, or relative to the cgroup2 mount; or a pattern"
+            " (`system.slice/web-*.service`): then all that match, also later.",
         ),
         Field(
             "interface",
-            Text(interface, r"^[^\s/:]{1,15}$"),
-            "A network interface, by name.",
+            Text(interface, r"^[^\s/:]{1,64}$"),
+            "A network interface, by name or pattern (`veth*`): then all that match, also later.",
         ),
         Field(
             "netns",

@@ -18,6 +18,7 @@ from bpfkeeperd.inner import with_inner_maps
 from bpfkeeperd.layout import Layout, escape
 from bpfkeeperd.lock import RootLock, writing
 from bpfkeeperd.manifest import parse_manifest, read_files
+from bpfkeeperd.matches import with_matches
 from bpfkeeperd.observe import check_pin_root, make_pin_root, observe
 from bpfkeeperd.observed import Observed
 from bpfkeeperd.plan import plan
@@ -47,7 +48,7 @@ def look(manifest: Manifest, memory: Memory, *, force: bool = False) -> Look:
         ManifestError, PinRootError, KernelError: as `resolve`, `check_pin_root` and `observe`.
     """
     with read_sources(manifest, {}) as sources:
-        desired = resolve(manifest, sources.found, kernel.machine())
+        desired = with_matches(resolve(manifest, sources.found, kernel.machine()))
     check_pin_root(manifest.pin_root)
     with Held() as held:
         last_ids = memory.last_ids(kernel.boot_id())

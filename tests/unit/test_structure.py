@@ -61,6 +61,7 @@ PURE = [
     "compare.py",
     "desired.py",
     "observed.py",
+    "patterns.py",
     "actions.py",
     "draft.py",
     "generations.py",
