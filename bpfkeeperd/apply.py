@@ -20,6 +20,7 @@ from bpfkeeperd.actions import (
     Restore,
     RestoreLink,
     RestoreMap,
+    RestoreProgram,
 )
 from bpfkeeperd.after import After
 from bpfkeeperd.directories import make_directory, make_parents, remove_empty, remove_tree, unlink
@@ -154,6 +155,13 @@ def _restore(enactor: Enactor, restore: Restore, applied: Applied) -> None:
                 if fd is not None:
                     make_link_directory(layout, key)
                     kernel.pin(fd, layout.link_at(key))
+            case RestoreProgram(name, digest, program):
+                enactor.on_step(Step.RESTORE_PROGRAM, f"{name}/{program}")
+                fd = held.program_fd((name, digest, program))
+                if fd is not None:
+                    make_directory(f"{layout.objects}/{name}")
+                    make_directory(f"{layout.objects}/{name}/{digest}")
+                    kernel.pin(fd, f"{layout.objects}/{name}/{digest}/{program}")
         applied.done.append(str(restore))
     except KeeperError as error:
         applied.failures.append(Failure(str(error)))

@@ -16,6 +16,7 @@ from bpfkeeperd.actions import (
     RenewMap,
     RestoreLink,
     RestoreMap,
+    RestoreProgram,
     Swap,
     WriteEntries,
 )
@@ -25,6 +26,7 @@ KINDS = (
     "map_differs",
     "map_pin_lost",
     "entries_differ",
+    "program_pin_lost",
     "object_not_loaded",
     "object_held_back",
     "attachment_missing",
@@ -39,7 +41,7 @@ def drift(plan: Plan) -> Mapping[str, int]:
     """Every kind with its number; all zero when everything is as the manifest says."""
     counts = dict.fromkeys(KINDS, 0)
     for action in plan.actions:
-        counts[_kind(action)] += 1
+        counts[kind_of(action)] += 1
     for refusal in plan.refusals:
         match refusal.kind:
             case "map":
@@ -53,12 +55,15 @@ def drift(plan: Plan) -> Mapping[str, int]:
     return counts
 
 
-def _kind(action: Action) -> str:
+def kind_of(action: Action) -> str:
+    """What an action puts right, as one of `KINDS`."""
     match action:
         case RestoreMap():
             return "map_pin_lost"
         case RestoreLink():
             return "attachment_pin_lost"
+        case RestoreProgram():
+            return "program_pin_lost"
         case CreateMap():
             return "map_missing"
         case RecreateMap() | RenewMap() | RenameMap():

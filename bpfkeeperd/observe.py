@@ -92,6 +92,7 @@ def observe(desired: Desired, layout: Layout, held: Held, last_ids: Mapping[str,
     """
     links: dict[LinkKey, ObservedLink] = {}
     programs = _observe_programs(desired, layout)
+    unpinned = _add_unpinned(programs, desired, held)
     empty_links = list[str]()
     for pin in kernel.scan(layout.links, depth=3, kind=kernel.PinKind.LINK):
         _check_read(layout.links, pin)
@@ -123,6 +124,7 @@ def observe(desired: Desired, layout: Layout, held: Held, last_ids: Mapping[str,
     return Observed(
         maps=maps,
         programs=programs,
+        unpinned_programs=unpinned,
         links=links,
         targets=_observe_targets([*attachments, *unread, *named]),
         map_names=_unpinned_names(maps.values(), programs),
@@ -148,6 +150,31 @@ def _observe_programs(desired: Desired, layout: Layout) -> LoadedPrograms:
         if wanted.digest in digests:
             programs[escape(wanted.name)] = {wanted.digest: digests[wanted.digest], **digests}
     return programs
+
+
+def _add_unpinned(
+    programs: LoadedPrograms, desired: Desired, held: Held
+) -> tuple[tuple[str, str, str], ...]:
+    """Adds the wanted programs that have lost their pins and are alive; returns their places."""
+    unpinned = []
+    for wanted in desired.objects.values():
+        name = escape(wanted.name)
+        loaded = programs.get(name, {}).get(wanted.digest, {})
+        if len(loaded) == len(wanted.programs):
+            continue
+        lost = {
+            program: info
+            for program in map(escape, wanted.programs)
+            if program not in loaded and (info := held.program_info((name, wanted.digest, program)))
+        }
+        if lost:
+            others = programs.get(name, {})
+            programs[name] = {
+                wanted.digest: {**loaded, **lost},
+                **{digest: found for digest, found in others.items() if digest != wanted.digest},
+            }
+            unpinned += [(name, wanted.digest, program) for program in lost]
+    return tuple(unpinned)
 
 
 def _check_read(directory: str, pin: kernel.Pin) -> None:

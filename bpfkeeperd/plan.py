@@ -17,6 +17,7 @@ from bpfkeeperd.actions import (
     RenewMap,
     RestoreLink,
     RestoreMap,
+    RestoreProgram,
     Swap,
 )
 from bpfkeeperd.compare import differences, layout_differences, pattern_differences
@@ -54,6 +55,7 @@ def plan(desired: Desired, observed: Observed, *, force: bool = False) -> Plan:
         for attachment in wanted_object.attachments:
             _decide_attachment(draft, wanted_object, attachment, orphans)
     _restore_held_links(draft)
+    draft.restores += [RestoreProgram(*place) for place in observed.unpinned_programs]
     changes, removals = group(draft, orphans)
     return Plan(
         restores=tuple(draft.restores),

@@ -5,7 +5,7 @@ from pathlib import Path
 from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
-PARTS = ("libbpf", "dump", "slots")
+PARTS = ("libbpf", "dump", "slots", "events")
 """C files with their headers; a later one can use what an earlier one has."""
 HEADER = "".join((HERE / f"{part}.h").read_text() for part in PARTS)
 SOURCE = "".join((HERE / f"{part}.c").read_text() for part in PARTS)

@@ -32,6 +32,7 @@ from bpfkeeperd.kernel.bpf import (
     rename,
 )
 from bpfkeeperd.kernel.dump import MapReader, Printer, map_for_reading, pinned_for_reading
+from bpfkeeperd.kernel.events import Directories, drain, interface_events, mount_events
 from bpfkeeperd.kernel.objects import OpenObject, load_objects, open_object
 from bpfkeeperd.kernel.places import (
     boot_id,
@@ -55,6 +56,7 @@ from bpfkeeperd.kernel.slots import map_slots
 
 __all__ = [
     "TRACE_ITER",
+    "Directories",
     "MapReader",
     "OpenObject",
     "Pin",
@@ -66,8 +68,10 @@ __all__ = [
     "btf_load",
     "cgroup2_mount",
     "cpu_numbers",
+    "drain",
     "holding",
     "inside_netns",
+    "interface_events",
     "interface_index",
     "interfaces",
     "is_bpffs",
@@ -90,6 +94,7 @@ __all__ = [
     "map_slots",
     "map_update",
     "memory_bytes",
+    "mount_events",
     "netns_path",
     "numa_nodes",
     "open_object",

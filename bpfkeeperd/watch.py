@@ -1,0 +1,209 @@
+"""Notices that something may have changed, as it happens: the daemon looks then, not only when its
+timer says so.
+
+What is noticed is not looked at: a look tells what is. Events that nobody waits for cost a look.
+"""
+
+import os
+import select
+import socket
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from bpfkeeperd import kernel
+from bpfkeeperd.attach import cgroup_path
+from bpfkeeperd.desired import Desired
+from bpfkeeperd.entries import CgroupTarget, InterfaceTarget, Target
+from bpfkeeperd.errors import KeeperError
+from bpfkeeperd.layout import Layout
+from bpfkeeperd.matches import fixed_directories
+from bpfkeeperd.observed import Observed
+
+QUIET_SECONDS = 0.02
+"""So long nothing may happen before a look begins."""
+PATIENCE_SECONDS = 0.1
+"""So long a look waits at most."""
+GAP_SHARE = 4.0
+"""After a look that found nothing to do, the next waits so many times as long as that one took:
+what happens all the time and concerns nobody must not cost more than a fifth of a CPU."""
+GAP_MAX_SECONDS = 1.0
+NETNS_DIRECTORY = "/run/netns"
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where changes matter."""
+
+    netns: frozenset[str | None]
+    """Paths of network namespaces; None is the daemon's own."""
+    directories: frozenset[str]
+
+
+def places(wanted: Desired, observed: Observed, layout: Layout) -> Places:
+    """Where what is wanted and what is pinned can change.
+
+    ``wanted`` is with its patterns, not with what matches them.
+    """
+    targets = [
+        attachment.target
+        for wanted_object in wanted.objects.values()
+        for attachment in wanted_object.attachments
+    ]
+    targets += [target for _, _, target, _ in wanted.unread_attachments()]
+    targets += [
+        target
+        for wanted_map in wanted.maps.values()
+        if wanted_map.enforce
+        for content in wanted_map.contents
+        if (target := content.target)
+    ]
+    netns = _netns(targets)
+    directories = {*_cgroup_directories(targets), *_pin_directories(observed, layout)}
+    for path in netns:
+        if path:
+            directories.add(os.path.dirname(path))
+    return Places(frozenset(netns), frozenset(directories))
+
+
+def _netns(targets: Iterable[Target]) -> set[str | None]:
+    """Those of interfaces. A namespace of a process must not be held longer than it lives, as
+    listening in it would: what happens there is found by the timer."""
+    paths = {
+        kernel.netns_path(target.netns) if target.netns else None
+        for target in targets
+        if isinstance(target, InterfaceTarget)
+    }
+    return {path for path in paths if path is None or not path.startswith("/proc/")}
+
+
+def _cgroup_directories(targets: Iterable[Target]) -> set[str]:
+    """Where a wanted cgroup comes or goes."""
+    paths = dict.fromkeys(target for target in targets if isinstance(target, CgroupTarget))
+    mount = kernel.cgroup2_mount() if paths else None
+    found = set[str]()
+    for target in paths:
+        path = cgroup_path(target.path, mount)
+        if path is None:
+            continue
+        if target.is_pattern:
+            above = mount if mount and path.startswith(f"{mount}/") else ""
+            found |= {place for place in fixed_directories(path) if place.startswith(above or "/")}
+        else:
+            found.add(os.path.dirname(path))
+    return found
+
+
+def _pin_directories(observed: Observed, layout: Layout) -> set[str]:
+    """Where pins stand."""
+    found = {layout.root, layout.own, layout.objects, layout.links}
+    found |= {os.path.dirname(layout.map(name)) for name in observed.maps}
+    for name, digests in observed.programs.items():
+        found.add(f"{layout.objects}/{name}")
+        found |= {f"{layout.objects}/{name}/{digest}" for digest in digests}
+    for name, program, _ in observed.links:
+        found |= {f"{layout.links}/{name}", f"{layout.links}/{name}/{program}"}
+    return found
+
+
+class Watch:
+    """Descriptors for a poll loop, and when it should look. It holds them until `close`."""
+
+    __slots__ = ("_check_at", "_directories", "_first", "_mounts", "_not_before", "_sockets")
+
+    def __init__(self) -> None:
+        self._directories = kernel.Directories()
+        self._mounts = kernel.mount_events()
+        self._sockets: dict[str | None, tuple[tuple[int, int], socket.socket]] = {}
+        self._first: float | None = None
+        self._check_at = 0.0
+        self._not_before = 0.0
+
+    def register(self, poll: select.poll) -> None:
+        """Adds the descriptors to a poll, unless something was noticed already."""
+        if self._first is None:
+            poll.register(self._mounts, select.POLLPRI | select.POLLERR)
+            poll.register(self._directories.fd, select.POLLIN)
+            for _, found in self._sockets.values():
+                poll.register(found.fileno(), select.POLLIN)
+
+    def owns(self, fd: int) -> bool:
+        sockets = (found.fileno() for _, found in self._sockets.values())
+        return fd in (self._mounts, self._directories.fd, *sockets)
+
+    def notice(self, fd: int, now: float) -> None:
+        """One of the descriptors is ready."""
+        if fd == self._mounts:
+            self._directories.reset()
+        if self._first is None:
+            self._first = now
+            self._check_at = now + QUIET_SECONDS
+
+    @property
+    def wake_at(self) -> float | None:
+        """When `due` has to be asked again; None: when something was noticed."""
+        return None if self._first is None else max(self._check_at, self._not_before)
+
+    def due(self, now: float) -> bool:
+        """Whether to look now."""
+        wake_at = self.wake_at
+        if self._first is None or wake_at is None or now < wake_at:
+            return False
+        if self._drain() and now < self._first + PATIENCE_SECONDS:
+            self._check_at = now + QUIET_SECONDS
+            return False
+        self._first = None
+        return True
+
+    def _drain(self) -> bool:
+        found = [kernel.drain(found) for _, found in self._sockets.values()]
+        return any([self._directories.drain(), *found])
+
+    def looked(self, now: float, seconds: float, *, idle: bool) -> None:
+        """Takes note of a look that took so long; ``idle``: there was nothing to do."""
+        self._not_before = now + min(GAP_SHARE * seconds, GAP_MAX_SECONDS) if idle else 0.0
+
+    def follow(self, wanted: Places, now: float) -> str:
+        """Watches these places and no others; returns what cannot be watched, and why.
+
+        What is watched anew may have changed before: that is noticed like an event.
+        """
+        problem = ""
+        try:
+            added = self._directories.follow(set(wanted.directories))
+        except KeeperError as error:
+            added, problem = False, str(error)
+        for path in self._sockets.keys() - wanted.netns:
+            self._sockets.pop(path)[1].close()
+        for path in wanted.netns:
+            added = self._listen(path) or added
+        if added and self._first is None:
+            self._first = now
+            self._check_at = now + QUIET_SECONDS
+        return problem
+
+    def _listen(self, path: str | None) -> bool:
+        """Listens in a network namespace; whether that is new. A name can get another one."""
+        try:
+            status = os.stat(path or "/proc/self/ns/net")
+        except OSError:
+            status = None
+        identity = (status.st_dev, status.st_ino) if status else None
+        known = self._sockets.get(path)
+        if known and known[0] == identity:
+            return False
+        if known:
+            self._sockets.pop(path)[1].close()
+        if identity is None:
+            return False
+        try:
+            self._sockets[path] = (identity, kernel.interface_events(path))
+        except KeeperError:  # it went away: that comes as an event of its directory
+            return False
+        return True
+
+    def close(self) -> None:
+        self._directories.close()
+        os.close(self._mounts)
+        for _, found in self._sockets.values():
+            found.close()
+        self._sockets.clear()
