@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from bpfkeeperd.desired import Attachment, WantedMap, WantedObject
+from bpfkeeperd.hooks import SwapWay
 from bpfkeeperd.layout import LinkKey, unescape
 from bpfkeeperd.maptypes import type_name
 from bpfkeeperd.state import LinkInfo, MapInfo
@@ -153,7 +154,7 @@ class Attach:
 
 @dataclass(frozen=True, slots=True)
 class Swap:
-    """The link stays, its program changes: no event is missed."""
+    """Another program takes the place of the one that is attached: no event is missed."""
 
     attachment: Attachment
     link: LinkInfo
@@ -163,7 +164,13 @@ class Swap:
     reason: str
 
     def __str__(self) -> str:
-        return f"swap the program of {self.attachment} ({self.reason})"
+        moment = ", both run for a moment" if self.overlaps else ""
+        return f"swap the program of {self.attachment}{moment} ({self.reason})"
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether old and new see the same events for a moment."""
+        return self.attachment.hook.rules.swap is SwapWay.OVERLAP and not self.attachment.exact
 
 
 @dataclass(frozen=True, slots=True)

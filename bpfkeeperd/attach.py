@@ -2,12 +2,27 @@
 
 import errno
 import os
+from typing import assert_never
 
 from bpfkeeperd import kernel
+from bpfkeeperd.attachnet import create_network_link
+from bpfkeeperd.attachtrace import create_trace_link
 from bpfkeeperd.desired import Attachment
-from bpfkeeperd.entries import CgroupTarget, InterfaceTarget, XdpMode
 from bpfkeeperd.errors import KernelError
 from bpfkeeperd.hooks import HookKind
+from bpfkeeperd.targets import (
+    BinaryTarget,
+    CgroupTarget,
+    FunctionTarget,
+    InterfaceTarget,
+    IteratorTarget,
+    MapTarget,
+    NetfilterTarget,
+    NetnsTarget,
+    PerfEventTarget,
+    TracepointTarget,
+    XdpMode,
+)
 
 # enum bpf_xdp_flags of include/uapi/linux/if_link.h
 XDP_FLAGS_SKB_MODE = 2
@@ -44,6 +59,18 @@ def create_link(prog_fd: int, attachment: Attachment) -> tuple[int, str]:
             with kernel.inside_netns(kernel.netns_path(netns) if netns else None):
                 index = kernel.interface_index(name)
                 return _interface_link(prog_fd, attachment, attachment.target, index)
+        case NetnsTarget() | NetfilterTarget() | MapTarget():
+            return create_network_link(prog_fd, attachment), ""
+        case (
+            FunctionTarget()
+            | TracepointTarget()
+            | BinaryTarget()
+            | PerfEventTarget()
+            | IteratorTarget()
+        ):
+            return create_trace_link(prog_fd, attachment), ""
+        case _:
+            assert_never(attachment.target)
 
 
 def _cgroup_link(prog_fd: int, attachment: Attachment, path: str) -> int:

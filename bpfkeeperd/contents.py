@@ -21,7 +21,7 @@ from bpfkeeperd.entries import (
     RawEntry,
 )
 from bpfkeeperd.errors import Mark, Problem
-from bpfkeeperd.fields import Either, Field, Integer, Struct, Text
+from bpfkeeperd.fieldkinds import Either, Field, Integer, Struct, Text
 from bpfkeeperd.maptypes import type_name
 from bpfkeeperd.nodes import Faults, Node, Place, ScalarNode, flow
 from bpfkeeperd.shapes import Shape, plain, shape_of_layout

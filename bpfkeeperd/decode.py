@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from bpfkeeperd.errors import Mark
-from bpfkeeperd.fields import (
+from bpfkeeperd.fieldkinds import (
     Boolean,
     Either,
     Integer,
@@ -258,6 +258,7 @@ def _check_presence(kind: Struct, given: Mapping[str, Mark], place: Place, fault
             remedy = _write(kind) if place.label else f"begin the file with {kind.example}"
             faults.add(place.mark, f"{place} has no {field.name}", remedy)
     chosen = [name for name in kind.one_of if name in given]
+    chosen = chosen or [name for name in kind.alone if name in given]
     if kind.one_of and not chosen:
         message = f"{place} has none of {', '.join(kind.one_of)}"
         faults.add(place.mark, message, _write(kind))
@@ -267,6 +268,11 @@ def _check_presence(kind: Struct, given: Mapping[str, Mark], place: Place, fault
     known = set(given) if chosen else {*given, *kind.one_of}
     for field in kind.fields:
         missing = [name for name in field.needs if name not in known]
+        stands_alone = field.name in chosen and field.name in kind.alone
+        lonely = bool(field.beside) and not known.intersection(field.beside)
+        if field.name in given and lonely and not stands_alone:
+            message = f"{place} has {field.name}, which belongs to {' or '.join(field.beside)}"
+            faults.add(given[field.name], message, f"remove {field.name}")
         if field.name in given and missing:
             known.update(missing)
             message = f"{place} has {field.name} but no {' and no '.join(missing)}"

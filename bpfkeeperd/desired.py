@@ -2,23 +2,28 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import assert_never
 
-from bpfkeeperd.entries import (
-    CgroupTarget,
-    Content,
-    InterfaceTarget,
-    Manifest,
-    MapDefinition,
-    MapRef,
-    MismatchPolicy,
-    Target,
-    XdpMode,
-)
+from bpfkeeperd.entries import AttachEntry, Content, Manifest, MapDefinition, MapRef, MismatchPolicy
 from bpfkeeperd.hooks import Hook
 from bpfkeeperd.layout import LinkKey, escape
 from bpfkeeperd.maptypes import PROG_ARRAY, STRUCT_OPS
 from bpfkeeperd.progtypes import ProgramKind
 from bpfkeeperd.state import MapSpec, ObjectSpec
+from bpfkeeperd.targets import (
+    BinaryTarget,
+    CgroupTarget,
+    FunctionTarget,
+    InterfaceTarget,
+    IteratorTarget,
+    MapTarget,
+    NetfilterTarget,
+    NetnsTarget,
+    PerfEventTarget,
+    Target,
+    TracepointTarget,
+    XdpMode,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,15 +38,46 @@ class Attachment:
     """The target in one word."""
     key: LinkKey
     """Where the link is pinned."""
+    before: str = ""
+    after: str = ""
+    """See `AttachEntry`."""
+    take_over: bool = False
+    exact: bool = False
+    """Behind a stub."""
+
+    @property
+    def detail(self) -> str:
+        """What the kernel says of its link beside the target's number (`LinkInfo.detail`), where
+        that can be known beforehand; else empty."""
+        match self.target:
+            case TracepointTarget(name):
+                return name.rpartition("/")[2]
+            case IteratorTarget(name):
+                return name
+            case _:
+                return ""
 
     def __str__(self) -> str:
         return f"{self.object}/{self.program} at {self.hook.name} of {self.target_name}"
 
 
-def attachment(object_name: str, program: str, hook: Hook, target: Target) -> Attachment:
+def attachment(
+    object_name: str,
+    program: str,
+    hook: Hook,
+    target: Target,
+    entry: AttachEntry | None = None,
+    *,
+    exact: bool = False,
+) -> Attachment:
     name = target_name(target)
     key = escape(object_name), escape(program), escape(name)
-    return Attachment(object_name, program, hook, target, name, key)
+    before, after, take_over = (
+        (entry.before, entry.after, entry.take_over) if entry else ("", "", False)
+    )
+    return Attachment(
+        object_name, program, hook, target, name, key, before, after, take_over, exact
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +101,8 @@ class WantedObject:
     """Those that libbpf loads."""
     types: Mapping[str, ProgramKind] = field(default_factory=dict)
     """Of programs whose section name does not say it."""
+    functions: Mapping[str, str] = field(default_factory=dict)
+    """What programs are loaded for (fentry, LSM and the like), where the manifest says it."""
     fault: str = ""
     """Why the file of now cannot be used; programs and maps are then those last loaded."""
 
@@ -145,7 +183,41 @@ def target_name(target: Target) -> str:
     match target:
         case CgroupTarget(path):
             return f"cgroup:{path}"
-        case InterfaceTarget(name, netns, mode):
-            where = f"@{netns}" if netns else ""
+        case InterfaceTarget(name, netns, mode, priority):
             how = "" if mode is XdpMode.AUTO else f"+{mode}"
-            return f"interface:{name}{where}{how}"
+            number = "" if priority is None else f"#{priority}"
+            return f"interface:{name}{_at(netns)}{number}{how}"
+        case NetnsTarget(netns):
+            return f"netns:{netns}"
+        case NetfilterTarget(family, hook, priority, netns, defrag):
+            how = "+defrag" if defrag else ""
+            return f"netfilter:{family}/{hook}{_at(netns)}#{priority}{how}"
+        case MapTarget(name):
+            return f"map:{name}"
+        case FunctionTarget(name, offset):
+            return f"function:{name}{_plus(offset)}"
+        case TracepointTarget(name):
+            return f"tracepoint:{name}"
+        case BinaryTarget(path, symbol, offset, pid):
+            place = f"{symbol}{_plus(offset)}" if symbol else f"+{offset}"
+            return f"binary:{path}:{place}{_of_process(pid)}"
+        case PerfEventTarget(event, frequency, period, cpu, pid):
+            often = f"{frequency}Hz" if frequency else f"1/{period}"
+            where = "" if cpu is None else f"@cpu{cpu}"
+            return f"perf_event:{event}:{often}{where}{_of_process(pid)}"
+        case IteratorTarget(name):
+            return f"iterator:{name}"
+        case _:
+            assert_never(target)
+
+
+def _at(netns: str | None) -> str:
+    return f"@{netns}" if netns else ""
+
+
+def _plus(offset: int) -> str:
+    return f"+{offset}" if offset else ""
+
+
+def _of_process(pid: int | None) -> str:
+    return "" if pid is None else f"@pid{pid}"

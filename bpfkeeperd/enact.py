@@ -22,6 +22,7 @@ from bpfkeeperd.directories import exchange, make_directory, remove_empty, remov
 from bpfkeeperd.enactmaps import MapEnactor
 from bpfkeeperd.errors import KeeperError, KernelError
 from bpfkeeperd.held import Held
+from bpfkeeperd.hooks import SwapWay
 from bpfkeeperd.layout import Layout, LinkKey, escape
 from bpfkeeperd.load import Loaded
 from bpfkeeperd.observed import Observed
@@ -161,6 +162,48 @@ class Enactor:
         self.after.attached(attachment, fd)
 
     def _swap(self, transaction: Transaction, action: Swap, loaded: Loaded) -> None:
+        match action.attachment.hook.rules.swap:
+            case SwapWay.UPDATE:
+                self._update(transaction, action, loaded)
+            case SwapWay.OVERLAP:
+                self._overlap(transaction, action, loaded)
+            case SwapWay.REPLACE | SwapWay.STUB:
+                raise KeeperError(f"cannot swap the program of {action.attachment}")
+
+    def _overlap(self, transaction: Transaction, action: Swap, loaded: Loaded) -> None:
+        """Attaches the new program beside the old one, which goes when nothing can fail any more:
+        for that moment both run."""
+        attachment = action.attachment
+        self.on_step(Step.SWAP, attachment)
+        fd, note = create_link(self._program_fd(transaction, action, loaded), attachment)
+        transaction.close_later(fd)
+        if note:
+            self.notes.append(note)
+        number = kernel.link_info(fd).id
+        staged = f"{self.layout.staging}/links/new{number}"
+        aside = f"{self.layout.staging}/links/old{number}"
+        former, path = (
+            self.layout.link_at(action.key),
+            self._link_place(transaction, attachment.key),
+        )
+        kernel.pin(fd, staged)
+        transaction.on_undo(lambda: unlink(staged))
+        self.on_step(Step.COMMIT_LINK, attachment)
+        if former == path:
+            exchange(transaction, staged, path, aside)
+        else:
+            os.rename(staged, path)
+            transaction.on_undo(lambda: os.rename(path, staged))
+            os.rename(former, aside)
+            transaction.on_undo(lambda: os.rename(aside, former))
+            transaction.on_success(lambda: remove_empty(former, self.layout.links))
+        transaction.on_success(lambda: unlink(aside))
+        transaction.on_success(lambda: self.held.drop_link(action.key))
+        if attachment.key != action.key:
+            self.after.gone_links.add(action.key)
+        self.after.attached(attachment, fd)
+
+    def _update(self, transaction: Transaction, action: Swap, loaded: Loaded) -> None:
         attachment = action.attachment
         new = self._program_fd(transaction, action, loaded)
         link = self.held.link_fd(action.key, action.link.id)

@@ -7,7 +7,7 @@ from enum import StrEnum
 from bpfkeeperd.errors import Mark
 from bpfkeeperd.nodes import Node
 from bpfkeeperd.shapes import Shape
-from bpfkeeperd.values import has_wildcard
+from bpfkeeperd.targets import CgroupTarget, InterfaceTarget, Target
 
 DEFAULT_PIN_ROOT = "/sys/fs/bpf"
 DEFAULT_METRICS_LISTEN = "127.0.0.1:9435"
@@ -24,47 +24,23 @@ class MismatchPolicy(StrEnum):
     """Make a new, empty map under the name: the contents are lost."""
 
 
-class XdpMode(StrEnum):
-    """Where in the receive path an XDP program runs."""
+class SwapChoice(StrEnum):
+    """How a program that is attached is exchanged for its next version."""
 
-    AUTO = "auto"
-    """In the driver where it can, else in the generic path, which is said aloud."""
-    NATIVE = "native"
-    GENERIC = "generic"
-
-
-@dataclass(frozen=True, slots=True)
-class CgroupTarget:
-    """A cgroup v2 directory: absolute, or relative to the cgroup2 mount."""
-
-    path: str
-
-    @property
-    def is_pattern(self) -> bool:
-        return has_wildcard(self.path)
-
-
-@dataclass(frozen=True, slots=True)
-class InterfaceTarget:
-    """A network interface by name, in the daemon's network namespace or in another."""
-
-    name: str
-    netns: str | None = None
-    """A name under /run/netns or an absolute path to a namespace file."""
-    mode: XdpMode = XdpMode.AUTO
-    """For XDP only."""
-
-    @property
-    def is_pattern(self) -> bool:
-        return has_wildcard(self.name)
-
-
-Target = CgroupTarget | InterfaceTarget
+    DEFAULT = "default"
+    """As its hook allows."""
+    EXACT = "exact"
+    """Behind a stub where the hook would run both for a moment."""
 
 
 @dataclass(frozen=True, slots=True)
 class AttachEntry:
     target: Target
+    before: str = ""
+    """``OBJECT/PROGRAM``, or the kernel's name of somebody else's: it runs before that one."""
+    after: str = ""
+    take_over: bool = False
+    """A program that somebody else attached there gives way."""
     mark: Mark = field(default=NOWHERE, compare=False)
 
 
@@ -77,6 +53,9 @@ class ProgramEntry:
     type: str | None = None
     """A program type or a hook (see progtypes), where the section name says nothing."""
     mark: Mark = field(default=NOWHERE, compare=False)
+    attach_auto: Mark | None = field(default=None)
+    """``attach: auto``, and where that stands: the section name says where, too."""
+    swap: SwapChoice = SwapChoice.DEFAULT
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,115 +3,29 @@
 It drives the decoder, "did you mean", the JSON Schema and the reference in the docs.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
-from bpfkeeperd.entries import DEFAULT_METRICS_LISTEN, DEFAULT_PIN_ROOT, MismatchPolicy, XdpMode
+from bpfkeeperd.entries import DEFAULT_METRICS_LISTEN, DEFAULT_PIN_ROOT, MismatchPolicy
+from bpfkeeperd.fieldkinds import (
+    U32_MAX,
+    U64_MAX,
+    Boolean,
+    Either,
+    Field,
+    Integer,
+    ListOf,
+    MapOf,
+    Raw,
+    Struct,
+    Text,
+    Word,
+)
+from bpfkeeperd.fieldsattach import PROGRAM
 from bpfkeeperd.mapflags import MAP_FLAGS
 from bpfkeeperd.maptypes import MAP_TYPES
-from bpfkeeperd.values import (
-    Fault,
-    any_text,
-    cgroup,
-    elf_map_name,
-    interface,
-    listen,
-    netns,
-    pin_name,
-    pin_root,
-    program_kind,
-    sha256,
-)
+from bpfkeeperd.values import Fault, elf_map_name, listen, pin_name, pin_root, sha256
 
 VERSION = 1
-U32_MAX = 2**32 - 1
-U64_MAX = 2**64 - 1
-
-
-@dataclass(frozen=True, slots=True)
-class Text:
-    check: Callable[[str], "str | Fault"] = any_text
-    """The normal form of a text, or what is wrong with it."""
-    pattern: str = ""
-    """For the schema only: what an editor can see without the check."""
-
-
-@dataclass(frozen=True, slots=True)
-class Integer:
-    low: int
-    high: int
-
-
-@dataclass(frozen=True, slots=True)
-class Boolean:
-    pass
-
-
-@dataclass(frozen=True, slots=True)
-class Word:
-    """One of a few words."""
-
-    choices: tuple[str, ...]
-    refused: Mapping[str, Fault] = field(default_factory=dict)
-    """Words that one could expect here, and what to say about each."""
-
-
-@dataclass(frozen=True, slots=True)
-class ListOf:
-    item: "Kind"
-    example: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class MapOf:
-    """A mapping whose keys are names of the operator's own."""
-
-    key: Text
-    value: "Kind"
-    example: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Struct:
-    """A mapping whose keys are the names of its fields."""
-
-    fields: tuple["Field", ...]
-    example: str = ""
-    one_of: tuple[str, ...] = ()
-    """Exactly one of these has to be there."""
-    elsewhere: Mapping[str, str] = field(default_factory=dict)
-    """Keys that one could look for here, and where they belong."""
-
-
-@dataclass(frozen=True, slots=True)
-class Either:
-    """Kinds that can be told apart by their form: a scalar, a list, a mapping."""
-
-    kinds: tuple["Kind", ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Raw:
-    """Whatever can be written, kept as it is: what it means depends on what stands beside it."""
-
-    schema: Mapping[str, object] = field(default_factory=dict)
-    """For the schema only: what an editor can see all the same."""
-
-
-Kind = Text | Integer | Boolean | Word | ListOf | MapOf | Struct | Either | Raw
-
-
-@dataclass(frozen=True, slots=True)
-class Field:
-    name: str
-    kind: Kind
-    doc: str
-    required: bool = False
-    default: str | int | None = None
-    """A bool is an int."""
-    needs: tuple[str, ...] = ()
-    """Fields of the same struct that have to be there when this one is."""
-
 
 _POLICY = Word(
     tuple(MismatchPolicy),
@@ -268,62 +182,6 @@ MAP = Struct(
     example="{on_mismatch: fail}",
     elsewhere=dict.fromkeys(
         ("file", "programs", "pin_maps"), "it belongs to an object: write it under objects"
-    ),
-)
-
-ATTACH = Struct(
-    (
-        Field(
-            "cgroup",
-            Text(cgroup),
-            "A cgroup v2 directory: absolute, or relative to the cgroup2 mount; or a pattern"
-            " (`system.slice/web-*.service`): then all that match, also later.",
-        ),
-        Field(
-            "interface",
-            Text(interface, r"^[^\s/:]{1,64}$"),
-            "A network interface, by name or pattern (`veth*`): then all that match, also later.",
-        ),
-        Field(
-            "netns",
-            Text(netns),
-            "The interface's network namespace: a name under /run/netns, or an absolute path."
-            " Default: the daemon's own.",
-            needs=("interface",),
-        ),
-        Field(
-            "mode",
-            Word(tuple(XdpMode)),
-            "For XDP: `native` runs in the driver, `generic` behind it, `auto` takes the best"
-            " there is.",
-            default=XdpMode.AUTO,
-            needs=("interface",),
-        ),
-    ),
-    example="{cgroup: PATH} or {interface: NAME}",
-    one_of=("cgroup", "interface"),
-)
-
-PROGRAM = Struct(
-    (
-        Field(
-            "attach",
-            ListOf(ATTACH, "attach: [{cgroup: PATH}] or attach: [{interface: NAME}]"),
-            "The targets; the hook is in the program's section name. None: the program is loaded"
-            " and pinned only.",
-        ),
-        Field(
-            "type",
-            Text(program_kind),
-            "The program's type, as bpftool spells it, or its hook, such as `tcx/ingress`: where"
-            " the section name does not say.",
-        ),
-    ),
-    example="{attach: [{cgroup: PATH}]}",
-    elsewhere=dict.fromkeys(
-        ("cgroup", "interface", "netns", "mode"),
-        "a target is an item of attach: write attach: [{cgroup: PATH}] or"
-        " attach: [{interface: NAME}]",
     ),
 )
 

@@ -68,6 +68,8 @@ class Loaded:
         for program in loading.spec.programs:
             if not program.autoload and program.name in wanted.programs:
                 loading.set_autoload(program.name, True)
+            if program.name in wanted.functions:
+                loading.set_function(program.name, wanted.functions[program.name])
             if program.name in wanted.types:
                 kind = wanted.types[program.name]
                 loading.set_type(program.name, kind.type, kind.expected_attach_type)

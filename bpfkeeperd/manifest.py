@@ -6,21 +6,22 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from bpfkeeperd import fields
 from bpfkeeperd.decode import Member, Record, Value, decode
+from bpfkeeperd.decodetargets import TARGET_MAKERS
+from bpfkeeperd.desired import target_name
 from bpfkeeperd.entries import (
     AttachEntry,
-    CgroupTarget,
-    InterfaceTarget,
     Manifest,
     MismatchPolicy,
     ObjectEntry,
     ProgramEntry,
-    Target,
-    XdpMode,
+    SwapChoice,
 )
 from bpfkeeperd.errors import KeeperError, Mark
+from bpfkeeperd.fieldkinds import Struct
 from bpfkeeperd.files import read_file
 from bpfkeeperd.nodes import Faults, MappingNode, Node, Place, ScalarNode
 from bpfkeeperd.ownmaps import map_entries
+from bpfkeeperd.targets import CgroupTarget, InterfaceTarget, Target
 from bpfkeeperd.values import absolute, host_and_port, short, shown
 from bpfkeeperd.yamlnodes import SIZE_MAX_BYTES, read_tree
 
@@ -105,7 +106,7 @@ def _check_directories(manifest: Manifest, faults: Faults) -> None:
                 faults.add(mark, message, f"the map is at {marks[parent]}, rename one of them")
 
 
-def _record(name: str, data: bytes, grammar: fields.Struct, faults: Faults) -> Record:
+def _record(name: str, data: bytes, grammar: Struct, faults: Faults) -> Record:
     """The fields of one file, as far as they can be read."""
     tree = read_tree(name, data, faults)
     if tree is None or _of_another_version(tree, faults):
@@ -208,37 +209,59 @@ def _pin_pairs(value: Value | None) -> Iterator[tuple[str, str, Mark, Mark]]:
 
 def _program(object_name: str, name: str, member: Member, faults: Faults) -> ProgramEntry:
     entries: list[AttachEntry] = []
-    first: dict[tuple[str, str | None], Mark] = {}
-    same: tuple[str, str | None]
-    for item in _fields_of(member.value).items("attach"):
-        target = _target(_fields_of(item))  # none where a fault was found
+    first: dict[str, Mark] = {}
+    record = _fields_of(member.value)
+    for item in record.items("attach"):
+        found = _fields_of(item)
+        target = _target(found, item.mark, faults)  # none where a fault was found
         if target is None:
             continue
-        # The mode is no part of it: an interface has one XDP program.
-        match target:
-            case CgroupTarget(path=path):
-                same = (f"cgroup {path}", None)
-            case InterfaceTarget(name=interface, netns=netns):
-                same = (f"interface {interface}", netns)
+        same = _place(target)
         if same in first:
             faults.add(
                 item.mark,
-                f"objects.{short(object_name)}.programs.{short(name)} has {same[0]} twice",
+                f"objects.{short(object_name)}.programs.{short(name)} has {same} twice",
                 f"the first is at {first[same]}, remove one of them",
             )
         first.setdefault(same, item.mark)
-        entries.append(AttachEntry(target, item.mark))
-    kind = _fields_of(member.value).text("type")
-    return ProgramEntry(name, tuple(entries), kind, member.mark)
+        entries.append(
+            AttachEntry(
+                target,
+                before=found.text("before") or "",
+                after=found.text("after") or "",
+                take_over=bool(found.number("take_over")),
+                mark=item.mark,
+            )
+        )
+    return ProgramEntry(
+        name,
+        tuple(entries),
+        record.text("type"),
+        member.mark,
+        attach_auto=record.fields["attach"].mark if record.text("attach") == "auto" else None,
+        swap=SwapChoice(record.text("swap") or SwapChoice.DEFAULT),
+    )
 
 
-def _target(record: Record) -> Target | None:
-    cgroup, interface = record.text("cgroup"), record.text("interface")
+def _place(target: Target) -> str:
+    """What one target has and another cannot have: a mode and the like is no part of it."""
+    match target:
+        case CgroupTarget(path=path):
+            return f"cgroup {path}"
+        case InterfaceTarget(name=interface, netns=netns):
+            return f"interface {interface}{f' of network namespace {netns}' if netns else ''}"
+        case _:
+            return target_name(target).replace(":", " ", 1)
+
+
+def _target(record: Record, mark: Mark, faults: Faults) -> Target | None:
     if record.faulty:
         return None
-    if cgroup is not None:
-        return CgroupTarget(cgroup)
-    if interface is not None:
-        mode = XdpMode(record.text("mode") or XdpMode.AUTO)
-        return InterfaceTarget(interface, record.text("netns"), mode)
+    for name, make in TARGET_MAKERS.items():
+        if name in record.fields:
+            made = make(record)
+            if isinstance(made, str):
+                faults.add(mark, made)
+                return None
+            return made
     return None

@@ -8,10 +8,9 @@ from fnmatch import fnmatchcase
 from bpfkeeperd import kernel
 from bpfkeeperd.attach import cgroup_path
 from bpfkeeperd.desired import Desired
-from bpfkeeperd.entries import CgroupTarget, InterfaceTarget, Target
 from bpfkeeperd.errors import KernelError
 from bpfkeeperd.patterns import expand, pattern_targets
-from bpfkeeperd.values import has_wildcard
+from bpfkeeperd.targets import CgroupTarget, InterfaceTarget, Target, is_pattern
 
 
 def with_matches(desired: Desired) -> Desired:
@@ -65,7 +64,7 @@ def _cgroups(pattern: str) -> list[str]:
     """The directories that match an absolute path, component by component."""
     found = ["/"]
     for part in pattern.strip("/").split("/"):
-        if has_wildcard(part):
+        if is_pattern(part):
             found = [
                 f"{above.rstrip('/')}/{name}"
                 for above in found
@@ -93,5 +92,5 @@ def fixed_directories(pattern: str) -> list[str]:
     directories = []
     for depth in range(1, len(parts)):
         above = "/" + "/".join(parts[:depth])
-        directories += _cgroups(above) if any(map(has_wildcard, parts[:depth])) else [above]
+        directories += _cgroups(above) if any(map(is_pattern, parts[:depth])) else [above]
     return directories

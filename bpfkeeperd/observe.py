@@ -7,15 +7,14 @@ import stat
 from collections.abc import Callable, Iterable, Mapping
 
 from bpfkeeperd import kernel
-from bpfkeeperd.attach import cgroup_path
 from bpfkeeperd.desired import Desired
 from bpfkeeperd.directories import pins_below
-from bpfkeeperd.entries import CgroupTarget, InterfaceTarget, Target
 from bpfkeeperd.errors import KernelError, PinRootError
 from bpfkeeperd.held import Held
 from bpfkeeperd.layout import OWN_DIRECTORY, Layout, LinkKey, escape
 from bpfkeeperd.observecontents import with_contents
 from bpfkeeperd.observed import Observed, ObservedLink, ObservedMap
+from bpfkeeperd.observetargets import observe_targets
 from bpfkeeperd.state import LinkInfo, MapInfo, ProgramInfo
 
 LoadedPrograms = dict[str, dict[str, dict[str, ProgramInfo]]]
@@ -99,7 +98,9 @@ def observe(desired: Desired, layout: Layout, held: Held, last_ids: Mapping[str,
         if pin.kind == kernel.PinKind.DIRECTORY:
             empty_links.append("/".join(pin.path))
         elif len(pin.path) == 3:
-            link = LinkInfo(pin.id, pin.prog_id, pin.type, pin.target_id, pin.attach_type)
+            link = LinkInfo(
+                pin.id, pin.prog_id, pin.type, pin.target_id, pin.attach_type, pin.detail
+            )
             links[pin.path[0], pin.path[1], pin.path[2]] = ObservedLink(link)
     for key, info in held.link_infos(besides=links).items():
         links[key] = ObservedLink(info, pinned=False)
@@ -126,7 +127,7 @@ def observe(desired: Desired, layout: Layout, held: Held, last_ids: Mapping[str,
         programs=programs,
         unpinned_programs=unpinned,
         links=links,
-        targets=_observe_targets([*attachments, *unread, *named]),
+        targets=observe_targets([*attachments, *unread, *named], maps),
         map_names=_unpinned_names(maps.values(), programs),
         empty_links=tuple(empty_links),
         arrays=tuple(
@@ -144,7 +145,7 @@ def _observe_programs(desired: Desired, layout: Layout) -> LoadedPrograms:
         if len(pin.path) > 1:
             loaded = digests.setdefault(pin.path[1], {})
             if len(pin.path) > 2:
-                loaded[pin.path[2]] = ProgramInfo(pin.id, pin.type, pin.map_ids)
+                loaded[pin.path[2]] = ProgramInfo(pin.id, pin.type, pin.map_ids, pin.name, pin.tag)
     for wanted in desired.objects.values():
         digests = programs.get(escape(wanted.name), {})
         if wanted.digest in digests:
@@ -287,45 +288,3 @@ def _kernel_name(map_id: int) -> str:
     """A map's name by its ID, which is not used again before 2^31 more were given out."""
     info = _alive(map_id)
     return info.name if info else ""
-
-
-def _observe_targets(targets: Iterable[Target]) -> dict[Target, int | str]:
-    found: dict[Target, int | str] = {}
-    mount: str | None = None
-    by_netns: dict[str | None, dict[str, int] | str] = {}
-    for target in targets:
-        if target in found:
-            continue
-        match target:
-            case CgroupTarget(path):
-                mount = mount or kernel.cgroup2_mount()
-                found[target] = _cgroup_id(cgroup_path(path, mount))
-            case InterfaceTarget(name, netns):
-                if netns not in by_netns:
-                    by_netns[netns] = _interfaces(netns)
-                indexes = by_netns[netns]
-                where = f" in network namespace {netns}" if netns else ""
-                found[target] = (
-                    indexes
-                    if isinstance(indexes, str)
-                    else indexes.get(name, f"there is no interface {name}{where}")
-                )
-    return found
-
-
-def _cgroup_id(path: str | None) -> int | str:
-    if path is None:
-        return "no cgroup2 is mounted here: mount -t cgroup2 none /sys/fs/cgroup"
-    try:
-        return os.stat(path).st_ino
-    except FileNotFoundError:
-        return f"there is no cgroup {path}"
-    except OSError as error:
-        return f"cannot look at cgroup {path}: {error.strerror}"
-
-
-def _interfaces(netns: str | None) -> dict[str, int] | str:
-    try:
-        return kernel.interfaces(kernel.netns_path(netns) if netns else None)
-    except KernelError as error:
-        return str(error)

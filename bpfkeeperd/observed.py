@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from bpfkeeperd.entries import Target
 from bpfkeeperd.layout import LinkKey
 from bpfkeeperd.state import InnerInfo, LinkInfo, MapInfo, ProgramInfo
+from bpfkeeperd.targets import Target
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,14 +4,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from bpfkeeperd.desired import Attachment, Desired, WantedObject, target_name
-from bpfkeeperd.entries import CgroupTarget, InterfaceTarget, Target, XdpMode
 from bpfkeeperd.layout import escape
+from bpfkeeperd.targets import CgroupTarget, InterfaceTarget, Target, XdpMode
 
 Matches = Mapping[Target, tuple[Target, ...]]
 """A pattern to what matches it now, each as a target of its own."""
 
 
-def is_pattern(target: Target) -> bool:
+def _is_pattern(target: Target) -> bool:
     match target:
         case CgroupTarget() | InterfaceTarget():
             return target.is_pattern
@@ -32,7 +32,7 @@ def pattern_targets(desired: Desired) -> dict[Target, None]:
         for program in desired.manifest.objects[name].programs.values()
         for attach in program.attach
     )
-    return dict.fromkeys(target for target in (*attachments, *unread) if is_pattern(target))
+    return dict.fromkeys(target for target in (*attachments, *unread) if _is_pattern(target))
 
 
 def expand(desired: Desired, matches: Matches, cgroup_mount: str | None) -> Desired:

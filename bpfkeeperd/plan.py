@@ -26,7 +26,6 @@ from bpfkeeperd.draft import Draft, hold_back
 from bpfkeeperd.entries import MismatchPolicy
 from bpfkeeperd.generations import leave_out_entries, renew_arrays, renew_data, write_entries
 from bpfkeeperd.grouping import group
-from bpfkeeperd.hooks import LINK_TYPES
 from bpfkeeperd.layout import LinkKey, escape, kernel_name, unescape
 from bpfkeeperd.observed import Observed, ObservedLink
 from bpfkeeperd.state import LinkInfo, ProgramInfo
@@ -81,10 +80,12 @@ def _decide_loads(draft: Draft, force: bool) -> None:
 
 def serves(info: LinkInfo, attachment: Attachment, target_id: int | str | None) -> bool:
     """Whether a link is alive and at this attachment's hook and target."""
+    rules = attachment.hook.rules
     return (
         info.target_id == target_id
-        and info.type == LINK_TYPES[attachment.hook.kind]
-        and info.attach_type == attachment.hook.attach_type
+        and info.type in rules.link_types
+        and (not rules.typed or info.attach_type == attachment.hook.attach_type)
+        and (not info.detail or attachment.detail in ("", info.detail))
     )
 
 

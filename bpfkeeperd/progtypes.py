@@ -5,7 +5,7 @@ Numbers are the kernel's ``enum bpf_prog_type`` (include/uapi/linux/bpf.h), in i
 
 from dataclasses import dataclass
 
-from bpfkeeperd.hooks import HOOKS
+from bpfkeeperd.hooks import HOOKS, PLACED_HOOKS
 
 PROGRAM_TYPES = {
     name: number
@@ -34,6 +34,7 @@ class ProgramKind:
 
 
 PROGRAM_KINDS = {name: ProgramKind(number, 0) for name, number in PROGRAM_TYPES.items()} | {
-    hook.name: ProgramKind(hook.prog_type, hook.expected_attach_type) for hook in HOOKS
+    hook.name: ProgramKind(hook.prog_type, hook.expected_attach_type)
+    for hook in (*HOOKS, *PLACED_HOOKS)
 }
 """By name of a program type, or of a hook, which says more."""

@@ -5,25 +5,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from bpfkeeperd.compare import Machine
-from bpfkeeperd.desired import (
-    Desired,
-    ObjectSource,
-    WantedObject,
-    attachment,
-)
-from bpfkeeperd.entries import (
-    AttachEntry,
-    CgroupTarget,
-    InterfaceTarget,
-    Manifest,
-    ObjectEntry,
-    XdpMode,
-)
+from bpfkeeperd.desired import Attachment, Desired, ObjectSource, WantedObject
+from bpfkeeperd.entries import Manifest, ObjectEntry
 from bpfkeeperd.errors import ManifestError, Problem
-from bpfkeeperd.hooks import Hook, HookKind, hook_of_section
 from bpfkeeperd.layout import array_name, name_fault
 from bpfkeeperd.maprules import fault_text, violations
 from bpfkeeperd.progtypes import PROGRAM_KINDS, ProgramKind
+from bpfkeeperd.resolveattach import load_function, program_attachments
 from bpfkeeperd.resolvemaps import wanted_maps
 from bpfkeeperd.state import ObjectSpec
 from bpfkeeperd.suggest import did_you_mean
@@ -78,8 +66,9 @@ def _wanted_object(
 ) -> WantedObject:
     maps = _kept_maps(entry, source.spec, problems)
     programs = {program.name: program for program in source.spec.programs}
-    attachments = []
+    attachments: list[Attachment] = []
     types: dict[str, ProgramKind] = {}
+    functions: dict[str, str] = {}
     for program_entry in entry.programs.values():
         program = programs.get(program_entry.name)
         if program is None:
@@ -87,20 +76,12 @@ def _wanted_object(
             remedy = did_you_mean(program_entry.name, programs)
             problems.append(Problem(program_entry.mark, message, remedy))
             continue
-        hook = program.hook
         if program_entry.type:
             types[program.name] = PROGRAM_KINDS[program_entry.type]
-            hook = hook_of_section(program_entry.type)
-        for attach in program_entry.attach:
-            origin = f'section "{program.section}"'
-            if program_entry.type:
-                origin = f"type {program_entry.type}"
-            fault = _attach_fault(attach, origin, program.section, hook)
-            if fault:
-                message = f"program {program.name} cannot be attached here"
-                problems.append(Problem(attach.mark, message, fault))
-            elif hook:
-                attachments.append(attachment(entry.name, program.name, hook, attach.target))
+        found = program_attachments(entry.name, program_entry, program, maps, problems)
+        attachments += found
+        if given := load_function(program, found):
+            functions[program.name] = given
     loaded = tuple(
         program
         for program in source.spec.programs
@@ -110,8 +91,12 @@ def _wanted_object(
     settings = f"{sorted(maps.items())} {sorted(names)}"
     if types:
         settings += f" {sorted((name, str(kind)) for name, kind in types.items())}"
+    if functions:
+        settings += f" {sorted(functions.items())}"
     digest = f"{source.sha256[:24]}{zlib.crc32(settings.encode()):08x}"
-    return WantedObject(entry.name, digest, source, maps, tuple(attachments), names, types)
+    return WantedObject(
+        entry.name, digest, source, maps, tuple(attachments), names, types, functions
+    )
 
 
 def _object_fault(entry: ObjectEntry, spec: ObjectSpec, machine: Machine) -> str:
@@ -141,29 +126,6 @@ def _object_fault(entry: ObjectEntry, spec: ObjectSpec, machine: Machine) -> str
                 " or whatever it is"
             )
     return "; ".join(faults)
-
-
-def _attach_fault(attach: AttachEntry, origin: str, section: str, hook: Hook | None) -> str:
-    """Why a program cannot be attached; ``origin`` is what said the hook, or should have."""
-    if hook is None and section.removeprefix("?") in ("tc", "classifier"):
-        return (
-            'write SEC("tcx/ingress") or SEC("tcx/egress"), which say where it is attached, or'
-            " type: tcx/ingress beside attach"
-        )
-    if hook is None:
-        return (
-            f"its {origin} names no hook that this version attaches (cgroup, xdp, tcx): leave out"
-            " attach and it is loaded and pinned"
-            f"{', or write the hook, as in type: tcx/ingress' if origin.startswith('type') else ''}"
-        )
-    match attach.target:
-        case CgroupTarget() if hook.kind is not HookKind.CGROUP:
-            return f"its {origin} belongs to an interface: write interface: NAME"
-        case InterfaceTarget() if hook.kind is HookKind.CGROUP:
-            return f"its {origin} belongs to a cgroup: write cgroup: PATH"
-        case InterfaceTarget(mode=mode) if hook.kind is HookKind.TCX and mode is not XdpMode.AUTO:
-            return "mode is for XDP programs only: leave it out"
-    return ""
 
 
 def _kept_maps(entry: ObjectEntry, spec: ObjectSpec, problems: list[Problem]) -> dict[str, str]:

@@ -6,9 +6,7 @@ their map) only the program checks.
 
 from typing import assert_never
 
-from bpfkeeperd.fields import (
-    MANIFEST,
-    TYPE_SCHEMA,
+from bpfkeeperd.fieldkinds import (
     Boolean,
     Either,
     Field,
@@ -21,6 +19,7 @@ from bpfkeeperd.fields import (
     Text,
     Word,
 )
+from bpfkeeperd.fields import MANIFEST, TYPE_SCHEMA
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 

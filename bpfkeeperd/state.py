@@ -49,6 +49,8 @@ class ProgramSpec:
     expected_attach_type: int
     autoload: bool = True
     hook: Hook | None = None
+    place: str = ""
+    """What the section name says of the place: see `hooks.place_of_section`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,10 @@ class ProgramInfo:
     id: int
     type: int
     map_ids: tuple[int, ...]
+    name: str = ""
+    """At most 15 characters."""
+    tag: str = ""
+    """Of its instructions, 16 hex digits: the same for the same program, whoever loaded it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +110,12 @@ class LinkInfo:
     prog_id: int
     type: int
     target_id: int
-    """cgroup ID or interface index; 0 when the target is gone."""
+    """cgroup ID, interface index, inode of a network namespace, map ID; 1 where there is no such
+    thing; 0 when the target is gone."""
     attach_type: int
+    detail: str = ""
+    """What else tells one place from another: see `Attachment.detail`; empty where the kernel does
+    not say."""
 
 
 class MapIdChange(StrEnum):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from bpfkeeperd.layout import global_data_fault, name_fault
 from bpfkeeperd.progtypes import PROGRAM_KINDS
 from bpfkeeperd.suggest import did_you_mean
+from bpfkeeperd.targets import is_pattern
 
 INTERFACE_MAX_BYTES = 15
 PATTERN_MAX_BYTES = 64
@@ -141,18 +142,13 @@ def sha256(text: str) -> str | Fault:
     return Fault(f"must be 64 hexadecimal digits, {shown(wrong)} is none", remedy)
 
 
-def has_wildcard(text: str) -> bool:
-    """Whether a name is a pattern, as the shell has it: ``*``, ``?``, ``[...]``."""
-    return any(wildcard in text for wildcard in "*?[")
-
-
 def interface(text: str) -> str | Fault:
     """A name that the kernel takes for a network interface (net/core/dev.c, dev_valid_name), or a
     pattern of such names."""
     if not text:
         return Fault("cannot be empty")
     size = len(text.encode())
-    most = PATTERN_MAX_BYTES if has_wildcard(text) else INTERFACE_MAX_BYTES
+    most = PATTERN_MAX_BYTES if is_pattern(text) else INTERFACE_MAX_BYTES
     if size > most:
         return Fault(f"{shown(text)} has {size} bytes, at most {most} can be")
     if text in (".", "..") or re.search(r"[\s/:]", text):
@@ -189,6 +185,29 @@ def cgroup(text: str) -> str | Fault:
         return posixpath.normpath(text)
     path = absolute(text)
     return Fault("cannot be /", "write . for the root cgroup") if path == "/" else path
+
+
+def symbol(text: str) -> str | Fault:
+    """A function's name or a pattern of names."""
+    if not text or re.search(r"[\s/:+]", text):
+        return Fault(
+            f"cannot be {shown(text)}", "write the name of a function; offset: N stands beside it"
+        )
+    return text
+
+
+def tracepoint(text: str) -> str | Fault:
+    """``group/name``, or a name alone."""
+    if not re.fullmatch("[A-Za-z0-9_]+([/:][A-Za-z0-9_]+)?", text):
+        return Fault(f"cannot be {shown(text)}", "write GROUP/NAME, as in sched/sched_switch")
+    return text.replace(":", "/")
+
+
+def binary(text: str) -> str | Fault:
+    """The absolute path of an executable or a library."""
+    if not text.startswith("/") or ".." in text.split("/"):
+        return Fault(f"must be an absolute path, not {shown(text)}", "write the path out")
+    return absolute(text)
 
 
 def integer(text: str, plain: bool, low: int, high: int) -> int | Fault:

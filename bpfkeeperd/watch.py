@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from bpfkeeperd import kernel
 from bpfkeeperd.attach import cgroup_path
 from bpfkeeperd.desired import Desired
-from bpfkeeperd.entries import CgroupTarget, InterfaceTarget, Target
 from bpfkeeperd.errors import KeeperError
 from bpfkeeperd.layout import Layout
 from bpfkeeperd.matches import fixed_directories
 from bpfkeeperd.observed import Observed
+from bpfkeeperd.targets import CgroupTarget, InterfaceTarget, Target
 
 QUIET_SECONDS = 0.02
 """So long nothing may happen before a look begins."""

@@ -5,8 +5,8 @@ from pathlib import Path
 from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
-PARTS = ("libbpf", "dump", "slots", "events")
-"""C files with their headers; a later one can use what an earlier one has."""
+PARTS = ("links", "libbpf", "dump", "slots", "events")
+"""C files with their headers; each can use what the headers have, a later one all of an earlier."""
 HEADER = "".join((HERE / f"{part}.h").read_text() for part in PARTS)
 SOURCE = "".join((HERE / f"{part}.c").read_text() for part in PARTS)
 
@@ -32,12 +32,15 @@ int bpf_map__fd(const struct bpf_map *map);
 
 int bpf_program__set_type(struct bpf_program *prog, int type);
 int bpf_program__set_expected_attach_type(struct bpf_program *prog, int type);
+int bpf_program__set_attach_target(struct bpf_program *prog, int attach_prog_fd,
+                                   const char *attach_func_name);
 int bpf_program__set_autoload(struct bpf_program *prog, bool autoload);
 int bpf_program__fd(const struct bpf_program *prog);
 
 int bpf_obj_get(const char *path);
 int bpf_obj_pin(int fd, const char *path);
 int bpf_iter_create(int link_fd);
+int bpf_raw_tracepoint_open(const char *name, int prog_fd);
 int bpf_map_get_fd_by_id(uint32_t id);
 int bpf_prog_get_fd_by_id(uint32_t id);
 int bpf_map_update_elem(int fd, const void *key, const void *value, uint64_t flags);

@@ -138,43 +138,9 @@ int keeper_prog_info(int fd, struct keeper_prog_info *out)
 		return err;
 	out->id = info.id;
 	out->type = info.type;
+	memcpy(out->name, info.name, sizeof(out->name));
+	memcpy(out->tag, info.tag, sizeof(out->tag));
 	out->nr_map_ids = info.nr_map_ids > 64 ? 64 : info.nr_map_ids;
-	return 0;
-}
-
-/* The head of struct bpf_link_info; the union that follows begins at byte 16. */
-struct link_info {
-	__u32 type, id, prog_id, pad;
-	union {
-		struct { __u64 cgroup_id; __u32 attach_type; } cgroup;
-		struct { __u32 ifindex, attach_type; } device;	/* XDP (no attach_type), TCX */
-		__u64 room[15];
-	};
-};
-
-int keeper_link_info(int fd, struct keeper_link_info *out)
-{
-	struct link_info info = {};
-	__u32 size = sizeof(info);
-	int err = bpf_obj_get_info_by_fd(fd, &info, &size);
-
-	if (err)
-		return err;
-	*out = (struct keeper_link_info){ .id = info.id, .type = info.type, .prog_id = info.prog_id };
-	switch (info.type) {
-	case 3:		/* BPF_LINK_TYPE_CGROUP */
-		out->target_id = info.cgroup.cgroup_id;
-		out->attach_type = info.cgroup.attach_type;
-		break;
-	case 6:		/* BPF_LINK_TYPE_XDP */
-		out->target_id = info.device.ifindex;
-		out->attach_type = 37;
-		break;
-	case 11:	/* BPF_LINK_TYPE_TCX */
-		out->target_id = info.device.ifindex;
-		out->attach_type = info.device.attach_type;
-		break;
-	}
 	return 0;
 }
 
@@ -190,24 +156,6 @@ int keeper_map_create(const struct keeper_map_definition *map)
 
 	return bpf_map_create(map->type, map->name, map->key_size, map->value_size,
 			      map->max_entries, &opts);
-}
-
-int keeper_link_create(int prog_fd, int target_fd, int attach_type, uint32_t flags)
-{
-	LIBBPF_OPTS(bpf_link_create_opts, opts, .flags = flags);
-
-	return bpf_link_create(prog_fd, target_fd, attach_type, &opts);
-}
-
-int keeper_link_update(int link_fd, int prog_fd, int old_prog_fd)
-{
-	LIBBPF_OPTS(bpf_link_update_opts, opts);
-
-	if (old_prog_fd >= 0) {
-		opts.flags = BPF_F_REPLACE;
-		opts.old_prog_fd = old_prog_fd;
-	}
-	return bpf_link_update(link_fd, prog_fd, &opts);
 }
 
 int keeper_setns(int fd)
@@ -441,10 +389,11 @@ void keeper_load_wait(struct keeper_loads *loads, uint32_t seen)
 static int scan_pin(struct buffer *out, const char *path, size_t root_size, int kind)
 {
 	struct keeper_prog_info prog = {};
-	struct keeper_link_info link = {};
+	struct keeper_link_info link;
 	struct keeper_pin pin = { .kind = kind };
 	int fd = bpf_obj_get(path), err = fd < 0 ? fd : 0;
 
+	link.detail[0] = '\0';
 	if (fd >= 0 && kind == KEEPER_PROG) {
 		err = keeper_prog_info(fd, &prog);
 		pin.id = prog.id;
@@ -463,9 +412,13 @@ static int scan_pin(struct buffer *out, const char *path, size_t root_size, int 
 	pin.error = -err;
 	path += root_size + 1;
 	pin.path_size = strlen(path);
+	pin.detail_size = strlen(link.detail);
+	memcpy(pin.name, prog.name, sizeof(pin.name));
+	memcpy(pin.tag, prog.tag, sizeof(pin.tag));
 	return buffer_append(out, &pin, sizeof(pin)) ?:
 	       buffer_append(out, prog.map_ids, pin.nr_map_ids * sizeof(__u32)) ?:
-	       buffer_append(out, path, pin.path_size);
+	       buffer_append(out, path, pin.path_size) ?:
+	       buffer_append(out, link.detail, pin.detail_size);
 }
 
 static int scan_empty(struct buffer *out, const char *path, size_t root_size)

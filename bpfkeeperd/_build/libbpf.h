@@ -19,12 +19,9 @@ struct keeper_map_info {
 
 struct keeper_prog_info {
 	uint32_t id, type, nr_map_ids;
+	char name[16];
+	uint8_t tag[8];
 	uint32_t map_ids[64];	/* the verifier allows a program no more than 64 maps */
-};
-
-struct keeper_link_info {
-	uint32_t id, type, prog_id, attach_type;
-	uint64_t target_id;	/* cgroup ID or interface index; 0: the target is gone */
 };
 
 enum keeper_kind {
@@ -39,7 +36,6 @@ enum keeper_kind {
 int keeper_kind(int fd);
 int keeper_map_info(int fd, struct keeper_map_info *info);
 int keeper_prog_info(int fd, struct keeper_prog_info *info);
-int keeper_link_info(int fd, struct keeper_link_info *info);
 
 /* inner_fd and btf_fd are 0 for none: neither a map nor BTF ever has descriptor 0 here. */
 struct keeper_map_definition {
@@ -49,9 +45,6 @@ struct keeper_map_definition {
 	uint64_t map_extra;
 };
 int keeper_map_create(const struct keeper_map_definition *map);
-int keeper_link_create(int prog_fd, int target_fd, int attach_type, uint32_t flags);
-/* With old_prog_fd >= 0 the link is updated only while it runs that program, else EPERM. */
-int keeper_link_update(int link_fd, int prog_fd, int old_prog_fd);
 /* Moves the calling thread into a network namespace. */
 int keeper_setns(int fd);
 /* Gives a file another name in one step; one that is there already is EEXIST. */
@@ -107,13 +100,15 @@ void keeper_load_wait(struct keeper_loads *loads, uint32_t seen);
 
 /*
  * All pins and empty directories below a directory, to the given depth, as a stream of records,
- * each a struct keeper_pin, then nr_map_ids u32, then path_size bytes of path relative to root. Pins
- * are all of one kind, KEEPER_PROG or KEEPER_LINK, which is not checked: keeper_kind costs more
+ * each a struct keeper_pin, then nr_map_ids u32, then path_size bytes of path relative to root, then
+ * detail_size bytes of what else is told of a link. Pins are all of one kind, KEEPER_PROG or KEEPER_LINK, which is not checked: keeper_kind costs more
  * than all the rest. A pin that cannot be read has its errno in error. The caller frees *stream.
  */
 struct keeper_pin {
 	uint32_t kind, error, id, type, prog_id, attach_type;
 	uint64_t target_id;
-	uint32_t nr_map_ids, path_size;
+	uint32_t nr_map_ids, path_size, detail_size, pad;
+	char name[16];	/* of a program */
+	uint8_t tag[8];
 };
 int keeper_scan(const char *root, int depth, int kind, char **stream, size_t *size);

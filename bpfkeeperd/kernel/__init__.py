@@ -28,6 +28,7 @@ from bpfkeeperd.kernel.bpf import (
     pinned_map,
     program_by_id,
     program_info,
+    raw_tracepoint_open,
     release_memory,
     rename,
 )
@@ -106,6 +107,7 @@ __all__ = [
     "possible_cpus",
     "program_by_id",
     "program_info",
+    "raw_tracepoint_open",
     "release_memory",
     "rename",
     "scan",

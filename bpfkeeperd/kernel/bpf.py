@@ -134,13 +134,20 @@ def taken(text: Any) -> str | None:
 def program_info(fd: int) -> ProgramInfo:
     info = ffi.new("struct keeper_prog_info *")
     _checked(lib.keeper_prog_info(fd, info), "read a program's info")
-    return ProgramInfo(info.id, info.type, tuple(info.map_ids[0 : info.nr_map_ids]))
+    return ProgramInfo(
+        info.id,
+        info.type,
+        tuple(info.map_ids[0 : info.nr_map_ids]),
+        ffi.string(info.name).decode("utf-8", "replace"),
+        bytes(info.tag).hex(),
+    )
 
 
 def link_info(fd: int) -> LinkInfo:
     info = ffi.new("struct keeper_link_info *")
     _checked(lib.keeper_link_info(fd, info), "read a link's info")
-    return LinkInfo(info.id, info.prog_id, info.type, info.target_id, info.attach_type)
+    detail = ffi.string(info.detail).decode("utf-8", "surrogateescape")
+    return LinkInfo(info.id, info.prog_id, info.type, info.target_id, info.attach_type, detail)
 
 
 def map_by_id(map_id: int) -> int | None:
@@ -279,11 +286,25 @@ def map_keys(fd: int, key_size: int) -> Iterator[bytes]:
         yield bytes(ffi.buffer(following))
 
 
-def link_create(prog_fd: int, target_fd: int, attach_type: int, flags: int = 0) -> int:
-    """Attaches a program; the target is a descriptor, or an interface index for XDP and TCX."""
+def link_create(
+    prog_fd: int, target: int, attach_type: int, flags: int = 0, extra: bytes = b""
+) -> int:
+    """Attaches a program; the target is a descriptor, or the index of an interface.
+
+    ``extra`` are the attributes of BPF_LINK_CREATE after ``flags``, from byte 16 on, which each
+    kind of link has of its own; pointers in it must stay good during the call.
+    """
     return _checked(
-        lib.keeper_link_create(prog_fd, target_fd, attach_type, flags), "attach a program"
+        lib.keeper_link_create(prog_fd, target, attach_type, flags, extra, len(extra)),
+        "attach a program",
     )
+
+
+def raw_tracepoint_open(name: str | None, prog_fd: int) -> int:
+    """Attaches a program by BPF_RAW_TRACEPOINT_OPEN; without a name at the place that it was loaded
+    for (tp_btf, fentry, fexit, fmod_ret, LSM)."""
+    text = ffi.NULL if name is None else ffi.new("char[]", name.encode())
+    return _checked(lib.bpf_raw_tracepoint_open(text, prog_fd), "attach a program")
 
 
 def link_update(link_fd: int, prog_fd: int, old_prog_fd: int | None = None) -> None:

@@ -15,7 +15,7 @@ from typing import Any, Self
 from bpfkeeperd._libbpf import ffi, lib
 from bpfkeeperd.elf import check_header, first_complaint, slotted_maps
 from bpfkeeperd.errors import ObjectError, errno_text
-from bpfkeeperd.hooks import hook_of_section
+from bpfkeeperd.hooks import hook_of_section, place_of_section
 from bpfkeeperd.kernel.bpf import taken
 from bpfkeeperd.kernel.places import machine
 from bpfkeeperd.legacy import rewrite
@@ -93,6 +93,15 @@ class OpenObject:
         pointer = self._programs[program]
         lib.bpf_program__set_type(pointer, prog_type)
         lib.bpf_program__set_expected_attach_type(pointer, expected_attach_type)
+
+    def set_function(self, program: str, function: str) -> None:
+        """Says which of the kernel's functions or tracepoints a program is loaded for; before
+        `load`."""
+        result = lib.bpf_program__set_attach_target(self._programs[program], 0, function.encode())
+        if result < 0:
+            raise ObjectError(
+                f"cannot load program {program} for {function}: {errno_text(-result)}", _log()
+            )
 
     def set_autoload(self, program: str, load: bool) -> None:
         lib.bpf_program__set_autoload(self._programs[program], load)
@@ -259,4 +268,5 @@ def _program_spec(pointer: Any, spec: Any) -> ProgramSpec:
         expected_attach_type=spec.expected_attach_type,
         autoload=spec.autoload,
         hook=hook_of_section(section),
+        place=place_of_section(section),
     )

@@ -9,7 +9,7 @@ from bpfkeeperd._libbpf import ffi, lib
 from bpfkeeperd.errors import KernelError
 
 # struct keeper_pin of _build/libbpf.h
-_PIN = struct.Struct("=6IQ2I")
+_PIN = struct.Struct("=6IQ4I16s8s")
 
 
 class PinKind(IntEnum):
@@ -37,9 +37,15 @@ class Pin(NamedTuple):
     prog_id: int
     attach_type: int
     target_id: int
-    """Links: the cgroup's ID or the interface's index, 0 when the target is gone."""
+    """Links: see `LinkInfo.target_id`."""
     map_ids: tuple[int, ...]
     """Programs: the maps in use."""
+    name: str
+    """Programs: at most 15 characters."""
+    tag: str
+    """Programs: 16 hex digits."""
+    detail: str
+    """Links: see `LinkInfo.detail`."""
 
 
 def scan(root: str, depth: int, kind: PinKind) -> list[Pin]:
@@ -58,13 +64,16 @@ def scan(root: str, depth: int, kind: PinKind) -> list[Pin]:
     pins = []
     offset = 0
     while offset < len(data):
-        kind, error, id_, type_, prog_id, attach_type, target_id, maps, length = _PIN.unpack_from(
-            data, offset
-        )
+        head = _PIN.unpack_from(data, offset)
+        kind, error, id_, type_, prog_id, attach_type, target_id = head[:7]
+        maps, path_size, detail_size, _, name, tag = head[7:]
         offset += _PIN.size
         map_ids = struct.unpack_from(f"={maps}I", data, offset) if maps else ()
         offset += 4 * maps
-        path = data[offset : offset + length].decode("utf-8", "surrogateescape").split("/")
-        offset += length
-        pins.append(Pin(path, kind, error, id_, type_, prog_id, attach_type, target_id, map_ids))
+        path = data[offset : offset + path_size].decode("utf-8", "surrogateescape").split("/")
+        offset += path_size
+        detail = data[offset : offset + detail_size].decode("utf-8", "surrogateescape")
+        offset += detail_size
+        pin = (path, kind, error, id_, type_, prog_id, attach_type, target_id, map_ids)
+        pins.append(Pin(*pin, name.rstrip(b"\0").decode("utf-8", "replace"), tag.hex(), detail))
     return pins

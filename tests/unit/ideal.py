@@ -29,11 +29,11 @@ from bpfkeeperd.actions import (
 )
 from bpfkeeperd.compare import differences, layout_differences
 from bpfkeeperd.desired import Desired, WantedMap, WantedObject
-from bpfkeeperd.entries import Content, MapRef, Target
-from bpfkeeperd.hooks import LINK_TYPES
+from bpfkeeperd.entries import Content, MapRef
 from bpfkeeperd.layout import LinkKey, escape, is_array_name, kernel_name
 from bpfkeeperd.observed import Observed, ObservedLink, ObservedMap
 from bpfkeeperd.state import LinkInfo, MapInfo, MapSpec, ProgramInfo
+from bpfkeeperd.targets import Target
 
 Layouts = tuple[str | None, str | None]
 
@@ -299,7 +299,7 @@ class Ideal:
                 info = LinkInfo(
                     self.new_id(),
                     prog_id,
-                    LINK_TYPES[attachment.hook.kind],
+                    min(attachment.hook.rules.link_types),
                     target_id,
                     attachment.hook.attach_type,
                 )

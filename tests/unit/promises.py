@@ -8,7 +8,6 @@ from bpfkeeperd.actions import (
 )
 from bpfkeeperd.desired import Desired, WantedMap
 from bpfkeeperd.entries import MismatchPolicy
-from bpfkeeperd.hooks import LINK_TYPES
 from bpfkeeperd.layout import LinkKey, escape, is_array_name
 from bpfkeeperd.observed import ObservedLink
 from bpfkeeperd.plan import plan, serves
@@ -109,7 +108,7 @@ def check_attachments(after: Ideal, desired: Desired, done: Plan) -> None:
                 assert link.pinned
                 assert link.info.target_id == after.targets[attachment.target]
                 assert link.info.attach_type == attachment.hook.attach_type
-                assert link.info.type == LINK_TYPES[attachment.hook.kind]
+                assert link.info.type in attachment.hook.rules.link_types
                 loaded = after.programs[attachment.key[0]][wanted.digest]
                 assert link.info.prog_id == loaded[attachment.key[1]].id
     for key in after.links.keys() - desired.link_keys():

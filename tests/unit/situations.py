@@ -13,14 +13,13 @@ from bpfkeeperd.desired import (
     ObjectSource,
     WantedMap,
     attachment,
+    target_name,
 )
 from bpfkeeperd.entries import (
     AttachEntry,
-    CgroupTarget,
     Content,
     ContentValue,
     InterfaceRef,
-    InterfaceTarget,
     Manifest,
     MapDefinition,
     MapEntry,
@@ -29,15 +28,14 @@ from bpfkeeperd.entries import (
     ObjectEntry,
     ProgramEntry,
     ProgramRef,
-    Target,
-    XdpMode,
 )
-from bpfkeeperd.hooks import LINK_TYPES, XDP, Hook, HookKind, hook_of_section
+from bpfkeeperd.hooks import XDP, Hook, HookKind, hook_of_section
 from bpfkeeperd.layout import array_name, escape, kernel_name
 from bpfkeeperd.maptypes import PROG_ARRAY
 from bpfkeeperd.observed import ObservedLink
 from bpfkeeperd.resolve import resolve
 from bpfkeeperd.state import LinkInfo, MapSpec, ObjectSpec, ProgramInfo, ProgramSpec
+from bpfkeeperd.targets import CgroupTarget, InterfaceTarget, Target, XdpMode
 from tests.unit.ideal import Ideal
 
 MACHINE = Machine(possible_cpus=4, page_size=4096)
@@ -96,7 +94,7 @@ def elf_name(object_name: str, pin_name: str) -> str:
 
 
 def place(target: Target) -> str:
-    return target.path if isinstance(target, CgroupTarget) else target.name
+    return target_name(target).partition("+")[0]
 
 
 @st.composite
@@ -370,7 +368,7 @@ def _put_link(draw: st.DrawFn, ideal: Ideal, wanted: Attachment, state: str) -> 
     info = LinkInfo(
         id=ideal.new_id(),
         prog_id=99 if state == "other program" or not kept else draw(st.sampled_from(kept)),
-        type=LINK_TYPES[wanted.hook.kind],
+        type=min(wanted.hook.rules.link_types),
         target_id=0 if "dead" in state else target_id if isinstance(target_id, int) else 77,
         attach_type=wanted.hook.attach_type + (1 if "other hook" in state else 0),
     )

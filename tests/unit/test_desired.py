@@ -6,18 +6,13 @@ import pytest
 
 from bpfkeeperd.compare import Machine
 from bpfkeeperd.desired import Desired, ObjectSource, target_name
-from bpfkeeperd.entries import (
-    CgroupTarget,
-    InterfaceTarget,
-    MismatchPolicy,
-    Target,
-    XdpMode,
-)
+from bpfkeeperd.entries import MismatchPolicy
 from bpfkeeperd.errors import ManifestError
 from bpfkeeperd.hooks import HOOKS, hook_of_section
 from bpfkeeperd.manifest import parse_manifest
 from bpfkeeperd.resolve import resolve
 from bpfkeeperd.state import MapSpec, ObjectSpec, ProgramSpec
+from bpfkeeperd.targets import CgroupTarget, InterfaceTarget, Target, XdpMode
 
 MACHINE = Machine(possible_cpus=4, page_size=4096)
 FLOWS = MapSpec("flows", 1, 4, 8, 100, pinned=True)

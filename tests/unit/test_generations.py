@@ -8,7 +8,6 @@ from bpfkeeperd.desired import Desired
 from bpfkeeperd.drift import drift
 from bpfkeeperd.entries import (
     InterfaceRef,
-    InterfaceTarget,
     Manifest,
     MapDefinition,
     MapEntry,
@@ -19,6 +18,7 @@ from bpfkeeperd.entries import (
 from bpfkeeperd.layout import array_name, escape
 from bpfkeeperd.plan import plan
 from bpfkeeperd.resolve import resolve
+from bpfkeeperd.targets import InterfaceTarget
 from tests.unit.ideal import Ideal
 from tests.unit.promises import held
 from tests.unit.situations import BSS, MACHINE, WIDER_BSS, array_spec, contents, data_spec, source

@@ -18,8 +18,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from bpfkeeperd.errors import ManifestError
-from bpfkeeperd.fields import (
-    MANIFEST,
+from bpfkeeperd.fieldkinds import (
     Boolean,
     Either,
     Integer,
@@ -31,6 +30,7 @@ from bpfkeeperd.fields import (
     Text,
     Word,
 )
+from bpfkeeperd.fields import MANIFEST
 from bpfkeeperd.manifest import parse_manifest
 from bpfkeeperd.nodes import Faults
 from bpfkeeperd.shapes import TYPE_NAMES

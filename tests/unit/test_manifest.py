@@ -18,23 +18,21 @@ from bpfkeeperd.decode import Value, decode
 from bpfkeeperd.entries import (
     AttachEntry,
     CgroupRef,
-    CgroupTarget,
     Content,
     CpuRef,
     InterfaceRef,
-    InterfaceTarget,
     Manifest,
     MapDefinition,
     MapRef,
     MismatchPolicy,
     ProgramRef,
-    XdpMode,
 )
 from bpfkeeperd.errors import KeeperError, ManifestError, Mark
-from bpfkeeperd.fields import Boolean
+from bpfkeeperd.fieldkinds import Boolean
 from bpfkeeperd.manifest import parse_manifest, read_files, read_manifest
 from bpfkeeperd.nodes import PROBLEMS_MAX, Faults, Place, ScalarNode, flow
 from bpfkeeperd.progtypes import PROGRAM_KINDS, ProgramKind
+from bpfkeeperd.targets import CgroupTarget, InterfaceTarget, XdpMode
 from bpfkeeperd.yamlnodes import read_tree
 
 MANIFESTS = Path(__file__).parents[1] / "manifests"

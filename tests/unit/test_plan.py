@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -17,21 +18,18 @@ from bpfkeeperd.actions import (
 from bpfkeeperd.desired import Desired, ObjectSource
 from bpfkeeperd.entries import (
     AttachEntry,
-    CgroupTarget,
-    InterfaceTarget,
     Manifest,
     MapDefinition,
     MapEntry,
     MismatchPolicy,
     ObjectEntry,
     ProgramEntry,
-    Target,
-    XdpMode,
 )
 from bpfkeeperd.layout import escape
 from bpfkeeperd.observed import ObservedLink
 from bpfkeeperd.plan import plan, serves
 from bpfkeeperd.resolve import resolve
+from bpfkeeperd.targets import CgroupTarget, InterfaceTarget, Target, XdpMode
 from tests.unit.ideal import Ideal
 from tests.unit.promises import check
 from tests.unit.situations import MACHINE, Situation, map_spec, source
@@ -423,7 +421,7 @@ def test_a_program_whose_pin_is_gone_is_loaded_again() -> None:
 LINK = ("one", "count", escape("cgroup:web.slice"))
 
 
-def change_link(ideal: Ideal, pinned: bool, fields: dict[str, int]) -> None:
+def change_link(ideal: Ideal, pinned: bool, fields: dict[str, Any]) -> None:
     link = ideal.links[LINK]
     ideal.links[LINK] = ObservedLink(replace(link.info, **fields), pinned=pinned)
 
@@ -479,7 +477,8 @@ def test_serves(field: str, value: int) -> None:
     (attachment,) = desired.objects["one"].attachments
     info = machine(desired).links[LINK].info
     assert serves(info, attachment, 10)
-    assert not serves(replace(info, **{field: value}), attachment, 10)
+    changed: dict[str, Any] = {field: value}
+    assert not serves(replace(info, **changed), attachment, 10)
     assert not serves(info, attachment, None)
 
 

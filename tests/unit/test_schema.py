@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from bpfkeeperd import fields
-from bpfkeeperd.fields import Either, Field, Kind, ListOf, MapOf, Struct
+from bpfkeeperd.fieldkinds import Either, Field, Kind, ListOf, MapOf, Struct
 from bpfkeeperd.schema import json_schema
 
 MANIFESTS = Path(__file__).parents[1] / "manifests"

@@ -1,0 +1,108 @@
+"""Looks for the targets of attachments: what number each has now, or why there is none."""
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import assert_never
+
+from bpfkeeperd import kernel
+from bpfkeeperd.attach import cgroup_path
+from bpfkeeperd.errors import KernelError
+from bpfkeeperd.observed import ObservedMap
+from bpfkeeperd.targets import (
+    BinaryTarget,
+    CgroupTarget,
+    FunctionTarget,
+    InterfaceTarget,
+    IteratorTarget,
+    MapTarget,
+    NetfilterTarget,
+    NetnsTarget,
+    PerfEventTarget,
+    Target,
+    TracepointTarget,
+)
+
+
+def observe_targets(
+    targets: Iterable[Target], maps: Mapping[str, ObservedMap]
+) -> dict[Target, int | str]:
+    """What `LinkInfo.target_id` says of a link at each, or why there can be none.
+
+    ``maps`` are those of the manifest.
+    """
+    places = _Places(maps)
+    found: dict[Target, int | str] = {}
+    for target in targets:
+        if target not in found:
+            found[target] = places.number(target)
+    return found
+
+
+class _Places:
+    """Asks the system once for what several targets have in common."""
+
+    def __init__(self, maps: Mapping[str, ObservedMap]) -> None:
+        self._maps = maps
+        self._mount: str | None = None
+        self._interfaces: dict[str | None, dict[str, int] | str] = {}
+
+    def number(self, target: Target) -> int | str:
+        match target:
+            case CgroupTarget(path):
+                self._mount = self._mount or kernel.cgroup2_mount()
+                return _cgroup_id(cgroup_path(path, self._mount))
+            case InterfaceTarget(name, netns):
+                return self._interface(name, netns)
+            case NetnsTarget(netns):
+                return _netns_inode(kernel.netns_path(netns))
+            case NetfilterTarget(netns=netns):
+                inode = _netns_inode(kernel.netns_path(netns)) if netns else 1
+                return inode if isinstance(inode, str) else 1
+            case MapTarget(name):
+                found = self._maps.get(name)
+                info = (found.pinned or found.lost) if found else None
+                return info.id if info else f"there is no map {name}"
+            case (
+                FunctionTarget()
+                | TracepointTarget()
+                | BinaryTarget()
+                | PerfEventTarget()
+                | IteratorTarget()
+            ):
+                return 1
+            case _:
+                assert_never(target)
+
+    def _interface(self, name: str, netns: str | None) -> int | str:
+        if netns not in self._interfaces:
+            self._interfaces[netns] = _interfaces(netns)
+        indexes = self._interfaces[netns]
+        if isinstance(indexes, str):
+            return indexes
+        where = f" in network namespace {netns}" if netns else ""
+        return indexes.get(name, f"there is no interface {name}{where}")
+
+
+def _netns_inode(path: str) -> int | str:
+    try:
+        return os.stat(path).st_ino
+    except OSError as error:
+        return f"cannot look at network namespace {path}: {error.strerror}"
+
+
+def _cgroup_id(path: str | None) -> int | str:
+    if path is None:
+        return "no cgroup2 is mounted here: mount -t cgroup2 none /sys/fs/cgroup"
+    try:
+        return os.stat(path).st_ino
+    except FileNotFoundError:
+        return f"there is no cgroup {path}"
+    except OSError as error:
+        return f"cannot look at cgroup {path}: {error.strerror}"
+
+
+def _interfaces(netns: str | None) -> dict[str, int] | str:
+    try:
+        return kernel.interfaces(kernel.netns_path(netns) if netns else None)
+    except KernelError as error:
+        return str(error)

@@ -1,0 +1,166 @@
+"""Where the programs of an object are attached: hooks from sections and types, targets from the
+manifest. Pure."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from bpfkeeperd.desired import Attachment, attachment
+from bpfkeeperd.entries import AttachEntry, ProgramEntry, SwapChoice
+from bpfkeeperd.errors import Problem
+from bpfkeeperd.hooks import Hook, HookKind, SwapWay, hook_of_section
+from bpfkeeperd.state import ProgramSpec
+from bpfkeeperd.targets import (
+    BinaryTarget,
+    FunctionTarget,
+    InterfaceTarget,
+    IteratorTarget,
+    MapTarget,
+    Target,
+    TracepointTarget,
+    XdpMode,
+)
+
+_CLASSIFIERS = ("tc", "classifier", "action")
+
+
+def program_attachments(
+    object_name: str,
+    entry: ProgramEntry,
+    program: ProgramSpec,
+    maps: Mapping[str, str],
+    problems: list[Problem],
+) -> list[Attachment]:
+    """What a program of an object is attached to; what is wrong with it goes into ``problems``.
+
+    ``maps`` are the kept maps of the object: ELF name to pin name.
+    """
+    hook, place = program.hook, program.place
+    origin = f'section "{program.section}"'
+    if entry.type:
+        hook, place = hook_of_section(entry.type), ""
+        origin = f"type {entry.type}"
+    exact = entry.swap is SwapChoice.EXACT
+    found = []
+    for attach in _entries(entry, hook, place, origin, problems):
+        fault = _fault(attach, origin, program.section, hook)
+        if not fault and hook:
+            target = _with_map(attach.target, maps)
+            if hook.kind is HookKind.TRACING and isinstance(target, FunctionTarget):
+                fault = _function_fault(target, place, origin)
+            behind_stub = _exact(hook, exact)
+            found.append(
+                attachment(object_name, program.name, hook, target, attach, exact=behind_stub)
+            )
+        if fault:
+            message = f"program {program.name} cannot be attached here"
+            problems.append(Problem(attach.mark, message, fault))
+    if hook and hook.kind is HookKind.TRACING and len(found) > 1:
+        message = f"program {program.name} cannot be attached to {len(found)} functions"
+        remedy = f"a program of {origin} is loaded for one: use a program for each, or kprobe.multi"
+        problems.append(Problem(entry.mark, message, remedy))
+    return found
+
+
+def _exact(hook: Hook, asked: bool) -> bool:
+    """Whether an attachment is behind a stub: where the hook takes nothing else, or if asked where
+    it would run both for a moment."""
+    way = hook.rules.swap
+    return way is SwapWay.STUB or (asked and way is SwapWay.OVERLAP)
+
+
+def load_function(program: ProgramSpec, found: Sequence[Attachment]) -> str:
+    """The function that a program has to be loaded for, where its section does not say."""
+    for one in found:
+        fixed = one.hook.kind is HookKind.TRACING or one.hook.name == "tp_btf"
+        if fixed and isinstance(one.target, FunctionTarget | TracepointTarget):
+            return "" if program.place else one.target.name
+    return ""
+
+
+def _entries(
+    entry: ProgramEntry, hook: Hook | None, place: str, origin: str, problems: list[Problem]
+) -> Iterator[AttachEntry]:
+    """The attachments that are written, and the one that ``attach: auto`` stands for."""
+    yield from entry.attach
+    if entry.attach_auto is None:
+        return
+    target = _placed(hook, place) if hook else None
+    if target:
+        yield AttachEntry(target, mark=entry.attach_auto)
+        return
+    message = f"program {entry.name} cannot be attached by itself"
+    remedy = f"its {origin} does not say where"
+    if hook and hook.rules.write:
+        remedy += f": write attach: [{{{hook.rules.write}}}]"
+    problems.append(Problem(entry.attach_auto, message, remedy))
+
+
+def _placed(hook: Hook, place: str) -> Target | None:
+    """The target that a section names; None where it names none."""
+    match hook.kind:
+        case _ if not place:
+            return None
+        case HookKind.TRACEPOINT | HookKind.RAW_TRACEPOINT:
+            return TracepointTarget(place)
+        case HookKind.TRACING | HookKind.KPROBE | HookKind.KPROBE_MULTI:
+            name, _, offset = place.partition("+")
+            return FunctionTarget(name, int(offset, 0) if offset else 0)
+        case HookKind.UPROBE | HookKind.UPROBE_MULTI:
+            path, _, symbol = place.rpartition(":")
+            name, _, offset = symbol.partition("+")
+            return BinaryTarget(path, name, int(offset, 0) if offset else 0)
+        case HookKind.ITERATOR:
+            return IteratorTarget(place)
+        case _:
+            return None
+
+
+def _with_map(target: Target, maps: Mapping[str, str]) -> Target:
+    """A map that is named as the object names it gets the name of its pin."""
+    match target:
+        case MapTarget(name):
+            return replace(target, name=maps.get(name, name))
+        case _:
+            return target
+
+
+def _function_fault(target: FunctionTarget, place: str, origin: str) -> str:
+    if place and place != target.name:
+        return f"its {origin} names another function: write attach: auto, or change the section"
+    return "a program like this is at a function's beginning or end" if target.offset else ""
+
+
+def _fault(attach: AttachEntry, origin: str, section: str, hook: Hook | None) -> str:
+    """Why a program cannot be attached; ``origin`` is what said the hook, or should have."""
+    if hook is None and section.removeprefix("?").split("/")[0] in _CLASSIFIERS:
+        return (
+            'write SEC("tcx/ingress") or SEC("tcx/egress"), which say where it is attached, or'
+            " type: tcx/ingress beside attach (clsact/ingress for a filter of tc)"
+        )
+    if hook is None:
+        return (
+            f"its {origin} names no hook that a program is attached to from here: leave out"
+            " attach and it is loaded and pinned"
+            f"{', or write the hook, as in type: tcx/ingress' if origin.startswith('type') else ''}"
+        )
+    if not isinstance(attach.target, hook.rules.targets):
+        return f"its {origin} belongs to {hook.rules.noun}: write {hook.rules.write}"
+    return _option_fault(attach, hook)
+
+
+def _option_fault(attach: AttachEntry, hook: Hook) -> str:
+    kind = hook.kind
+    match attach.target:
+        case InterfaceTarget(mode=mode) if (
+            hook.kind is not HookKind.XDP and mode is not XdpMode.AUTO
+        ):
+            return "mode is for XDP programs only: leave it out"
+        case InterfaceTarget(priority=int()) if kind is not HookKind.CLSACT:
+            return "priority is for clsact: leave it out; before and after place tcx and netkit"
+        case _:
+            pass
+    if (attach.before or attach.after) and kind not in (HookKind.TCX, HookKind.NETKIT):
+        return "before and after are for tcx and netkit programs: leave them out"
+    if attach.before and attach.after:
+        return "before and after are two places: keep one"
+    return ""
