@@ -1,6 +1,7 @@
 """Carries out a plan. Each change is a transaction: what fails is undone, the others go ahead."""
 
 import os
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 
@@ -68,6 +69,22 @@ class Applied:
             case CreateMap():
                 pass
         self.made_maps.add(name)
+
+
+def together(parts: Sequence[Applied]) -> Applied:
+    """What came of several plans, one after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    whole = Applied()  # it takes another look to know what is now
+    for part in parts:
+        whole.done += part.done
+        whole.failures += part.failures
+        whole.notes += part.notes
+        whole.made_maps |= part.made_maps
+        whole.recreated_maps |= part.recreated_maps
+        whole.renewed_maps |= part.renewed_maps
+        whole.renamed_maps |= part.renamed_maps
+    return whole
 
 
 def apply(

@@ -6,7 +6,7 @@ healed.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from bpfkeeperd.actions import (
     Action,
@@ -45,9 +45,10 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Healing:
-    """What is done now of a plan, and what is not."""
+    """What is done now of a plan, in which order, and what is not."""
 
-    plan: Plan
+    plans: tuple[Plan, ...]
+    """One after the other. A swap that fails undoes all of its plan: each is in one of its own."""
     tried: tuple[tuple[Action, Subject], ...] = ()
     """Each action of the plan with what it is about."""
     again_at: float | None = None
@@ -110,15 +111,22 @@ def heal(
     removals = tuple(
         action for action in (*plan.removals, *left_over) if sieve.lets_through((action,))
     )
+    together = [change for change in changes if not _swaps(change)]
+    first = Plan(restores=restores, changes=tuple(together), removals=removals)
     return Healing(
-        plan=replace(
-            plan, restores=restores, changes=tuple(changes), removals=removals, refusals=()
+        plans=(
+            *((first,) if first.actions else ()),
+            *(Plan(changes=(change,)) for change in changes if _swaps(change)),
         ),
         tried=tuple(sieve.tried),
         again_at=sieve.again_at,
         given_up=tuple(sieve.given_up),
         impossible=tuple(dict.fromkeys(impossible)),
     )
+
+
+def _swaps(change: Change) -> bool:
+    return any(isinstance(link, Swap) for link in change.links)
 
 
 def loaded_objects(plan: Plan) -> list[str]:
