@@ -1,12 +1,13 @@
 """What should be: maps, objects and attachments, as values. Pure."""
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import assert_never
 
 from bpfkeeperd.entries import AttachEntry, Content, Manifest, MapDefinition, MapRef, MismatchPolicy
 from bpfkeeperd.hooks import Hook
-from bpfkeeperd.layout import LinkKey, escape
+from bpfkeeperd.layout import LinkKey, escape, unescape
 from bpfkeeperd.maptypes import PROG_ARRAY, STRUCT_OPS
 from bpfkeeperd.progtypes import ProgramKind
 from bpfkeeperd.state import MapSpec, ObjectSpec
@@ -209,6 +210,18 @@ def target_name(target: Target) -> str:
             return f"iterator:{name}"
         case _:
             assert_never(target)
+
+
+def netns_of(key: LinkKey) -> str | None:
+    """The network namespace in the name of a link's target; empty for none, None where the name is
+    too long to tell."""
+    if "~" in key[2]:
+        return None
+    name = unescape(key[2])
+    for mode in (XdpMode.NATIVE, XdpMode.GENERIC):
+        name = name.removesuffix(f"+{mode}")
+    name = re.sub("#-?[0-9]+$", "", name)
+    return name.partition("@")[2]
 
 
 def _at(netns: str | None) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from bpfkeeperd.actions import Plan
 from bpfkeeperd.apply import Applied
-from bpfkeeperd.backoff import Backoff
+from bpfkeeperd.backoff import Backoff, Pace
 from bpfkeeperd.churn import IdChange
 from bpfkeeperd.desired import Desired
 from bpfkeeperd.drift import kind_of
@@ -16,6 +16,8 @@ from bpfkeeperd.heal import Healing, Subject, heal, loaded_objects
 from bpfkeeperd.observed import Observed
 from bpfkeeperd.sources import Sources, Specs
 from bpfkeeperd.state import HealStatus
+
+PACE = Pace()
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,7 @@ class Healer:
     __slots__ = ("_backoff", "_counts", "_given_up")
 
     def __init__(self) -> None:
-        self._backoff: Backoff[Subject] = Backoff()
+        self._backoff: Backoff[Subject] = Backoff(PACE)
         self._counts: Counter[tuple[str, str]] = Counter()
         self._given_up: frozenset[Subject] = frozenset()
 

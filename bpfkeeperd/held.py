@@ -21,12 +21,14 @@ ProgramPlace = tuple[str, str, str]
 class Held:
     """Maps by name, links by key, programs by place; a context manager that closes them all."""
 
-    __slots__ = ("_links", "_maps", "_programs")
+    __slots__ = ("_links", "_maps", "_programs", "homes")
 
     def __init__(self) -> None:
         self._maps: dict[str, tuple[int, int]] = {}  # name: (map ID, descriptor)
         self._links: dict[LinkKey, tuple[int, int]] = {}
         self._programs: dict[ProgramPlace, tuple[int, int]] = {}
+        self.homes: dict[int, tuple[int, int]] = {}
+        """Link ID to the network namespace (device, inode) that the link was found in."""
 
     def map_fd(self, name: str, map_id: int) -> int | None:
         """The held descriptor, if it is of this map; it stays this object's."""

@@ -11,6 +11,7 @@ from bpfkeeperd.desired import Desired
 from bpfkeeperd.directories import pins_below
 from bpfkeeperd.errors import KernelError, PinRootError
 from bpfkeeperd.held import Held
+from bpfkeeperd.homes import without_strangers
 from bpfkeeperd.layout import OWN_DIRECTORY, Layout, LinkKey, escape
 from bpfkeeperd.observecontents import with_contents
 from bpfkeeperd.observed import Observed, ObservedLink, ObservedMap
@@ -104,6 +105,7 @@ def observe(desired: Desired, layout: Layout, held: Held, last_ids: Mapping[str,
             links[pin.path[0], pin.path[1], pin.path[2]] = ObservedLink(link)
     for key, info in held.link_infos(besides=links).items():
         links[key] = ObservedLink(info, pinned=False)
+    links = without_strangers(links, held)
     former = functools.partial(_former, desired, layout, programs, last_ids)
     maps = {
         name: _observe_map(layout, name, held, last_ids, former)

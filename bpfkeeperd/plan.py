@@ -21,12 +21,12 @@ from bpfkeeperd.actions import (
     Swap,
 )
 from bpfkeeperd.compare import differences, layout_differences, pattern_differences
-from bpfkeeperd.desired import Attachment, Desired, WantedMap, WantedObject
+from bpfkeeperd.desired import Attachment, Desired, WantedMap, WantedObject, netns_of
 from bpfkeeperd.draft import Draft, hold_back
 from bpfkeeperd.entries import MismatchPolicy
 from bpfkeeperd.generations import leave_out_entries, renew_arrays, renew_data, write_entries
 from bpfkeeperd.grouping import group
-from bpfkeeperd.layout import LinkKey, escape, kernel_name, unescape
+from bpfkeeperd.layout import LinkKey, escape, kernel_name
 from bpfkeeperd.observed import Observed, ObservedLink
 from bpfkeeperd.state import LinkInfo, ProgramInfo
 
@@ -260,7 +260,7 @@ def _decide_attachment(
         usable = orphan.pinned and orphan_key not in draft.taken_links
         if not usable or not serves(orphan.info, attachment, target_id):
             continue
-        if _netns(orphan_key) != _netns(key):  # interface indexes repeat in each namespace
+        if netns_of(orphan_key) != netns_of(key):  # interface indexes repeat in each namespace
             continue
         draft.taken_links.add(orphan_key)
         if _same_mode(orphan_key, key):
@@ -271,14 +271,6 @@ def _decide_attachment(
         return
     reason = "its target came back or the link was detached" if link else "not attached yet"
     actions.append(Attach(attachment, wanted.digest, reason))
-
-
-def _netns(key: LinkKey) -> str:
-    """The network namespace in a target's name; empty for none."""
-    target = unescape(key[2])
-    for mode in ("+native", "+generic"):
-        target = target.removesuffix(mode)
-    return target.partition("@")[2]
 
 
 def _same_mode(one: LinkKey, other: LinkKey) -> bool:

@@ -52,6 +52,7 @@ from bpfkeeperd.kernel.places import (
     possible_cpus,
     stack_depth,
 )
+from bpfkeeperd.kernel.query import hook_links, xdp_program
 from bpfkeeperd.kernel.scan import Pin, PinKind, scan
 from bpfkeeperd.kernel.slots import map_slots
 
@@ -71,6 +72,7 @@ __all__ = [
     "cpu_numbers",
     "drain",
     "holding",
+    "hook_links",
     "inside_netns",
     "interface_events",
     "interface_index",
@@ -112,4 +114,5 @@ __all__ = [
     "rename",
     "scan",
     "stack_depth",
+    "xdp_program",
 ]
