@@ -28,6 +28,10 @@ from bpfkeeperd.desired import target_name
 from bpfkeeperd.layout import LinkKey, unescape
 from bpfkeeperd.observed import Observed
 
+LINKS_AT_ONCE = 64
+"""An attachment may take the kernel 16 ms (TCX waits for a grace period): after so many the daemon
+sees first what else there is to do."""
+
 
 @dataclass(frozen=True, slots=True)
 class Subject:
@@ -102,7 +106,12 @@ def heal(
     changes: list[Change] = []
     impossible: list[str] = []
     apart, left_over = _apart(plan)
+    links = 0
     for change in apart:
+        links += len(change.links)
+        if links > LINKS_AT_ONCE and changes:
+            sieve.again_at = now
+            break
         why = [changed_files[name] for name in _loaded_objects(change) if name in changed_files]
         if why:
             impossible += why
