@@ -91,6 +91,10 @@ class Backoff(Generic[Subject]):
             if old:
                 del self._records[subject]
 
+    def __len__(self) -> int:
+        """Of how many subjects something is remembered."""
+        return len(self._records)
+
     @property
     def given_up(self) -> tuple[Subject, ...]:
         return tuple(

@@ -108,8 +108,7 @@ def heal(
     apart, left_over = _apart(plan)
     links = 0
     for change in apart:
-        links += len(change.links)
-        if links > LINKS_AT_ONCE and changes:
+        if links >= LINKS_AT_ONCE:
             sieve.again_at = now
             break
         why = [changed_files[name] for name in _loaded_objects(change) if name in changed_files]
@@ -117,6 +116,7 @@ def heal(
             impossible += why
         elif sieve.lets_through(change.actions):
             changes.append(change)
+            links += len(change.links)
     removals = tuple(
         action for action in (*plan.removals, *left_over) if sieve.lets_through((action,))
     )

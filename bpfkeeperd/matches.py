@@ -35,7 +35,7 @@ def find_matches(patterns: Iterable[Target], mount: str | None) -> dict[Target, 
             case CgroupTarget(path):
                 place = cgroup_path(path, mount)
                 top = len(place) - len(path) if place else 0
-                paths = [where[top:] for where in _cgroups(place)] if place else []
+                paths = [where[top:] for where in matching_cgroups(place)] if place else []
                 found[pattern] = tuple(replace(pattern, path=where) for where in paths)
             case InterfaceTarget(name, netns):
                 if netns not in names:
@@ -60,7 +60,7 @@ def _interfaces(netns: str | None) -> list[str] | None:
         return None
 
 
-def _cgroups(pattern: str) -> list[str]:
+def matching_cgroups(pattern: str) -> list[str]:
     """The directories that match an absolute path, component by component."""
     found = ["/"]
     for part in pattern.strip("/").split("/"):
@@ -92,5 +92,5 @@ def fixed_directories(pattern: str) -> list[str]:
     directories = []
     for depth in range(1, len(parts)):
         above = "/" + "/".join(parts[:depth])
-        directories += _cgroups(above) if any(map(is_pattern, parts[:depth])) else [above]
+        directories += matching_cgroups(above) if any(map(is_pattern, parts[:depth])) else [above]
     return directories

@@ -67,6 +67,8 @@ PURE = [
     "desired.py",
     "observed.py",
     "patterns.py",
+    "backoff.py",
+    "heal.py",
     "actions.py",
     "draft.py",
     "generations.py",
