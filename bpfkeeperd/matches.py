@@ -85,12 +85,14 @@ def _directories(path: str) -> list[str]:
         return []
 
 
-def fixed_directories(pattern: str) -> list[str]:
-    """Where something can appear that matches an absolute path: its directories, as far as they
-    are there, that of each component with a wildcard last."""
+def directories_of(pattern: str) -> dict[str, str]:
+    """Where something can come or go that matches an absolute path: directories, each with what of
+    the pattern can be in it. Those above the first wildcard are one, the last of them."""
     parts = pattern.strip("/").split("/")
-    directories = []
-    for depth in range(1, len(parts)):
+    first = next((depth for depth, part in enumerate(parts) if is_pattern(part)), len(parts) - 1)
+    directories = {}
+    for depth in range(first, len(parts)):
         above = "/" + "/".join(parts[:depth])
-        directories += matching_cgroups(above) if any(map(is_pattern, parts[:depth])) else [above]
+        for directory in matching_cgroups(above) if depth > first else [above]:
+            directories[directory] = parts[depth]
     return directories

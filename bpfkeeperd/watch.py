@@ -7,15 +7,15 @@ What is noticed is not looked at: a look tells what is. Events that nobody waits
 import os
 import select
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from bpfkeeperd import kernel
 from bpfkeeperd.attach import cgroup_path
 from bpfkeeperd.desired import Desired
 from bpfkeeperd.errors import KeeperError
-from bpfkeeperd.layout import Layout
-from bpfkeeperd.matches import fixed_directories
+from bpfkeeperd.layout import OWN_DIRECTORY, Layout
+from bpfkeeperd.matches import directories_of
 from bpfkeeperd.observed import Observed
 from bpfkeeperd.targets import CgroupTarget, InterfaceTarget, Target
 
@@ -27,7 +27,6 @@ GAP_SHARE = 4.0
 """After a look that found nothing to do, the next waits so many times as long as that one took:
 what happens all the time and concerns nobody must not cost more than a fifth of a CPU."""
 GAP_MAX_SECONDS = 1.0
-NETNS_DIRECTORY = "/run/netns"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +35,10 @@ class Places:
 
     netns: frozenset[str | None]
     """Paths of network namespaces; None is the daemon's own."""
-    directories: frozenset[str]
+    directories: Mapping[str, frozenset[str]]
+    """With the names, or patterns of names, that matter in each."""
+    root: str
+    """The pin root."""
 
 
 def places(wanted: Desired, observed: Observed, layout: Layout) -> Places:
@@ -58,11 +60,14 @@ def places(wanted: Desired, observed: Observed, layout: Layout) -> Places:
         if (target := content.target)
     ]
     netns = _netns(targets)
-    directories = {*_cgroup_directories(targets), *_pin_directories(observed, layout)}
+    found: dict[str, set[str]] = {}
+    for directory, name in (*_cgroup_names(targets), *_pin_names(observed, layout)):
+        found.setdefault(directory, set()).add(name)
     for path in netns:
         if path:
-            directories.add(os.path.dirname(path))
-    return Places(frozenset(netns), frozenset(directories))
+            found.setdefault(os.path.dirname(path), set()).add(os.path.basename(path))
+    directories = {directory: frozenset(names) for directory, names in found.items()}
+    return Places(frozenset(netns), directories, layout.root)
 
 
 def _netns(targets: Iterable[Target]) -> set[str | None]:
@@ -76,44 +81,53 @@ def _netns(targets: Iterable[Target]) -> set[str | None]:
     return {path for path in paths if path is None or not path.startswith("/proc/")}
 
 
-def _cgroup_directories(targets: Iterable[Target]) -> set[str]:
-    """Where a wanted cgroup comes or goes."""
-    paths = dict.fromkeys(target for target in targets if isinstance(target, CgroupTarget))
+def _cgroup_names(targets: Iterable[Target]) -> Iterator[tuple[str, str]]:
+    """Where a wanted cgroup comes or goes, and under which name."""
+    paths = dict.fromkeys(target.path for target in targets if isinstance(target, CgroupTarget))
     mount = kernel.cgroup2_mount() if paths else None
-    found = set[str]()
-    for target in paths:
-        path = cgroup_path(target.path, mount)
-        if path is None:
-            continue
-        if target.is_pattern:
-            above = mount if mount and path.startswith(f"{mount}/") else ""
-            found |= {place for place in fixed_directories(path) if place.startswith(above or "/")}
-        else:
-            found.add(os.path.dirname(path))
-    return found
+    for path in paths:
+        place = cgroup_path(path, mount)
+        if place is not None:
+            yield from directories_of(place).items()
 
 
-def _pin_directories(observed: Observed, layout: Layout) -> set[str]:
-    """Where pins stand."""
-    found = {layout.root, layout.own, layout.objects, layout.links}
-    found |= {os.path.dirname(layout.map(name)) for name in observed.maps}
+def _pin_names(observed: Observed, layout: Layout) -> Iterator[tuple[str, str]]:
+    """Where pins come and go, and under which names. What others pin is nobody's business."""
+    yield layout.root, OWN_DIRECTORY
+    for name in observed.maps:
+        directory, _, pin = layout.map(name).rpartition("/")
+        yield directory, pin
+    for directory in (layout.own, layout.objects, layout.links):
+        yield directory, "*"
     for name, digests in observed.programs.items():
-        found.add(f"{layout.objects}/{name}")
-        found |= {f"{layout.objects}/{name}/{digest}" for digest in digests}
+        yield f"{layout.objects}/{name}", "*"
+        for digest in digests:
+            yield f"{layout.objects}/{name}/{digest}", "*"
     for name, program, _ in observed.links:
-        found |= {f"{layout.links}/{name}", f"{layout.links}/{name}/{program}"}
-    return found
+        yield f"{layout.links}/{name}", "*"
+        yield f"{layout.links}/{name}/{program}", "*"
 
 
 class Watch:
     """Descriptors for a poll loop, and when it should look. It holds them until `close`."""
 
-    __slots__ = ("_check_at", "_directories", "_first", "_mounts", "_not_before", "_sockets")
+    __slots__ = (
+        "_check_at",
+        "_directories",
+        "_first",
+        "_mounted",
+        "_mounts",
+        "_not_before",
+        "_places",
+        "_sockets",
+    )
 
     def __init__(self) -> None:
         self._directories = kernel.Directories()
         self._mounts = kernel.mount_events()
         self._sockets: dict[str | None, tuple[tuple[int, int], socket.socket]] = {}
+        self._places: Places | None = None
+        self._mounted: object = None
         self._first: float | None = None
         self._check_at = 0.0
         self._not_before = 0.0
@@ -132,8 +146,10 @@ class Watch:
 
     def notice(self, fd: int, now: float) -> None:
         """One of the descriptors is ready."""
-        if fd == self._mounts:
-            self._directories.reset()
+        if fd == self._mounts and self._mounted == self._look_at_mounts():
+            return  # something else was mounted
+        if fd == self._directories.fd and not self._directories.drain():
+            return  # something else came or went
         if self._first is None:
             self._first = now
             self._check_at = now + QUIET_SECONDS
@@ -154,6 +170,13 @@ class Watch:
         self._first = None
         return True
 
+    def _look_at_mounts(self) -> object:
+        """What a mount could change of what matters."""
+        if self._places is None:
+            return None
+        paths = [self._places.root, *(path for path in self._places.netns if path)]
+        return kernel.cgroup2_mount(), [(path, _identity(path)) for path in sorted(paths)]
+
     def _drain(self) -> bool:
         found = [kernel.drain(found) for _, found in self._sockets.values()]
         return any([self._directories.drain(), *found])
@@ -168,8 +191,10 @@ class Watch:
         What is watched anew may have changed before: that is noticed like an event.
         """
         problem = ""
+        self._places = wanted
+        self._mounted = self._look_at_mounts()
         try:
-            added = self._directories.follow(set(wanted.directories))
+            added = self._directories.follow(wanted.directories)
         except KeeperError as error:
             added, problem = False, str(error)
         for path in self._sockets.keys() - wanted.netns:
@@ -183,11 +208,7 @@ class Watch:
 
     def _listen(self, path: str | None) -> bool:
         """Listens in a network namespace; whether that is new. A name can get another one."""
-        try:
-            status = os.stat(path or "/proc/self/ns/net")
-        except OSError:
-            status = None
-        identity = (status.st_dev, status.st_ino) if status else None
+        identity = _identity(path or "/proc/self/ns/net")
         known = self._sockets.get(path)
         if known and known[0] == identity:
             return False
@@ -207,3 +228,12 @@ class Watch:
         for _, found in self._sockets.values():
             found.close()
         self._sockets.clear()
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    """What is at a path now; None: nothing."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino

@@ -5,12 +5,15 @@ import errno
 import os
 import socket
 import struct
+from collections.abc import Collection, Mapping
+from fnmatch import fnmatchcase
 
 from bpfkeeperd._libbpf import lib
 from bpfkeeperd.errors import KernelError
 from bpfkeeperd.kernel.places import inside_netns
 
 RTMGRP_LINK = 1  # include/uapi/linux/rtnetlink.h
+IN_Q_OVERFLOW = 0x4000
 IN_IGNORED = 0x8000  # include/uapi/linux/inotify.h: the watch is gone
 WATCHES_REMEDY = (
     "changes there are found by the timer only; sysctl fs.inotify.max_user_watches may be too low"
@@ -57,83 +60,70 @@ def mount_events() -> int:
     return os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
 
 
-def _open_watch() -> int:
-    fd: int = lib.keeper_watch_open()
-    if fd < 0:
-        raise KernelError("watch directories", -fd, WATCHES_REMEDY)
-    return fd
-
-
 class Directories:
-    """Tells when a name comes or goes in any of a changing set of directories.
+    """Tells when a name that matters comes or goes in any of a changing set of directories.
 
     bpffs and cgroup file systems tell it like any other. It holds a descriptor until `close`.
     """
 
-    __slots__ = ("_by_number", "_numbers", "fd")
+    __slots__ = ("_names", "fd")
 
     def __init__(self) -> None:
-        self.fd = _open_watch()
-        self._numbers: dict[str, int] = {}
-        self._by_number: dict[int, str] = {}
+        self.fd: int = lib.keeper_watch_open()
+        if self.fd < 0:
+            raise KernelError("watch directories", -self.fd, WATCHES_REMEDY)
+        self._names: dict[int, set[str]] = {}
 
-    def follow(self, directories: set[str]) -> bool:
-        """Watches these, or where there is none the nearest that is there above it; and no others.
+    def follow(self, directories: Mapping[str, Collection[str]]) -> bool:
+        """Watches these directories for these names or patterns of names, and no others; where
+        there is none, the nearest that is there above it, for the next one on the way.
 
-        Returns whether one is watched anew: what happened in it before was not told.
+        A watch is of a directory, not of its path, and not every file system tells of its end: all
+        are added again, which gives those that are the same their old number. Returns whether one
+        is new: what happened in it before was not told.
 
         Raises:
             KernelError: no more can be watched (fs.inotify.max_user_watches).
         """
-        before = len(self._numbers)
-        watched = {self._watched(directory) for directory in directories}
-        added = len(self._numbers) > before
-        for path in self._numbers.keys() - watched:
-            number = self._numbers.pop(path)
-            del self._by_number[number]
+        names: dict[int, set[str]] = {}
+        for directory, wanted in directories.items():
+            path, waited_for = directory, wanted
+            while (number := lib.keeper_watch_add(self.fd, os.fsencode(path))) < 0:
+                if number not in (-errno.ENOENT, -errno.ENOTDIR) or path == "/":
+                    raise KernelError(f"watch {path}", -number, WATCHES_REMEDY)
+                path, _, name = path.rpartition("/")
+                path, waited_for = path or "/", [name]
+            names.setdefault(number, set()).update(waited_for)
+        for number in self._names.keys() - names.keys():
             lib.keeper_watch_remove(self.fd, number)
-        return added
-
-    def _watched(self, directory: str) -> str:
-        """The directory that stands for another in the watches, added if need be."""
-        while directory not in self._numbers:
-            number = lib.keeper_watch_add(self.fd, os.fsencode(directory))
-            if number >= 0:
-                # Another path of the same directory has the same number.
-                if number in self._by_number:
-                    return self._by_number[number]
-                self._numbers[directory] = number
-                self._by_number[number] = directory
-            elif number in (-errno.ENOENT, -errno.ENOTDIR) and directory != "/":
-                directory = os.path.dirname(directory)
-            else:
-                raise KernelError(f"watch {directory}", -number, WATCHES_REMEDY)
-        return directory
+        added = names.keys() - self._names.keys()
+        self._names = names
+        return bool(added)
 
     def drain(self) -> bool:
-        """Reads all events; False when there are none."""
-        there = False
+        """Reads all events; whether one matters."""
+        matters = False
         while True:
             try:
                 data = os.read(self.fd, 1 << 16)
             except BlockingIOError:
-                return there
+                return matters
             offset = 0
             while offset < len(data):
                 number, mask, _, size = _INOTIFY_EVENT.unpack_from(data, offset)
                 offset += _INOTIFY_EVENT.size + size
-                if not mask & IN_IGNORED:
-                    there = True
-                elif number in self._by_number:  # else `follow` took it away
-                    del self._numbers[self._by_number.pop(number)]
-                    there = True
+                name = os.fsdecode(data[offset - size : offset].rstrip(b"\0"))
+                matters = matters or self._matters(number, mask, name)
 
-    def reset(self) -> None:
-        """Forgets all watches: after a mount, the same path may be another directory."""
-        self.close()
-        self._numbers.clear()
-        self._by_number.clear()
-        self.fd = _open_watch()
+    def _matters(self, number: int, mask: int, name: str) -> bool:
+        if mask & IN_Q_OVERFLOW:
+            return True
+        names = self._names.get(number)
+        if names is None:  # it is not watched any more
+            return False
+        if mask & IN_IGNORED:
+            del self._names[number]
+        return not name or any(fnmatchcase(name, wanted) for wanted in names)
 
     def close(self) -> None:
         with contextlib.suppress(OSError):

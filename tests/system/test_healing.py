@@ -70,8 +70,9 @@ def test_a_lost_pin_is_restored(world: World, start: Start, pin: str) -> None:
     before = world.everything()
     place = world.pins / pin
     for name in [place] if place.is_file() else list(place.iterdir()):
-        if name.is_dir():
-            shutil.rmtree(name)
+        if name.is_dir():  # it may be made again while it is removed
+            name.rename(f"{name}_aside")
+            shutil.rmtree(f"{name}_aside")
         elif not name.name.endswith("debug"):
             name.unlink()
     until(lambda: world.everything().keys() == before.keys(), "pins are not there again")

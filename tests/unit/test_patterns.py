@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from bpfkeeperd.desired import Desired
-from bpfkeeperd.matches import fixed_directories, matching_cgroups
+from bpfkeeperd.matches import directories_of, matching_cgroups
 from bpfkeeperd.patterns import expand, pattern_targets
 from bpfkeeperd.targets import CgroupTarget, InterfaceTarget, Target, XdpMode
 from tests.unit.test_plan import an_object, desire
@@ -100,10 +100,11 @@ def test_each_part_of_a_path_is_matched_alone(
 def test_where_something_that_matches_can_appear(tmp_path: Path) -> None:
     for name in ("a/x", "b", "other"):
         (tmp_path / name).mkdir(parents=True)
-    found = fixed_directories(f"{tmp_path}/[ab]/x/*")
-    assert [path for path in found if path.startswith(str(tmp_path))] == [
-        str(tmp_path),
-        f"{tmp_path}/a",
-        f"{tmp_path}/b",
-        f"{tmp_path}/a/x",
-    ]
+    assert directories_of(f"{tmp_path}/[ab]/x/*") == {
+        f"{tmp_path}": "[ab]",
+        f"{tmp_path}/a": "x",
+        f"{tmp_path}/b": "x",
+        f"{tmp_path}/a/x": "*",
+    }
+    assert directories_of(f"{tmp_path}/none/name") == {f"{tmp_path}/none": "name"}
+    assert directories_of("/*") == {"/": "*"}
