@@ -1,5 +1,6 @@
 """The pipeline, run: manifest and objects, observation, plan, apply, and what is remembered."""
 
+import functools
 import time
 from bisect import bisect_left
 from collections import Counter
@@ -17,7 +18,7 @@ from bpfkeeperd.healer import Healed, Healer, read_for_healing
 from bpfkeeperd.held import Held
 from bpfkeeperd.inner import with_inner_maps
 from bpfkeeperd.layout import Layout, escape
-from bpfkeeperd.lock import RootLock, writing
+from bpfkeeperd.lock import RootLock, letting_look, writing
 from bpfkeeperd.manifest import parse_manifest, read_files
 from bpfkeeperd.matches import with_matches
 from bpfkeeperd.observe import check_pin_root, make_pin_root, observe
@@ -29,7 +30,9 @@ from bpfkeeperd.sources import Sources, Specs, read_sources
 from bpfkeeperd.state import Failure, Outcome, ReloadResult, ReloadStatus, Status
 from bpfkeeperd.statefile import read_state, state_path, write_state
 from bpfkeeperd.steps import OnStep, Step
+from bpfkeeperd.trial import Patience, Pause, sleep
 from bpfkeeperd.watch import Places, places
+from bpfkeeperd.withheld import former, withheld_versions, without
 
 DURATION_BUCKETS_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
@@ -43,14 +46,22 @@ class Look:
     plan: Plan
 
 
-def look(manifest: Manifest, memory: Memory, *, force: bool = False) -> Look:
+def look(
+    manifest: Manifest, memory: Memory, *, force: bool = False, withhold: bool = False
+) -> Look:
     """What a reload of this manifest would find and do; for those who keep nothing.
+
+    ``withhold``: what would be done without being asked to, which is not to try again what did not
+    show its health.
 
     Raises:
         ManifestError, PinRootError, KernelError: as `resolve`, `check_pin_root` and `observe`.
     """
     with read_sources(manifest, {}) as sources:
-        desired = with_matches(resolve(manifest, sources.found, kernel.machine()))
+        desired = resolve(manifest, sources.found, kernel.machine())
+        if withhold:
+            desired = without(desired, memory.withheld)
+        desired = with_matches(desired)
     check_pin_root(manifest.pin_root)
     with Held() as held:
         last_ids = memory.last_ids(kernel.boot_id())
@@ -69,12 +80,15 @@ class Keeper:
         PinRootError, BusyError: it cannot be kept at this pin root, or somebody else does.
     """
 
-    def __init__(self, manifest_file: str, state_directory: str, on_step: OnStep) -> None:
+    def __init__(
+        self, manifest_file: str, state_directory: str, on_step: OnStep, pause: Pause = sleep
+    ) -> None:
         self.manifest_file = manifest_file
         self.status = Status()
         self.desired: Desired | None = None
         self.notes: list[str] = []
         self._on_step = on_step
+        self._pause = pause
         self._texts: list[tuple[str, bytes]] = []
         self.manifest = manifest = self._read_manifest()
         self._layout = Layout(manifest.pin_root)
@@ -85,6 +99,7 @@ class Keeper:
         self._good: dict[str, WantedObject] = {}  # as last loaded
         self._state_path = state_path(state_directory, manifest.pin_root)
         self._memory, note = read_state(self._state_path)
+        self._written = self._memory
         if note:
             self.notes.append(note)
         self._results: Counter[ReloadResult] = Counter()
@@ -130,13 +145,19 @@ class Keeper:
             desired = with_matches(raw)
             make_pin_root(manifest.pin_root)
             self._lock.refresh()
-            with writing(self._layout.own):
+            with writing(self._layout.own) as lock:
                 observed = self._observe(desired)
                 todo = plan(desired, observed, force=force)
-                applied = self._apply(todo, observed, sources)
+                applied = self._apply(todo, observed, sources, lock)
         if manifest.metrics_listen != self.manifest.metrics_listen:
             applied.notes.append("metrics.listen has changed: it takes effect with a restart")
-        self.manifest, self.desired = manifest, raw
+        withheld = {}
+        if applied.unhealthy:
+            withheld = withheld_versions(todo, applied.unhealthy)
+            raw = former(self.desired, raw, withheld)
+            desired = with_matches(raw)
+        self.manifest, self.desired = raw.manifest, raw
+        self._memory = replace(self._memory, withheld=withheld)
         self._reuses.update(todo.kept_maps)
         left = replace(todo, restores=(), changes=(), removals=())
         changes: tuple[IdChange, ...] = ()
@@ -155,8 +176,10 @@ class Keeper:
             refusals=refusals,
             notes=tuple(applied.notes),
             kept_maps=len(todo.kept_maps),
+            rolled_back=applied.rolled_back,
         )
-        self._settled = self._in_force(raw, outcome)
+        if applied.unhealthy or not applied.rolled_back or self._settled is None:
+            self._settled = self._in_force(raw)
         self._healer.forget()
         return outcome, changes
 
@@ -168,7 +191,7 @@ class Keeper:
             self._texts, self._parsed = texts, manifest
         return self._parsed
 
-    def _in_force(self, desired: Desired, outcome: Outcome) -> Desired | None:
+    def _in_force(self, desired: Desired) -> Desired:
         """What a reload left: of an object that could not be loaded, what was loaded before."""
         missing = {
             name: f"the last reload did not load it: {wanted.source.sha256[:12]} is the new file"
@@ -176,8 +199,6 @@ class Keeper:
             if not wanted.fault
             and (name not in self._good or self._good[name].digest != wanted.digest)
         }
-        if outcome.rolled_back and self._settled:
-            return self._settled
         if not missing:
             return desired
         sources: dict[str, ObjectSource | str] = {
@@ -185,7 +206,10 @@ class Keeper:
             for name, wanted in desired.objects.items()
         }
         good = {name: found for name, found in self._good.items() if name in desired.objects}
-        return resolve(desired.manifest, {**sources, **desired.faults}, kernel.machine(), good)
+        try:
+            return resolve(desired.manifest, {**sources, **desired.faults}, kernel.machine(), good)
+        except ManifestError:  # it does not fit the former files
+            return self._settled or desired
 
     def heal(self, now: float) -> Healed:
         """Puts right what drifted from what the last reload left, as far as it is time for it.
@@ -201,12 +225,12 @@ class Keeper:
         make_pin_root(self.manifest.pin_root)
         self._lock.refresh()
         wanted = with_matches(self._settled)
-        with Sources() as sources, writing(self._layout.own):
+        with Sources() as sources, writing(self._layout.own) as lock:
             observed = self._observe(wanted)
             todo = plan(wanted, observed)
             changed = read_for_healing(todo, wanted, self.manifest, sources, self._specs)
             healing = self._healer.choose(todo, observed, changed, now)
-            parts = [self._apply(part, observed, sources) for part in healing.plans]
+            parts = [self._apply(part, observed, sources, lock) for part in healing.plans]
         applied = together(parts) if parts else Applied(observed=observed)
         healed = self._healer.record(healing, applied, now)
         if self._settled is not self.desired and self.desired:
@@ -216,7 +240,7 @@ class Keeper:
             todo = plan(wanted, applied.observed)
         return replace(healed, changes=self._take_stock(wanted, applied, todo))
 
-    def _apply(self, todo: Plan, observed: Observed, sources: Sources) -> Applied:
+    def _apply(self, todo: Plan, observed: Observed, sources: Sources, lock: int | None) -> Applied:
         return apply(
             todo,
             observed,
@@ -224,6 +248,7 @@ class Keeper:
             held=self._held,
             open_object=sources.open,
             on_step=self._on_step,
+            patience=Patience(self._pause, functools.partial(letting_look, lock)),
         )
 
     def look(self) -> tuple[IdChange, ...]:
@@ -266,9 +291,9 @@ class Keeper:
             renewed=applied.renewed_maps,
             renamed=applied.renamed_maps,
         )
-        if memory != self._memory:
+        if memory != self._written:
             self._on_step(Step.WRITE_STATE, self._state_path)
-            self._memory = memory
+            self._memory = self._written = memory
             try:
                 write_state(self._state_path, memory)
             except KeeperError as error:  # the maps are kept all the same

@@ -269,6 +269,8 @@ class Outcome:
         if wrong:
             parts.append(counted(wrong, "problem"))
         how = "applied" if self.result is ReloadResult.OK else "applied in part"
+        if self.rolled_back:
+            how = "rolled back"
         return f"{how} in {self.duration_seconds * 1000:.0f} ms: {', '.join(parts)}"
 
 

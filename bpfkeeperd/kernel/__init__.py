@@ -18,6 +18,7 @@ from bpfkeeperd.kernel.bpf import (
     map_contains,
     map_create,
     map_delete,
+    map_has_owner,
     map_info,
     map_keys,
     map_lookup,
@@ -56,6 +57,7 @@ from bpfkeeperd.kernel.places import (
 from bpfkeeperd.kernel.query import hook_links, xdp_program
 from bpfkeeperd.kernel.scan import Pin, PinKind, scan
 from bpfkeeperd.kernel.slots import map_slots
+from bpfkeeperd.kernel.stats import counting_runs, program_stats
 
 __all__ = [
     "TRACE_ITER",
@@ -71,6 +73,7 @@ __all__ = [
     "btf_layouts",
     "btf_load",
     "cgroup2_mount",
+    "counting_runs",
     "cpu_numbers",
     "drain",
     "holding",
@@ -92,6 +95,7 @@ __all__ = [
     "map_create",
     "map_delete",
     "map_for_reading",
+    "map_has_owner",
     "map_info",
     "map_keys",
     "map_lookup",
@@ -111,6 +115,7 @@ __all__ = [
     "possible_cpus",
     "program_by_id",
     "program_info",
+    "program_stats",
     "raw_tracepoint_open",
     "release_memory",
     "rename",
