@@ -4,6 +4,7 @@ import functools
 import time
 from bisect import bisect_left
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from bpfkeeperd import kernel
@@ -16,6 +17,7 @@ from bpfkeeperd.entries import Manifest
 from bpfkeeperd.errors import KeeperError, ManifestError
 from bpfkeeperd.healer import Healed, Healer, read_for_healing
 from bpfkeeperd.held import Held
+from bpfkeeperd.hooks import Hook
 from bpfkeeperd.inner import with_inner_maps
 from bpfkeeperd.layout import Layout, escape
 from bpfkeeperd.lock import RootLock, letting_look, writing
@@ -26,7 +28,7 @@ from bpfkeeperd.observed import Observed
 from bpfkeeperd.plan import plan
 from bpfkeeperd.resolve import resolve
 from bpfkeeperd.snapshot import status
-from bpfkeeperd.sources import Sources, Specs, read_sources
+from bpfkeeperd.sources import Sources, Specs, lacking_hooks, read_sources
 from bpfkeeperd.state import Failure, Outcome, ReloadResult, ReloadStatus, Status
 from bpfkeeperd.statefile import read_state, state_path, write_state
 from bpfkeeperd.steps import OnStep, Step
@@ -58,7 +60,9 @@ def look(
         ManifestError, PinRootError, KernelError: as `resolve`, `check_pin_root` and `observe`.
     """
     with read_sources(manifest, {}) as sources:
-        desired = resolve(manifest, sources.found, kernel.machine())
+        desired = resolve(
+            manifest, sources.found, kernel.machine(), lacking=lacking_hooks(manifest, sources)
+        )
         if withhold:
             desired = without(desired, memory.withheld)
         desired = with_matches(desired)
@@ -141,7 +145,8 @@ class Keeper:
                 f" keeper runs: restart it, or go back to {self.manifest.pin_root}"
             )
         with read_sources(manifest, self._specs) as sources:
-            raw = resolve(manifest, sources.found, kernel.machine(), self._good)
+            lacking = lacking_hooks(manifest, sources)
+            raw = resolve(manifest, sources.found, kernel.machine(), self._good, lacking)
             desired = with_matches(raw)
             make_pin_root(manifest.pin_root)
             self._lock.refresh()
@@ -179,7 +184,7 @@ class Keeper:
             rolled_back=applied.rolled_back,
         )
         if applied.unhealthy or not applied.rolled_back or self._settled is None:
-            self._settled = self._in_force(raw)
+            self._settled = self._in_force(raw, lacking)
         self._healer.forget()
         return outcome, changes
 
@@ -191,7 +196,7 @@ class Keeper:
             self._texts, self._parsed = texts, manifest
         return self._parsed
 
-    def _in_force(self, desired: Desired) -> Desired:
+    def _in_force(self, desired: Desired, lacking: Mapping[Hook, str]) -> Desired:
         """What a reload left: of an object that could not be loaded, what was loaded before."""
         missing = {
             name: f"the last reload did not load it: {wanted.source.sha256[:12]} is the new file"
@@ -207,7 +212,8 @@ class Keeper:
         }
         good = {name: found for name, found in self._good.items() if name in desired.objects}
         try:
-            return resolve(desired.manifest, {**sources, **desired.faults}, kernel.machine(), good)
+            found = {**sources, **desired.faults}
+            return resolve(desired.manifest, found, kernel.machine(), good, lacking)
         except ManifestError:  # it does not fit the former files
             return self._settled or desired
 

@@ -444,7 +444,7 @@ VETHS = 200
 
 
 def test_two_hundred_interfaces_at_once(world: World, start: Start, netns: Netns) -> None:
-    put_tcx(world)
+    world.put("one", HOOK='"xdp"', VERDICT=2)
     write_interfaces(world, f'interface: "veth*", netns: {netns.here}')
     daemon = start()
     add_veths(netns)
