@@ -29,11 +29,13 @@ from bpfkeeperd.grouping import group
 from bpfkeeperd.layout import LinkKey, escape, kernel_name
 from bpfkeeperd.observed import Observed, ObservedLink
 from bpfkeeperd.state import LinkInfo, ProgramInfo
+from bpfkeeperd.targets import BinaryTarget, MapTarget
 
 _OTHER_MODE = (
     "the interface runs XDP in another mode, and it has one mode at a time: take the attachment out"
     " of the manifest and reload, then put it in again with the new mode"
 )
+_TO_BE_MADE = -1
 _NO_PROGRAMS: Mapping[str, ProgramInfo] = {}
 
 
@@ -81,8 +83,10 @@ def _decide_loads(draft: Draft, force: bool) -> None:
 def serves(info: LinkInfo, attachment: Attachment, target_id: int | str | None) -> bool:
     """Whether a link is alive and at this attachment's hook and target."""
     rules = attachment.hook.rules
+    # Before Linux 6.9 the kernel does not say where a probe in a binary is (1).
+    here = info.target_id == target_id or (info.target_id == 1 and rules.opaque)
     return (
-        info.target_id == target_id
+        here
         and info.type in rules.link_types
         and (not rules.typed or info.attach_type == attachment.hook.attach_type)
         and (not info.detail or attachment.detail in ("", info.detail))
@@ -231,7 +235,7 @@ def _decide_attachment(
 ) -> None:
     key = attachment.key
     link = draft.observed.links.get(key)
-    target_id = draft.observed.targets.get(attachment.target)
+    target_id = _target_id(draft, attachment)
     running = _loaded(draft, wanted).get(escape(attachment.program))
     # Without a usable file, the programs that are pinned can still be attached.
     held = wanted.name in draft.held_objects and not (wanted.fault and running)
@@ -270,7 +274,17 @@ def _decide_attachment(
             draft.refusals.append(Refusal("attachment", str(attachment), _OTHER_MODE))
         return
     reason = "its target came back or the link was detached" if link else "not attached yet"
+    if link and link.info.target_id and isinstance(attachment.target, BinaryTarget):
+        reason = "the binary is another file now"
     actions.append(Attach(attachment, wanted.digest, reason))
+
+
+def _target_id(draft: Draft, attachment: Attachment) -> int | str | None:
+    """The number of its target; none that a link could have where that is a map to be made."""
+    target = attachment.target
+    if isinstance(target, MapTarget) and draft.makes(target.name):
+        return _TO_BE_MADE
+    return draft.observed.targets.get(target)
 
 
 def _same_mode(one: LinkKey, other: LinkKey) -> bool:

@@ -110,8 +110,8 @@ class LinkInfo:
     prog_id: int
     type: int
     target_id: int
-    """cgroup ID, interface index, inode of a network namespace, map ID; 1 where there is no such
-    thing; 0 when the target is gone."""
+    """cgroup ID, interface index, inode of a network namespace, map ID, `kernel.place_number` of a
+    probe in a binary; 1 where there is no such thing; 0 when the target is gone."""
     attach_type: int
     detail: str = ""
     """What else tells one place from another: see `Attachment.detail`; empty where the kernel does

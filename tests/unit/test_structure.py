@@ -42,6 +42,7 @@ PURE = [
     "targets.py",
     "decodetargets.py",
     "resolveattach.py",
+    "traceplaces.py",
     "decode.py",
     "schema.py",
     "shapes.py",
