@@ -17,15 +17,16 @@ from bpfkeeperd.actions import (
     RenewMap,
     RestoreLink,
     RestoreMap,
+    RestoreProgram,
     Swap,
 )
 from bpfkeeperd.compare import differences, layout_differences, pattern_differences
-from bpfkeeperd.desired import Attachment, Desired, WantedMap, WantedObject
+from bpfkeeperd.desired import Attachment, Desired, WantedMap, WantedObject, netns_of
 from bpfkeeperd.draft import Draft, hold_back
 from bpfkeeperd.entries import MismatchPolicy
 from bpfkeeperd.generations import leave_out_entries, renew_arrays, renew_data, write_entries
 from bpfkeeperd.grouping import group
-from bpfkeeperd.layout import LinkKey, escape, kernel_name, unescape
+from bpfkeeperd.layout import LinkKey, escape, kernel_name
 from bpfkeeperd.observed import Observed, ObservedLink
 from bpfkeeperd.state import LinkInfo, ProgramInfo
 from bpfkeeperd.targets import BinaryTarget, MapTarget
@@ -55,6 +56,7 @@ def plan(desired: Desired, observed: Observed, *, force: bool = False) -> Plan:
         for attachment in wanted_object.attachments:
             _decide_attachment(draft, wanted_object, attachment, orphans)
     _restore_held_links(draft)
+    draft.restores += [RestoreProgram(*place) for place in observed.unpinned_programs]
     changes, removals = group(draft, orphans)
     return Plan(
         restores=tuple(draft.restores),
@@ -262,7 +264,7 @@ def _decide_attachment(
         usable = orphan.pinned and orphan_key not in draft.taken_links
         if not usable or not serves(orphan.info, attachment, target_id):
             continue
-        if _netns(orphan_key) != _netns(key):  # interface indexes repeat in each namespace
+        if netns_of(orphan_key) != netns_of(key):  # interface indexes repeat in each namespace
             continue
         draft.taken_links.add(orphan_key)
         if _same_mode(orphan_key, key):
@@ -283,14 +285,6 @@ def _target_id(draft: Draft, attachment: Attachment) -> int | str | None:
     if isinstance(target, MapTarget) and draft.makes(target.name):
         return _TO_BE_MADE
     return draft.observed.targets.get(target)
-
-
-def _netns(key: LinkKey) -> str:
-    """The network namespace in a target's name; empty for none."""
-    target = unescape(key[2])
-    for mode in ("+native", "+generic"):
-        target = target.removesuffix(mode)
-    return target.partition("@")[2]
 
 
 def _same_mode(one: LinkKey, other: LinkKey) -> bool:

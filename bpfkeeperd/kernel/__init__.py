@@ -34,6 +34,7 @@ from bpfkeeperd.kernel.bpf import (
     rename,
 )
 from bpfkeeperd.kernel.dump import MapReader, Printer, map_for_reading, pinned_for_reading
+from bpfkeeperd.kernel.events import Directories, drain, interface_events, mount_events
 from bpfkeeperd.kernel.objects import OpenObject, load_objects, open_object
 from bpfkeeperd.kernel.pathwatch import PathWatch
 from bpfkeeperd.kernel.places import (
@@ -55,6 +56,7 @@ from bpfkeeperd.kernel.places import (
     stack_depth,
 )
 from bpfkeeperd.kernel.probes import Answer, can_attach, lacks
+from bpfkeeperd.kernel.query import hook_links, xdp_program
 from bpfkeeperd.kernel.scan import Pin, PinKind, scan
 from bpfkeeperd.kernel.slots import map_slots
 from bpfkeeperd.kernel.stats import counting_runs, program_stats
@@ -75,6 +77,7 @@ from bpfkeeperd.kernel.trace import (
 __all__ = [
     "TRACE_ITER",
     "Answer",
+    "Directories",
     "MapReader",
     "OpenObject",
     "PathWatch",
@@ -90,8 +93,11 @@ __all__ = [
     "cgroup2_mount",
     "counting_runs",
     "cpu_numbers",
+    "drain",
     "holding",
+    "hook_links",
     "inside_netns",
+    "interface_events",
     "interface_index",
     "interfaces",
     "is_bpffs",
@@ -118,6 +124,7 @@ __all__ = [
     "map_slots",
     "map_update",
     "memory_bytes",
+    "mount_events",
     "netns_path",
     "numa_nodes",
     "online_cpus",
@@ -144,4 +151,5 @@ __all__ = [
     "syscall_prefix",
     "tracefs_mount",
     "uprobe_multi_link",
+    "xdp_program",
 ]
