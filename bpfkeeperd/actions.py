@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from bpfkeeperd.desired import Attachment, WantedMap, WantedObject
 from bpfkeeperd.hooks import SwapWay
-from bpfkeeperd.layout import LinkKey, unescape
+from bpfkeeperd.layout import LinkKey, StubKey, unescape
 from bpfkeeperd.maptypes import type_name
 from bpfkeeperd.state import LinkInfo, MapInfo
 
@@ -32,6 +32,16 @@ class RestoreLink:
 
     def __str__(self) -> str:
         return f"restore the pin of {_key_text(self.key)} (link ID {self.info.id})"
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreStub:
+    """A pin of a stub or of its array is gone, what was pinned is alive: pin it again."""
+
+    key: StubKey
+
+    def __str__(self) -> str:
+        return f"restore the pins of the stub of {'/'.join(map(unescape, self.key))}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +158,8 @@ class Swap:
     """Where the link is pinned now; it is renamed when that is not the attachment's place."""
     digest: str
     reason: str
+    stub: StubKey | None = None
+    """The link stays on this stub, which calls the new program from now on."""
 
     def __str__(self) -> str:
         moment = ", both run for a moment" if self.overlaps else ""
@@ -156,7 +168,8 @@ class Swap:
     @property
     def overlaps(self) -> bool:
         """Whether old and new see the same events for a moment."""
-        return self.attachment.hook.rules.swap is SwapWay.OVERLAP and not self.attachment.exact
+        way = self.attachment.hook.rules.swap
+        return way in (SwapWay.OVERLAP, SwapWay.STUB) and self.stub is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,12 +209,23 @@ class RemoveArray:
         return f"unpin program array {self.name} ({self.reason})"
 
 
+@dataclass(frozen=True, slots=True)
+class RemoveStub:
+    """Lets go of a stub that nothing runs any more."""
+
+    key: StubKey
+    reason: str
+
+    def __str__(self) -> str:
+        return f"unload the stub of {'/'.join(map(unescape, self.key))} ({self.reason})"
+
+
 Making = CreateMap | RecreateMap | RenewMap
 """There is a new map afterwards."""
 MapAction = Making | RenameMap
 LinkAction = Attach | Swap
-Removal = Detach | RemovePrograms | RemoveArray
-Restore = RestoreMap | RestoreLink
+Removal = Detach | RemovePrograms | RemoveArray | RemoveStub
+Restore = RestoreMap | RestoreLink | RestoreStub
 Action = Restore | MapAction | LoadObject | LinkAction | WriteEntries | Removal
 
 

@@ -12,10 +12,12 @@ from bpfkeeperd.actions import (
     RecreateMap,
     RemoveArray,
     RemovePrograms,
+    RemoveStub,
     RenameMap,
     RenewMap,
     RestoreLink,
     RestoreMap,
+    RestoreStub,
     Swap,
     WriteEntries,
 )
@@ -57,7 +59,7 @@ def _kind(action: Action) -> str:
     match action:
         case RestoreMap():
             return "map_pin_lost"
-        case RestoreLink():
+        case RestoreLink() | RestoreStub():
             return "attachment_pin_lost"
         case CreateMap():
             return "map_missing"
@@ -71,5 +73,5 @@ def _kind(action: Action) -> str:
             return "attachment_missing"
         case Swap():
             return "attachment_replaced"
-        case Detach() | RemovePrograms() | RemoveArray():
+        case Detach() | RemovePrograms() | RemoveArray() | RemoveStub():
             return "leftover"

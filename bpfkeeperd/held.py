@@ -10,19 +10,20 @@ from types import TracebackType
 from typing import Self
 
 from bpfkeeperd import kernel
-from bpfkeeperd.layout import Layout, LinkKey
+from bpfkeeperd.layout import Layout, LinkKey, StubKey
 from bpfkeeperd.observed import Observed
 from bpfkeeperd.state import LinkInfo, MapInfo
 
 
 class Held:
-    """Maps by name, links by key; a context manager that closes them all."""
+    """Maps by name, links and stubs by key; a context manager that closes them all."""
 
-    __slots__ = ("_links", "_maps")
+    __slots__ = ("_links", "_maps", "_stubs")
 
     def __init__(self) -> None:
         self._maps: dict[str, tuple[int, int]] = {}  # name: (map ID, descriptor)
         self._links: dict[LinkKey, tuple[int, int]] = {}
+        self._stubs: dict[StubKey, tuple[int, int, int]] = {}  # stub ID, its and its array's fd
 
     def map_fd(self, name: str, map_id: int) -> int | None:
         """The held descriptor, if it is of this map; it stays this object's."""
@@ -33,6 +34,14 @@ class Held:
         """The held descriptor, if it is of this link; it stays this object's."""
         held = self._links.get(key)
         return held[1] if held and held[0] == link_id else None
+
+    def stub_fds(self, key: StubKey) -> tuple[int, int] | None:
+        """The held descriptors of a stub and of its array; they stay this object's."""
+        held = self._stubs.get(key)
+        return (held[1], held[2]) if held else None
+
+    def stub_keys(self) -> set[StubKey]:
+        return set(self._stubs)
 
     def map_info(self, name: str) -> MapInfo | None:
         """Of the map that is held under a name, pinned or not."""
@@ -70,6 +79,31 @@ class Held:
                 self.drop_link(key)
                 self._links[key] = (link.info.id, fd)
 
+        self._follow_stubs(observed, layout)
+
+    def _follow_stubs(self, observed: Observed, layout: Layout) -> None:
+        for key in self._stubs.keys() - observed.stubs.keys():
+            self._drop_stub(key)
+        for key, stub in observed.stubs.items():
+            held = self._stubs.get(key)
+            if not (stub.prog_id and stub.pinned) or (held and held[0] == stub.prog_id):
+                continue
+            opened = kernel.pinned(f"{layout.stub_at(key)}/stub", kernel.PinKind.PROGRAM)
+            slot = kernel.pinned(f"{layout.stub_at(key)}/slot", kernel.PinKind.MAP)
+            if opened is None or slot is None:
+                for fd in (opened, slot):
+                    if fd is not None:
+                        os.close(fd)
+                continue
+            self._drop_stub(key)
+            self._stubs[key] = (stub.prog_id, opened, slot)
+
+    def _drop_stub(self, key: StubKey) -> None:
+        held = self._stubs.pop(key, None)
+        if held:
+            os.close(held[1])
+            os.close(held[2])
+
     def drop_link(self, key: LinkKey) -> None:
         """Lets go of a link that was detached."""
         held = self._links.pop(key, None)
@@ -79,6 +113,8 @@ class Held:
     def close(self) -> None:
         for _, fd in (*self._maps.values(), *self._links.values()):
             os.close(fd)
+        for key in list(self._stubs):
+            self._drop_stub(key)
         self._maps.clear()
         self._links.clear()
 

@@ -9,6 +9,7 @@ from bpfkeeperd.entries import AttachEntry, ProgramEntry, SwapChoice
 from bpfkeeperd.errors import Problem
 from bpfkeeperd.hooks import Hook, HookKind, SwapWay, hook_of_section
 from bpfkeeperd.state import ProgramSpec
+from bpfkeeperd.stubcode import stub_fault
 from bpfkeeperd.targets import (
     BinaryTarget,
     FunctionTarget,
@@ -48,6 +49,8 @@ def program_attachments(
             if hook.kind is HookKind.TRACING and isinstance(target, FunctionTarget):
                 fault = _function_fault(target, place, origin)
             behind_stub = _exact(hook, exact)
+            if behind_stub and not fault:
+                fault = _stub_fault(program, hook)
             found.append(
                 attachment(object_name, program.name, hook, target, attach, exact=behind_stub)
             )
@@ -66,6 +69,13 @@ def _exact(hook: Hook, asked: bool) -> bool:
     it would run both for a moment."""
     way = hook.rules.swap
     return way is SwapWay.STUB or (asked and way is SwapWay.OVERLAP)
+
+
+def _stub_fault(program: ProgramSpec, hook: Hook) -> str:
+    """libbpf makes a program sleepable by its section, whatever the manifest says of its type."""
+    of_section = hook_of_section(program.section)
+    why = stub_fault(of_section if of_section and of_section.sleepable else hook)
+    return f"swap: exact is not possible: {why}: leave it out" if why else ""
 
 
 def load_function(program: ProgramSpec, found: Sequence[Attachment]) -> str:

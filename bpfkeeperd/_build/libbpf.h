@@ -37,6 +37,13 @@ int keeper_kind(int fd);
 int keeper_map_info(int fd, struct keeper_map_info *info);
 int keeper_prog_info(int fd, struct keeper_prog_info *info);
 
+/*
+ * Loads instructions as a program. With like_fd >= 0 it is loaded for the function or tracepoint that
+ * this program was loaded for, if for any.
+ */
+int keeper_prog_load(uint32_t type, const char *name, const void *insns, uint32_t count,
+		     uint32_t expected_attach_type, int like_fd);
+
 /* inner_fd and btf_fd are 0 for none: neither a map nor BTF ever has descriptor 0 here. */
 struct keeper_map_definition {
 	const char *name;

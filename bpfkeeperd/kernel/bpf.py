@@ -3,6 +3,7 @@
 import errno
 import functools
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -148,6 +149,27 @@ def link_info(fd: int) -> LinkInfo:
     _checked(lib.keeper_link_info(fd, info), "read a link's info")
     detail = ffi.string(info.detail).decode("utf-8", "surrogateescape")
     return LinkInfo(info.id, info.prog_id, info.type, info.target_id, info.attach_type, detail)
+
+
+def prog_load(
+    prog_type: int,
+    name: str,
+    instructions: bytes,
+    expected_attach_type: int = 0,
+    like_fd: int | None = None,
+) -> int:
+    """Loads instructions as a program; with ``like_fd`` for the function or tracepoint that this
+    program was loaded for, if for any."""
+    kernel_name = re.sub("[^A-Za-z0-9_.]", "_", name)[:15].encode()
+    fd = lib.keeper_prog_load(
+        prog_type,
+        kernel_name,
+        instructions,
+        len(instructions) // 8,
+        expected_attach_type,
+        -1 if like_fd is None else like_fd,
+    )
+    return _checked(fd, f"load program {name}")
 
 
 def map_by_id(map_id: int) -> int | None:
