@@ -2,6 +2,7 @@
 
 import errno
 import os
+from collections.abc import Callable
 from typing import assert_never
 
 from bpfkeeperd import kernel
@@ -24,6 +25,9 @@ from bpfkeeperd.targets import (
     XdpMode,
 )
 
+MapOpener = Callable[[str], int]
+"""A kept map's name to its descriptor, which stays the callee's."""
+
 # enum bpf_xdp_flags of include/uapi/linux/if_link.h
 XDP_FLAGS_SKB_MODE = 2
 XDP_FLAGS_DRV_MODE = 4
@@ -44,8 +48,10 @@ def cgroup_path(path: str, mount: str | None) -> str | None:
     return f"{mount}/{path}" if mount else None
 
 
-def create_link(prog_fd: int, attachment: Attachment) -> tuple[int, str]:
+def create_link(prog_fd: int, attachment: Attachment, map_fd: MapOpener) -> tuple[int, str]:
     """A new link's descriptor, and what there is to say about it (empty: nothing).
+
+    ``map_fd`` opens a map that is a target.
 
     The attachment ends when the last reference to the link goes: pin it.
 
@@ -59,6 +65,8 @@ def create_link(prog_fd: int, attachment: Attachment) -> tuple[int, str]:
             with kernel.inside_netns(kernel.netns_path(netns) if netns else None):
                 index = kernel.interface_index(name)
                 return _interface_link(prog_fd, attachment, attachment.target, index)
+        case MapTarget(name) if attachment.hook.kind is HookKind.SOCKMAP:
+            return _create(prog_fd, map_fd(name), attachment, 0), ""
         case NetnsTarget() | NetfilterTarget() | MapTarget():
             return create_network_link(prog_fd, attachment), ""
         case (
@@ -112,6 +120,10 @@ def _create(prog_fd: int, target: int, attachment: Attachment, flags: int) -> in
                     "the interface runs another XDP program, or this one in another mode:"
                     " detach that first"
                 )
+            case errno.EBUSY, HookKind.SOCKMAP:
+                remedy = "another program is attached to the map: detach that first"
+            case errno.EINVAL, HookKind.SOCKMAP:
+                remedy = "the kernel may lack links to maps of sockets, which came with Linux 6.10"
             case errno.EINVAL, HookKind.TCX:
                 remedy = "the kernel may lack TCX, which came with Linux 6.6"
             case errno.E2BIG, HookKind.CGROUP:

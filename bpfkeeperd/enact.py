@@ -20,6 +20,7 @@ from bpfkeeperd.after import After
 from bpfkeeperd.attach import create_link
 from bpfkeeperd.directories import exchange, make_directory, remove_empty, remove_tree, unlink
 from bpfkeeperd.enactmaps import MapEnactor
+from bpfkeeperd.enactstubs import StubEnactor
 from bpfkeeperd.errors import KeeperError, KernelError
 from bpfkeeperd.held import Held
 from bpfkeeperd.hooks import SwapWay
@@ -41,9 +42,11 @@ class Enactor:
     after: After
     notes: list[str] = field(default_factory=list)
     maps: MapEnactor = field(init=False)
+    stubs: StubEnactor = field(init=False)
 
     def __post_init__(self) -> None:
         self.maps = MapEnactor(self.layout, self.observed, self.held, self.on_step, self.after)
+        self.stubs = StubEnactor(self.layout, self.observed, self.on_step, self.after, self.notes)
 
     def enact(self, loaded: Loaded) -> None:
         """Does a change whose objects are loaded, or undoes what it did of it.
@@ -138,10 +141,19 @@ class Enactor:
             raise KeeperError(f"cannot attach {attachment}: its program is not pinned any more")
         return transaction.close_later(fd)
 
+    def _create_link(
+        self, transaction: Transaction, action: LinkAction, loaded: Loaded
+    ) -> tuple[int, str]:
+        """A link that runs the program, or the stub that calls it; see `attach.create_link`."""
+        attachment, fd = action.attachment, self._program_fd(transaction, action, loaded)
+        if attachment.exact:
+            fd = self.stubs.stub_fd(transaction, attachment, fd)
+        return create_link(fd, attachment, self.maps.opener(transaction, loaded))
+
     def _attach(self, transaction: Transaction, action: Attach, loaded: Loaded) -> None:
         attachment = action.attachment
         self.on_step(Step.ATTACH, attachment)
-        fd, note = create_link(self._program_fd(transaction, action, loaded), attachment)
+        fd, note = self._create_link(transaction, action, loaded)
         transaction.close_later(fd)
         if note:
             self.notes.append(note)
@@ -162,12 +174,29 @@ class Enactor:
         self.after.attached(attachment, fd)
 
     def _swap(self, transaction: Transaction, action: Swap, loaded: Loaded) -> None:
-        match action.attachment.hook.rules.swap:
+        attachment = action.attachment
+        if action.stub:
+            new = self._program_fd(transaction, action, loaded)
+            if self.stubs.swap(transaction, attachment, action.stub, new):
+                self.after.swapped(action, new)
+                self._take_over(transaction, action)
+                return
+            self.notes.append(
+                f"{attachment} gets a new stub, beside the former one for a moment: that cannot"
+                " call a program of another kind"
+            )
+        match attachment.hook.rules.swap:
             case SwapWay.UPDATE:
                 self._update(transaction, action, loaded)
             case SwapWay.OVERLAP:
                 self._overlap(transaction, action, loaded)
-            case SwapWay.REPLACE | SwapWay.STUB:
+            case SwapWay.STUB:
+                self.notes.append(
+                    f"{attachment} was not behind its stub: sockets that are in the map go on"
+                    " with the former program, those that come get the new one"
+                )
+                self._update(transaction, action, loaded)
+            case SwapWay.REPLACE:
                 raise KeeperError(f"cannot swap the program of {action.attachment}")
 
     def _overlap(self, transaction: Transaction, action: Swap, loaded: Loaded) -> None:
@@ -175,7 +204,7 @@ class Enactor:
         for that moment both run."""
         attachment = action.attachment
         self.on_step(Step.SWAP, attachment)
-        fd, note = create_link(self._program_fd(transaction, action, loaded), attachment)
+        fd, note = self._create_link(transaction, action, loaded)
         transaction.close_later(fd)
         if note:
             self.notes.append(note)
@@ -205,7 +234,9 @@ class Enactor:
 
     def _update(self, transaction: Transaction, action: Swap, loaded: Loaded) -> None:
         attachment = action.attachment
-        new = self._program_fd(transaction, action, loaded)
+        program = new = self._program_fd(transaction, action, loaded)
+        if attachment.exact:
+            new = self.stubs.stub_fd(transaction, attachment, program)
         link = self.held.link_fd(action.key, action.link.id)
         if link is None:
             opened = kernel.pinned(self.layout.link_at(action.key), kernel.PinKind.LINK)
@@ -222,18 +253,24 @@ class Enactor:
                 remedy = "somebody else changed its program meanwhile: reload again"
             raise KernelError(f"swap the program of {attachment}", error.errno, remedy) from None
         transaction.on_undo(lambda: kernel.link_update(link, old, new))
-        self.after.swapped(action, new)
-        if attachment.key != action.key:
-            self.on_step(Step.COMMIT_LINK, attachment)
-            source, path = (
-                self.layout.link_at(action.key),
-                self._link_place(transaction, attachment.key),
-            )
-            os.rename(source, path)
-            transaction.on_undo(lambda: os.rename(path, source))
-            transaction.on_success(lambda: remove_empty(source, self.layout.links))
-            # Held under its former name, it would pass for a link that lost its pin.
-            transaction.on_success(lambda: self.held.drop_link(action.key))
+        self.after.swapped(action, program)
+        self._take_over(transaction, action)
+
+    def _take_over(self, transaction: Transaction, action: Swap) -> None:
+        """A link that was pinned for another program or object gets its new place."""
+        attachment = action.attachment
+        if attachment.key == action.key:
+            return
+        self.on_step(Step.COMMIT_LINK, attachment)
+        source, path = (
+            self.layout.link_at(action.key),
+            self._link_place(transaction, attachment.key),
+        )
+        os.rename(source, path)
+        transaction.on_undo(lambda: os.rename(path, source))
+        transaction.on_success(lambda: remove_empty(source, self.layout.links))
+        # Held under its former name, it would pass for a link that lost its pin.
+        transaction.on_success(lambda: self.held.drop_link(action.key))
 
     def _link_place(self, transaction: Transaction, key: LinkKey) -> str:
         """The path of a link's pin, with the directories above it."""
@@ -244,7 +281,8 @@ class Enactor:
 
     def _old_program_fd(self, action: Swap) -> int:
         """The program that a link runs now: to compare with, and to swap back to."""
-        wanted = action.link.prog_id
+        known = self.observed.links.get(action.key)
+        wanted = (known.stub if known else 0) or action.link.prog_id
         try:
             fd = kernel.program_by_id(wanted)
         except KernelError:  # EPERM without CAP_SYS_ADMIN: it is pinned too, if it is ours

@@ -32,7 +32,6 @@ class StubEnactor:
 
     layout: Layout
     observed: Observed
-    held: Held
     on_step: OnStep
     after: After
     notes: list[str]
@@ -173,7 +172,6 @@ class StubEnactor:
         self, transaction: Transaction, key: StubKey, stub: int, slot: int, wanted: ProgramInfo
     ) -> None:
         self._ready[key] = stub
-        transaction.on_undo(lambda: self._ready.pop(key, None))
         info = kernel.program_info(stub)
         self.after.stubs[key] = ObservedStub(info.id, kernel.map_info(slot).id, wanted.id)
 
@@ -199,3 +197,23 @@ def _put_back(slot: int, old: int | None) -> None:
         kernel.map_delete(slot, _FIRST)
     else:
         kernel.map_update(slot, _FIRST, old.to_bytes(4, sys.byteorder))
+
+
+def restore_stub(layout: Layout, held: Held, key: StubKey) -> None:
+    """Pins what of a stub has lost its pin."""
+    fds, path = held.stub_fds(key), layout.stub_at(key)
+    if fds is None:
+        return
+    for directory in (layout.stubs, os.path.dirname(path), path):
+        make_directory(directory)
+    for name, fd in zip(("stub", "slot"), fds, strict=True):
+        if not os.path.lexists(f"{path}/{name}"):
+            kernel.pin(fd, f"{path}/{name}")
+
+
+def remove_stub(layout: Layout, key: StubKey) -> None:
+    """Lets go of a stub."""
+    path = layout.stub_at(key)
+    if os.path.isdir(path):
+        remove_tree(path)
+    remove_empty(path, layout.stubs)

@@ -10,9 +10,10 @@ from bpfkeeperd.actions import (
     RemoveArray,
     RemovePrograms,
 )
-from bpfkeeperd.draft import Draft
+from bpfkeeperd.draft import Draft, attached_to_maps
 from bpfkeeperd.layout import LinkKey, escape
 from bpfkeeperd.observed import ObservedLink
+from bpfkeeperd.planstubs import unwanted_stubs
 
 
 def group(
@@ -53,15 +54,17 @@ def _components(draft: Draft) -> list[tuple[list[str], list[str]]]:
         if name not in draft.held_objects or wanted.fault
     ]
     touched = [name for name in draft.desired.maps if _is_touched(draft, name)]
+    attached_to = attached_to_maps(draft.desired) if touched else {}
     for map_name in touched:
         wanted_map = draft.desired.maps[map_name]
         # Its users take the new map, or know it by its former name; its fillers bring the programs
-        # of its slots, its inner maps stand in it.
+        # of its slots, its inner maps stand in it, programs are attached to it.
         users = wanted_map.users if map_name in draft.map_actions else ()
         if not draft.makes(map_name):
             users = tuple(name for name in users if name in draft.loads)
         fillers = [name for name in wanted_map.fillers if name in draft.loads]
-        others = [_object(name) for name in (*users, *fillers) if name in takes_part]
+        attached = attached_to.get(map_name, ()) if draft.makes(map_name) else ()
+        others = [_object(name) for name in (*users, *fillers, *attached) if name in takes_part]
         for other in (*others, *(_map(part) for part in wanted_map.parts if part in touched)):
             group_of[root(_map(map_name))] = root(other)
     groups: dict[str, tuple[list[str], list[str]]] = {}
@@ -89,7 +92,8 @@ def _removals(draft: Draft, orphans: Mapping[LinkKey, ObservedLink]) -> dict[str
     names = {escape(name): name for name in draft.desired.objects}
     untouchable = {escape(name) for name in (*draft.held_objects, *draft.desired.faults)}
     removals: dict[str, list[Removal]] = {}
-    for key in sorted(orphans.keys() - draft.taken_links - draft.spared_links):
+    detached = sorted(orphans.keys() - draft.taken_links - draft.spared_links)
+    for key in detached:
         reason = "not in the manifest any more"
         removals.setdefault(names.get(key[0], key[0]), []).append(Detach(key, reason))
     for escaped, digests in draft.observed.programs.items():
@@ -110,4 +114,6 @@ def _removals(draft: Draft, orphans: Mapping[LinkKey, ObservedLink]) -> dict[str
             name = names.get(escaped, escaped)
             reason = "not used any more" if escaped in names else "not in the manifest any more"
             removals.setdefault(name, []).append(RemoveArray(array, reason))
+    for stub in unwanted_stubs(draft, detached):
+        removals.setdefault(names.get(stub.key[0], stub.key[0]), []).append(stub)
     return removals

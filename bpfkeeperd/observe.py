@@ -14,6 +14,7 @@ from bpfkeeperd.held import Held
 from bpfkeeperd.layout import OWN_DIRECTORY, Layout, LinkKey, escape
 from bpfkeeperd.observecontents import with_contents
 from bpfkeeperd.observed import Observed, ObservedLink, ObservedMap
+from bpfkeeperd.observestubs import observe_stubs, through_stubs
 from bpfkeeperd.observetargets import observe_targets
 from bpfkeeperd.state import LinkInfo, MapInfo, ProgramInfo
 
@@ -103,6 +104,7 @@ def observe(desired: Desired, layout: Layout, held: Held, last_ids: Mapping[str,
             links[pin.path[0], pin.path[1], pin.path[2]] = ObservedLink(link)
     for key, info in held.link_infos(besides=links).items():
         links[key] = ObservedLink(info, pinned=False)
+    stubs = observe_stubs(layout, held)
     former = functools.partial(_former, desired, layout, programs, last_ids)
     maps = {
         name: _observe_map(layout, name, held, last_ids, former)
@@ -124,7 +126,8 @@ def observe(desired: Desired, layout: Layout, held: Held, last_ids: Mapping[str,
     return Observed(
         maps=maps,
         programs=programs,
-        links=links,
+        links=through_stubs(links, stubs),
+        stubs=stubs,
         targets=observe_targets([*attachments, *unread, *named], maps),
         map_names=_unpinned_names(maps.values(), programs),
         empty_links=tuple(empty_links),

@@ -25,14 +25,17 @@ from bpfkeeperd.draft import Draft, hold_back
 from bpfkeeperd.entries import MismatchPolicy
 from bpfkeeperd.generations import leave_out_entries, renew_arrays, renew_data, write_entries
 from bpfkeeperd.grouping import group
-from bpfkeeperd.layout import LinkKey, escape, kernel_name, unescape
+from bpfkeeperd.layout import LinkKey, StubKey, escape, kernel_name, unescape
 from bpfkeeperd.observed import Observed, ObservedLink
+from bpfkeeperd.planstubs import behind_stub, restore_stubs
 from bpfkeeperd.state import LinkInfo, ProgramInfo
+from bpfkeeperd.targets import MapTarget
 
 _OTHER_MODE = (
     "the interface runs XDP in another mode, and it has one mode at a time: take the attachment out"
     " of the manifest and reload, then put it in again with the new mode"
 )
+_TO_BE_MADE = -1
 _NO_PROGRAMS: Mapping[str, ProgramInfo] = {}
 
 
@@ -53,6 +56,7 @@ def plan(desired: Desired, observed: Observed, *, force: bool = False) -> Plan:
         for attachment in wanted_object.attachments:
             _decide_attachment(draft, wanted_object, attachment, orphans)
     _restore_held_links(draft)
+    restore_stubs(draft)
     changes, removals = group(draft, orphans)
     return Plan(
         restores=tuple(draft.restores),
@@ -229,7 +233,7 @@ def _decide_attachment(
 ) -> None:
     key = attachment.key
     link = draft.observed.links.get(key)
-    target_id = draft.observed.targets.get(attachment.target)
+    target_id = _target_id(draft, attachment)
     running = _loaded(draft, wanted).get(escape(attachment.program))
     # Without a usable file, the programs that are pinned can still be attached.
     held = wanted.name in draft.held_objects and not (wanted.fault and running)
@@ -247,11 +251,12 @@ def _decide_attachment(
     load = draft.loads.get(wanted.name)
     actions = draft.links.setdefault(wanted.name, [])
     if link and serves(link.info, attachment, target_id):
-        if load:
-            actions.append(Swap(attachment, link.info, key, wanted.digest, load.reason))
-        elif running and running.id != link.info.prog_id:
-            reason = f"it runs program ID {link.info.prog_id}, not the kept one"
-            actions.append(Swap(attachment, link.info, key, wanted.digest, reason))
+        stub = behind_stub(draft, attachment, key, link)
+        reason = load.reason if load else ""
+        if running and not reason:
+            reason = _wrong_program(attachment, link, running, stub)
+        if reason:
+            actions.append(Swap(attachment, link.info, key, wanted.digest, reason, stub))
         return
     # A link of the same object first: another's may be on its way out for good.
     for orphan_key, orphan in sorted(orphans.items(), key=lambda item: item[0][0] != key[0]):
@@ -263,12 +268,34 @@ def _decide_attachment(
         draft.taken_links.add(orphan_key)
         if _same_mode(orphan_key, key):
             reason = "it takes over a link"
-            actions.append(Swap(attachment, orphan.info, orphan_key, wanted.digest, reason))
+            stub = behind_stub(draft, attachment, orphan_key, orphan)
+            actions.append(Swap(attachment, orphan.info, orphan_key, wanted.digest, reason, stub))
         else:
             draft.refusals.append(Refusal("attachment", str(attachment), _OTHER_MODE))
         return
     reason = "its target came back or the link was detached" if link else "not attached yet"
     actions.append(Attach(attachment, wanted.digest, reason))
+
+
+def _target_id(draft: Draft, attachment: Attachment) -> int | str | None:
+    """The number of its target; none that a link could have where that is a map to be made."""
+    target = attachment.target
+    if isinstance(target, MapTarget) and draft.makes(target.name):
+        return _TO_BE_MADE
+    return draft.observed.targets.get(target)
+
+
+def _wrong_program(
+    attachment: Attachment, link: ObservedLink, running: ProgramInfo, stub: StubKey | None
+) -> str:
+    """Why a link that is in its place has to be swapped all the same; empty when it has not."""
+    if running.id != link.info.prog_id:
+        return f"it runs program ID {link.info.prog_id or 'none'}, not the kept one"
+    if attachment.exact and not stub:
+        return "it is to be behind a stub"
+    if link.stub and not attachment.exact:
+        return "it needs no stub any more"
+    return ""
 
 
 def _netns(key: LinkKey) -> str:

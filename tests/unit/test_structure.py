@@ -75,6 +75,8 @@ PURE = [
     "resolve.py",
     "resolvemaps.py",
     "plan.py",
+    "stubcode.py",
+    "planstubs.py",
     "drift.py",
     "churn.py",
     "snapshot.py",
