@@ -160,13 +160,13 @@ class StubEnactor:
         self._make_parents(transaction, path)
         os.rename(source, path)
         transaction.on_undo(lambda: os.rename(path, source))
-        transaction.on_success(lambda: remove_empty(source, self.layout.stubs))
+        transaction.on_success(lambda: remove_empty(source, self.layout.own))
         self.after.gone_stubs.add(former)
 
     def _make_parents(self, transaction: Transaction, path: str) -> None:
         make_directory(self.layout.stubs)
         make_directory(os.path.dirname(path))
-        transaction.on_undo(lambda: remove_empty(path, self.layout.stubs))
+        transaction.on_undo(lambda: remove_empty(path, self.layout.own))
 
     def _done(
         self, transaction: Transaction, key: StubKey, stub: int, slot: int, wanted: ProgramInfo
@@ -216,4 +216,4 @@ def remove_stub(layout: Layout, key: StubKey) -> None:
     path = layout.stub_at(key)
     if os.path.isdir(path):
         remove_tree(path)
-    remove_empty(path, layout.stubs)
+    remove_empty(path, layout.own)
