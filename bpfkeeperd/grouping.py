@@ -1,16 +1,18 @@
 """What of a plan must succeed or fail together, and what goes when all is done. Pure."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from bpfkeeperd.actions import (
     REPLACED,
     Change,
     Detach,
+    LinkAction,
     Removal,
     RemoveArray,
     RemovePrograms,
 )
 from bpfkeeperd.draft import Draft, attached_to_maps
+from bpfkeeperd.hooks import HookKind
 from bpfkeeperd.layout import LinkKey, escape
 from bpfkeeperd.observed import ObservedLink
 from bpfkeeperd.planstubs import unwanted_stubs
@@ -30,13 +32,20 @@ def group(
         change = Change(
             maps=tuple(draft.map_actions[name] for name in maps if name in draft.map_actions),
             loads=tuple(loads),
-            links=tuple(action for name in objects for action in draft.links.get(name, ())),
+            links=_in_order(action for name in objects for action in draft.links.get(name, ())),
             writes=tuple(draft.writes[name] for name in maps if name in draft.writes),
             removals=tuple(own),
         )
         if change.actions:
             changes.append(change)
     return tuple(changes), tuple(removal for rest in removals.values() for removal in rest)
+
+
+def _in_order(links: Iterable[LinkAction]) -> tuple[LinkAction, ...]:
+    """Programs at maps of sockets first: a socket gets none that comes after it."""
+    return tuple(
+        sorted(links, key=lambda action: action.attachment.hook.kind is not HookKind.SOCKMAP)
+    )
 
 
 def _components(draft: Draft) -> list[tuple[list[str], list[str]]]:

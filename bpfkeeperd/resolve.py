@@ -11,7 +11,7 @@ from bpfkeeperd.errors import ManifestError, Problem
 from bpfkeeperd.layout import array_name, name_fault
 from bpfkeeperd.maprules import fault_text, violations
 from bpfkeeperd.progtypes import PROGRAM_KINDS, ProgramKind
-from bpfkeeperd.resolveattach import load_function, program_attachments
+from bpfkeeperd.resolveattach import load_function, map_fault, program_attachments
 from bpfkeeperd.resolvemaps import wanted_maps
 from bpfkeeperd.state import ObjectSpec
 from bpfkeeperd.suggest import did_you_mean
@@ -49,6 +49,13 @@ def resolve(
         else:
             faults[name] = source
     maps = wanted_maps(manifest, objects, faults, machine, problems)
+    unread = {pin for name in faults for pin in manifest.objects[name].pin_maps.values()}
+    for wanted in objects.values():
+        for attachment in wanted.attachments:
+            if fault := map_fault(attachment, maps, unread):
+                mark = manifest.objects[wanted.name].programs[attachment.program].mark
+                message = f"program {attachment.program} cannot be attached here"
+                problems.append(Problem(mark, message, fault))
     if problems:
         problems.sort(key=lambda problem: (problem.mark.file, problem.mark.line))
         raise ManifestError(tuple(problems))

@@ -1,15 +1,17 @@
 """Where the programs of an object are attached: hooks from sections and types, targets from the
 manifest. Pure."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from bpfkeeperd.desired import Attachment, attachment
+from bpfkeeperd.desired import Attachment, WantedMap, attachment
 from bpfkeeperd.entries import AttachEntry, ProgramEntry, SwapChoice
 from bpfkeeperd.errors import Problem
 from bpfkeeperd.hooks import Hook, HookKind, SwapWay, hook_of_section
+from bpfkeeperd.maptypes import SOCKHASH, SOCKMAP, type_name
 from bpfkeeperd.state import ProgramSpec
 from bpfkeeperd.stubcode import stub_fault
+from bpfkeeperd.suggest import did_you_mean
 from bpfkeeperd.targets import (
     BinaryTarget,
     FunctionTarget,
@@ -62,6 +64,23 @@ def program_attachments(
         remedy = f"a program of {origin} is loaded for one: use a program for each, or kprobe.multi"
         problems.append(Problem(entry.mark, message, remedy))
     return found
+
+
+def map_fault(
+    attachment: Attachment, maps: Mapping[str, WantedMap], unread: Collection[str]
+) -> str:
+    """What is wrong with the map that is the target; ``unread`` are maps of which nobody knows."""
+    target = attachment.target
+    if not isinstance(target, MapTarget) or target.name in unread:
+        return ""
+    found = maps.get(target.name)
+    if found is None:
+        hint = did_you_mean(target.name, maps)
+        return f"no map {target.name} is kept{f': {hint}' if hint else ''}"
+    of_sockets = found.spec.type in (SOCKMAP, SOCKHASH)
+    if attachment.hook.kind is HookKind.SOCKMAP and not of_sockets:
+        return f"{target.name} is a {type_name(found.spec.type)}: it takes a sockmap or a sockhash"
+    return ""
 
 
 def _exact(hook: Hook, asked: bool) -> bool:

@@ -1,4 +1,4 @@
-"""Swaps behind a stub: no event is missed and none is seen twice, where the kernel has no update."""
+"""Swaps behind a stub, where the kernel has no update: no event is missed, none is seen twice."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ from bpfkeeperd.steps import Step
 from tests.kernel.exactness import GETPGID, Caller, seen, total
 from tests.kernel.test_reload import plan_now
 from tests.kernel.test_rollback import fail_at_each_step
-from tests.scenario import World, refused
+from tests.scenario import World
 
 EXACT = """
 objects:
