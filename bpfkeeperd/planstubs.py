@@ -14,11 +14,13 @@ def behind_stub(
 ) -> StubKey | None:
     """The stub that a link runs, where an attachment can go on with it: its own, or that of the
     program whose link it takes over."""
-    own, former = attachment.key[:2], link_key[:2]
-    if not attachment.exact or not link.stub or (former != own and own in draft.observed.stubs):
+    if not attachment.exact or not link.stub:
         return None
-    found = draft.observed.stubs.get(former)
-    return former if found and found.prog_id == link.stub else None
+    own, former, stubs = attachment.key[:2], link_key[:2], draft.observed.stubs
+    for key in (own, former):
+        if key in stubs and stubs[key].prog_id == link.stub:
+            return key if key == own or own not in stubs else None
+    return None
 
 
 def wanted_stubs(draft: Draft) -> set[StubKey]:

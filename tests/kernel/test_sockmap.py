@@ -12,12 +12,17 @@ from tests.kernel.exactness import connection, messages, put_socket, seen, total
 from tests.kernel.test_reload import plan_now
 from tests.scenario import World, refused
 
-SK_MSG = {"HOOK": '"sk_msg"', "CONTEXT": "struct sk_msg_md", "SIZE": "ctx->size", "VERDICT": 1}
-SK_SKB = {"CONTEXT": "struct __sk_buff", "SIZE": "ctx->len"}
+SK_MSG: dict[str, object] = {
+    "HOOK": '"sk_msg"',
+    "CONTEXT": "struct sk_msg_md",
+    "SIZE": "ctx->size",
+    "VERDICT": 1,
+}
+SK_SKB: dict[str, object] = {"CONTEXT": "struct __sk_buff", "SIZE": "ctx->len"}
 VERDICT = SK_SKB | {"HOOK": '"sk_skb/stream_verdict"', "VERDICT": 1}
 PARSER = SK_SKB | {"HOOK": '"sk_skb/stream_parser"', "VERDICT": "ctx->len"}
 PLAIN = SK_SKB | {"HOOK": '"sk_skb/verdict"', "VERDICT": 1}
-HASH = {"TYPE": "BPF_MAP_TYPE_SOCKHASH"}
+HASH: dict[str, object] = {"TYPE": "BPF_MAP_TYPE_SOCKHASH"}
 
 
 def put(world: World, name: str, macros: dict[str, object], version: int = 1) -> None:
