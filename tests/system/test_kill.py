@@ -204,7 +204,7 @@ CASES = (
     Case(Step.SWAP, time=5),
     Case(Step.SWAP, time=6),
     Case(Step.COMMIT_LINK),
-    Case(Step.COMMIT_LINK, time=3),
+    Case(Step.COMMIT_LINK, time=2),
     Case(Step.COMMIT_LINK, detach_link, time=2, three_is_served=False),
     Case(Step.COMMIT_MAP),
     Case(Step.COMMIT_MAP, time=2),
@@ -356,7 +356,8 @@ def test_killed_again_and_again(world: World, start: Start) -> None:
     deaths = []
     with sending(world.cgroup) as stop:
         for case in CASES:
-            if case == Case(case.step):  # the change alone leads there
+            # The change alone leads there; objects of their own may be done before the others.
+            if case == Case(case.step) and case.step not in (Step.MAKE_STUB, Step.MOVE_STUB):
                 daemon = start(ready=False, variables={FAILPOINT_VARIABLE: case.step})
                 assert daemon.wait_exit_or_ready() == -signal.SIGKILL, f"{case} never reached"
                 deaths.append(case.step)
