@@ -215,8 +215,8 @@ CASES = (
     Case(Step.REMOVE_PROGRAMS),
     Case(Step.REMOVE_PROGRAMS, time=2),
     Case(Step.REMOVE_PROGRAMS, time=4),
-    Case(Step.REMOVE_ARRAY),
     Case(Step.REMOVE_STUB),
+    Case(Step.REMOVE_ARRAY),
     Case(Step.WRITE_STATE),
 )
 
