@@ -61,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("dump", commands.dump, "Show the contents of a map, whoever made it.", "json")
     sub.add_argument("map", metavar="MAP", help="a kept map, the path of a pin, or id:NUMBER")
     sub.add_argument("--limit", type=_count, metavar="N", help="show no more than N entries")
+    _add_wait(command("wait", commands.wait, "Wait until a map's name has another ID; print it."))
     sub = command(
         "unload", commands.unload, "Detach and unload everything; maps stay, but with --maps."
     )
@@ -70,6 +71,18 @@ def _parser() -> argparse.ArgumentParser:
     command("schema", commands.schema, "Print the manifest's JSON Schema, for editors.")
     _add_explain(subparsers)
     return parser
+
+
+def _add_wait(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("map", metavar="MAP", help="a kept map, or the path of a pin")
+    sub.add_argument("--id", type=_map_id, metavar="N", help="the ID known; default: that of now")
+    sub.add_argument("--timeout", type=float, metavar="SECONDS", help="then fail; default: never")
+
+
+def _map_id(text: str) -> int:
+    if not (text.isascii() and text.isdecimal()):
+        raise argparse.ArgumentTypeError(f"not a map ID: {text!r}")
+    return int(text)
 
 
 def _count(text: str) -> int:

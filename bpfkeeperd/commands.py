@@ -180,6 +180,19 @@ def dump(options: Namespace) -> int:
     return OK
 
 
+def wait(options: Namespace) -> int:
+    from bpfkeeperd.follow import next_id, pin_path
+
+    path = pin_path(options.map, options.config)
+    found = next_id(path, known=options.id, timeout_seconds=options.timeout)
+    if found is None:
+        text = f"map {options.map} has no other ID after {options.timeout:g} s"
+        print(f"bpfkeeperd: {text}", file=sys.stderr)
+        return FAILED
+    print(found)
+    return OK
+
+
 def unload(options: Namespace) -> int:
     from bpfkeeperd.layout import Layout
     from bpfkeeperd.lock import RootLock

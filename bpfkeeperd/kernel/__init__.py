@@ -35,6 +35,7 @@ from bpfkeeperd.kernel.bpf import (
 )
 from bpfkeeperd.kernel.dump import MapReader, Printer, map_for_reading, pinned_for_reading
 from bpfkeeperd.kernel.objects import OpenObject, load_objects, open_object
+from bpfkeeperd.kernel.pathwatch import PathWatch
 from bpfkeeperd.kernel.places import (
     boot_id,
     cgroup2_mount,
@@ -59,6 +60,7 @@ __all__ = [
     "TRACE_ITER",
     "MapReader",
     "OpenObject",
+    "PathWatch",
     "Pin",
     "PinKind",
     "Printer",

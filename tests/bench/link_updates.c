@@ -2,10 +2,14 @@
 /*
  * The least that swapping programs can cost: one BPF_LINK_UPDATE after the other.
  *
- *   link_updates LINK_DIR OBJECT_A OBJECT_B
+ *   link_updates held LINK_DIR OBJECT_A OBJECT_B
  *       Loads both objects, and opens every link that is pinned at LINK_DIR/<program>/. For each line
  *       of standard input, gives them all the program of the other object that has the name of their
  *       directory, if it is the one they run (BPF_F_REPLACE), and prints the milliseconds of that.
+ *
+ *   link_updates whole LINK_DIR OBJECT_A OBJECT_B
+ *       As a program does it that has nothing at hand: each time it loads the object, too, and opens
+ *       and closes every link.
  */
 #include <dirent.h>
 #include <errno.h>
@@ -14,6 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include <bpf/bpf.h>
 #include <bpf/libbpf.h>
@@ -80,10 +85,18 @@ static void open_links(const char *directory, const char *name, struct bpf_objec
 	closedir(dir);
 }
 
-static double update_all(int now)
+static double milliseconds(const struct timespec *begin)
+{
+	struct timespec end;
+
+	clock_gettime(CLOCK_MONOTONIC, &end);
+	return (end.tv_sec - begin->tv_sec) * 1e3 + (end.tv_nsec - begin->tv_nsec) / 1e6;
+}
+
+static double update_held(int now)
 {
 	LIBBPF_OPTS(bpf_link_update_opts, opts, .flags = BPF_F_REPLACE);
-	struct timespec begin, end;
+	struct timespec begin;
 
 	clock_gettime(CLOCK_MONOTONIC, &begin);
 	for (int i = 0; i < count; i++) {
@@ -91,30 +104,54 @@ static double update_all(int now)
 		if (bpf_link_update(links[i], programs[i][now], &opts))
 			fail("update", "a link", errno);
 	}
-	clock_gettime(CLOCK_MONOTONIC, &end);
-	return (end.tv_sec - begin.tv_sec) * 1e3 + (end.tv_nsec - begin.tv_nsec) / 1e6;
+	return milliseconds(&begin);
+}
+
+static double update_whole(const char *link_dir, const char *file, struct bpf_object **loaded)
+{
+	struct bpf_object *both[2], *before = *loaded;
+	struct bpf_program *program;
+	struct timespec begin;
+	char path[PATH_MAX];
+
+	clock_gettime(CLOCK_MONOTONIC, &begin);
+	both[0] = both[1] = *loaded = load(file);
+	count = 0;
+	bpf_object__for_each_program(program, both[0]) {
+		snprintf(path, sizeof(path), "%s/%s", link_dir, bpf_program__name(program));
+		open_links(path, bpf_program__name(program), both);
+	}
+	for (int i = 0; i < count; i++)
+		close(links[i]);
+	bpf_object__close(before);
+	return milliseconds(&begin);
 }
 
 int main(int argc, char **argv)
 {
-	struct bpf_object *both[2];
+	struct bpf_object *both[2], *loaded = NULL;
 	char path[PATH_MAX], line[16];
 	struct bpf_program *program;
-	int now = 0;
+	int now = 0, whole;
 
-	if (argc != 4) {
-		fputs("usage: link_updates LINK_DIR OBJECT_A OBJECT_B\n", stderr);
+	if (argc != 5) {
+		fputs("usage: link_updates held|whole LINK_DIR OBJECT_A OBJECT_B\n", stderr);
 		return 2;
 	}
-	for (int i = 0; i < 2; i++)
-		both[i] = load(argv[2 + i]);
-	bpf_object__for_each_program(program, both[0]) {
-		snprintf(path, sizeof(path), "%s/%s", argv[1], bpf_program__name(program));
-		open_links(path, bpf_program__name(program), both);
-	}
+	whole = !strcmp(argv[1], "whole");
+	for (int i = 0; i < 2 && !whole; i++)
+		both[i] = load(argv[3 + i]);
+	if (!whole)
+		bpf_object__for_each_program(program, both[0]) {
+			snprintf(path, sizeof(path), "%s/%s", argv[2], bpf_program__name(program));
+			open_links(path, bpf_program__name(program), both);
+		}
 	while (fgets(line, sizeof(line), stdin)) {
+		double took;
+
 		now = !now;
-		printf("%f %d\n", update_all(now), count);
+		took = whole ? update_whole(argv[2], argv[3 + now], &loaded) : update_held(now);
+		printf("%f %d\n", took, count);
 		fflush(stdout);
 	}
 	return 0;
