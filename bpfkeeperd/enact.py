@@ -18,16 +18,18 @@ from bpfkeeperd.actions import (
 )
 from bpfkeeperd.after import After
 from bpfkeeperd.attach import create_link
+from bpfkeeperd.desired import Attachment
 from bpfkeeperd.directories import exchange, make_directory, remove_empty, remove_tree, unlink
 from bpfkeeperd.enactmaps import MapEnactor
 from bpfkeeperd.enactstubs import StubEnactor
 from bpfkeeperd.errors import KeeperError, KernelError
 from bpfkeeperd.held import Held
-from bpfkeeperd.hooks import SwapWay
+from bpfkeeperd.hooks import HookKind, SwapWay
 from bpfkeeperd.layout import Layout, LinkKey, escape
 from bpfkeeperd.load import Loaded
 from bpfkeeperd.observed import Observed
 from bpfkeeperd.steps import OnStep, Step
+from bpfkeeperd.targets import MapTarget
 from bpfkeeperd.transaction import Transaction
 
 
@@ -132,6 +134,8 @@ class Enactor:
         """The program to attach: the one just loaded, or the one that is pinned."""
         attachment = action.attachment
         opened = loaded.objects.get(attachment.object)
+        if attachment.hook.kind is HookKind.STRUCT_OPS:
+            return self._functions_fd(transaction, attachment, loaded)
         if opened:
             return opened.program_fd(attachment.program)
         directory = self.layout.programs(attachment.object, action.digest)
@@ -140,6 +144,16 @@ class Enactor:
         if fd is None:
             raise KeeperError(f"cannot attach {attachment}: its program is not pinned any more")
         return transaction.close_later(fd)
+
+    def _functions_fd(
+        self, transaction: Transaction, attachment: Attachment, loaded: Loaded
+    ) -> int:
+        """The struct_ops map to register, with the programs in it."""
+        opened = loaded.objects.get(attachment.object)
+        if opened:
+            opened.fill_struct_ops(attachment.program)
+        assert isinstance(attachment.target, MapTarget)
+        return self.maps.opener(transaction, loaded)(attachment.target.name)
 
     def _create_link(
         self, transaction: Transaction, action: LinkAction, loaded: Loaded
@@ -251,9 +265,14 @@ class Enactor:
             remedy = ""
             if error.errno == errno.EPERM:
                 remedy = "somebody else changed its program meanwhile: reload again"
+            elif attachment.hook.kind is HookKind.STRUCT_OPS:
+                remedy = "the kernel takes another version under the same name only"
             raise KernelError(f"swap the program of {attachment}", error.errno, remedy) from None
         transaction.on_undo(lambda: kernel.link_update(link, old, new))
-        self.after.swapped(action, program)
+        if attachment.hook.kind is HookKind.STRUCT_OPS:
+            self.after.attached(attachment, link)
+        else:
+            self.after.swapped(action, program)
         self._take_over(transaction, action)
 
     def _take_over(self, transaction: Transaction, action: Swap) -> None:
@@ -280,7 +299,13 @@ class Enactor:
         return path
 
     def _old_program_fd(self, action: Swap) -> int:
-        """The program that a link runs now: to compare with, and to swap back to."""
+        """The program that a link runs now, or the map that it registers: to compare with, and to
+        swap back to."""
+        if action.attachment.hook.kind is HookKind.STRUCT_OPS:
+            old = kernel.map_by_id(action.link.target_id)
+            if old is None:
+                raise KeeperError(f"the map of {action.attachment} went away: reload again")
+            return old
         known = self.observed.links.get(action.key)
         wanted = (known.stub if known else 0) or action.link.prog_id
         try:

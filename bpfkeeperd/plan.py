@@ -25,6 +25,7 @@ from bpfkeeperd.draft import Draft, hold_back
 from bpfkeeperd.entries import MismatchPolicy
 from bpfkeeperd.generations import leave_out_entries, renew_arrays, renew_data, write_entries
 from bpfkeeperd.grouping import group
+from bpfkeeperd.hooks import HookKind
 from bpfkeeperd.layout import LinkKey, StubKey, escape, kernel_name, unescape
 from bpfkeeperd.observed import Observed, ObservedLink
 from bpfkeeperd.planstubs import behind_stub, restore_stubs
@@ -239,7 +240,8 @@ def _decide_attachment(
     held = wanted.name in draft.held_objects and not (wanted.fault and running)
     if link and not link.pinned and link.info.target_id:
         in_place = serves(link.info, attachment, target_id)
-        if in_place or held or isinstance(target_id, str):  # else its place is needed
+        updated = attachment.hook.kind is HookKind.STRUCT_OPS
+        if in_place or held or updated or isinstance(target_id, str):  # else its place is needed
             draft.restores.append(RestoreLink(key, link.info))
     if isinstance(target_id, str):
         draft.refusals.append(Refusal("attachment", str(attachment), target_id))
@@ -249,6 +251,12 @@ def _decide_attachment(
     if held:
         return
     load = draft.loads.get(wanted.name)
+    if attachment.hook.kind is HookKind.STRUCT_OPS and (link and link.info.target_id):
+        if link.info.target_id != target_id:
+            reason = load.reason if load else f"map ID {link.info.target_id} is registered"
+            swap = Swap(attachment, link.info, key, wanted.digest, reason)
+            draft.links.setdefault(wanted.name, []).append(swap)
+        return
     actions = draft.links.setdefault(wanted.name, [])
     if link and serves(link.info, attachment, target_id):
         stub = behind_stub(draft, attachment, key, link)

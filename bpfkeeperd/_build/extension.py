@@ -28,6 +28,7 @@ struct bpf_program *bpf_object__next_program(const struct bpf_object *obj,
 
 struct bpf_map *bpf_map__inner_map(struct bpf_map *map);
 int bpf_map__reuse_fd(struct bpf_map *map, int fd);
+int bpf_map__set_map_flags(struct bpf_map *map, uint32_t flags);
 int bpf_map__fd(const struct bpf_map *map);
 
 int bpf_program__set_type(struct bpf_program *prog, int type);

@@ -371,6 +371,25 @@ void keeper_program_spec(const struct bpf_program *prog, struct keeper_program_s
 	};
 }
 
+int keeper_struct_ops_fill(struct bpf_map *map)
+{
+	struct bpf_link *link = bpf_map__attach_struct_ops(map);
+	int fd, err = libbpf_get_error(link);
+
+	/*
+	 * libbpf 1.1 writes the map and no more. Later ones make a link of it, which is not wanted
+	 * yet; what is registered under the same name already has it refused, after the map is written.
+	 */
+	if (err)
+		return err == -EEXIST || err == -EBUSY ? 0 : err;
+	fd = bpf_link__fd(link);
+	bpf_link__disconnect(link);
+	bpf_link__destroy(link);
+	if (fd != bpf_map__fd(map))
+		close(fd);
+	return 0;
+}
+
 /* ---- loading many ---- */
 
 static pthread_mutex_t finished_lock = PTHREAD_MUTEX_INITIALIZER;

@@ -77,6 +77,7 @@ PURE = [
     "plan.py",
     "stubcode.py",
     "planstubs.py",
+    "structops.py",
     "drift.py",
     "churn.py",
     "snapshot.py",
