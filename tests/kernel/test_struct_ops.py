@@ -1,5 +1,6 @@
 """Functions of the kernel that programs replace: registered, updated under connections, kept."""
 
+import contextlib
 import os
 import socket
 import struct
