@@ -46,6 +46,9 @@ def _parser() -> argparse.ArgumentParser:
     sub = command(
         "plan", commands.plan, "Show what a reload would do; changes nothing.", "json", "force"
     )
+    sub.add_argument(
+        "--verify", action="store_true", help="have the verifier judge every program to be loaded"
+    )
     sub.add_argument("--exit-code", action="store_true", help="exit with 3 when there is something")
     command("apply", commands.apply, "Do it once, without a daemon.", "json", "force")
     sub = command(
@@ -54,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--wait", action="store_true", help="wait, and say what came of it")
     sub.add_argument("-q", "--quiet", action="store_true", help="say nothing; the exit code tells")
     sub.add_argument(
-        "--timeout", type=float, default=300, metavar="SECONDS", help="of --wait; default: 300"
+        "--timeout", type=float, default=600, metavar="SECONDS", help="of --wait; default: 600"
     )
     command("status", commands.status, "Show maps, attachments and drift as they are.", "json")
     command("maps", commands.maps, "Show the kept maps and how full they are.", "json")

@@ -14,6 +14,7 @@ from bpfkeeperd.maprules import fault_text, violations
 from bpfkeeperd.maptypes import STRUCT_OPS
 from bpfkeeperd.progtypes import PROGRAM_KINDS, ProgramKind
 from bpfkeeperd.resolveattach import load_function, map_fault, program_attachments
+from bpfkeeperd.resolvehealth import with_health
 from bpfkeeperd.resolvemaps import wanted_maps
 from bpfkeeperd.state import ObjectSpec
 from bpfkeeperd.suggest import did_you_mean
@@ -58,6 +59,8 @@ def resolve(
                 mark = manifest.objects[wanted.name].programs[attachment.program].mark
                 message = f"program {attachment.program} cannot be attached here"
                 problems.append(Problem(mark, message, fault))
+    all_known = not faults and not any(wanted.fault for wanted in objects.values())
+    objects = with_health(manifest, objects, maps, problems, known=all_known)
     if problems:
         problems.sort(key=lambda problem: (problem.mark.file, problem.mark.line))
         raise ManifestError(tuple(problems))

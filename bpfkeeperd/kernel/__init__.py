@@ -18,6 +18,7 @@ from bpfkeeperd.kernel.bpf import (
     map_contains,
     map_create,
     map_delete,
+    map_has_owner,
     map_info,
     map_keys,
     map_lookup,
@@ -55,6 +56,7 @@ from bpfkeeperd.kernel.places import (
 )
 from bpfkeeperd.kernel.scan import Pin, PinKind, scan
 from bpfkeeperd.kernel.slots import map_slots
+from bpfkeeperd.kernel.stats import counting_runs, program_stats
 
 __all__ = [
     "TRACE_ITER",
@@ -69,6 +71,7 @@ __all__ = [
     "btf_layouts",
     "btf_load",
     "cgroup2_mount",
+    "counting_runs",
     "cpu_numbers",
     "holding",
     "inside_netns",
@@ -87,6 +90,7 @@ __all__ = [
     "map_create",
     "map_delete",
     "map_for_reading",
+    "map_has_owner",
     "map_info",
     "map_keys",
     "map_lookup",
@@ -106,6 +110,7 @@ __all__ = [
     "prog_load",
     "program_by_id",
     "program_info",
+    "program_stats",
     "raw_tracepoint_open",
     "release_memory",
     "rename",
