@@ -53,6 +53,10 @@ class StubEnactor:
                 self._make(transaction, attachment, prog_fd)
         return self._ready[key]
 
+    def ready_fd(self, key: StubKey) -> int | None:
+        """The stub of a program whose attachments were made or swapped in this reload."""
+        return self._ready.get(key)
+
     def swap(
         self, transaction: Transaction, attachment: Attachment, former: StubKey, prog_fd: int
     ) -> bool:

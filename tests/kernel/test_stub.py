@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import threading
 
 import pytest
 
@@ -219,6 +220,31 @@ def test_a_slot_that_somebody_else_emptied_or_wrote(world: World) -> None:
         assert total_of_calls(world) == 0
         reload(world, keeper)
         check_served(world, 1)
+
+
+def test_runs_are_those_of_the_stub(world: World) -> None:
+    """The kernel counts no runs of a program that another calls."""
+    write(world)
+    put(world)
+    text = world.manifest_file.read_text().replace(
+        "exact}", "exact, health: {seconds: 1, moves: runs}}"
+    )
+    world.manifest_file.write_text(text)
+    stop, calls = threading.Event(), threading.Thread(target=lambda: call_until(stop))
+    calls.start()
+    try:
+        with world.keeper() as keeper:
+            reload(world, keeper)
+            put(world, 2)
+            reload(world, keeper)
+    finally:
+        stop.set()
+        calls.join()
+
+
+def call_until(stop: threading.Event) -> None:
+    while not stop.wait(0.01):
+        os.getpgid(0)
 
 
 def test_what_cannot_be_called_is_said(world: World) -> None:
