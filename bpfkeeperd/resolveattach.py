@@ -5,11 +5,11 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from bpfkeeperd.desired import Attachment, WantedMap, attachment
-from bpfkeeperd.entries import AttachEntry, ProgramEntry, SwapChoice
+from bpfkeeperd.entries import AttachEntry, ObjectEntry, ProgramEntry, SwapChoice
 from bpfkeeperd.errors import Problem
-from bpfkeeperd.hooks import Hook, HookKind, SwapWay, hook_of_section
+from bpfkeeperd.hooks import STRUCT_OPS, Hook, HookKind, SwapWay, hook_of_section
 from bpfkeeperd.maptypes import SOCKHASH, SOCKMAP, type_name
-from bpfkeeperd.state import ProgramSpec
+from bpfkeeperd.state import ObjectSpec, ProgramSpec
 from bpfkeeperd.stubcode import stub_fault
 from bpfkeeperd.suggest import did_you_mean
 from bpfkeeperd.targets import (
@@ -81,6 +81,19 @@ def map_fault(
     if attachment.hook.kind is HookKind.SOCKMAP and not of_sockets:
         return f"{target.name} is a {type_name(found.spec.type)}: it takes a sockmap or a sockhash"
     return ""
+
+
+def attached_hooks(entry: ObjectEntry, spec: ObjectSpec) -> dict[str, Hook]:
+    """The hooks of the programs of an object that are to be attached anywhere, and of what is
+    registered."""
+    found = dict.fromkeys(entry.register, STRUCT_OPS)
+    for program in spec.programs:
+        known = entry.programs.get(program.name)
+        if known and (known.attach or known.attach_auto):
+            hook = hook_of_section(known.type) if known.type else program.hook
+            if hook:
+                found[program.name] = hook
+    return found
 
 
 def _exact(hook: Hook, asked: bool) -> bool:
