@@ -11,7 +11,7 @@ from bpfkeeperd.desired import Attachment
 from bpfkeeperd.layout import LinkKey, StubKey, escape, is_array_name
 from bpfkeeperd.observed import Observed, ObservedLink, ObservedMap, ObservedStub
 from bpfkeeperd.observestubs import through_stub
-from bpfkeeperd.state import ProgramInfo
+from bpfkeeperd.state import LinkInfo, ProgramInfo
 from bpfkeeperd.targets import MapTarget, Target
 
 
@@ -53,6 +53,11 @@ class After:
         """A new link, by its descriptor."""
         serves = {stub.prog_id: stub.serves for stub in self.stubs.values()}
         self.links[attachment.key] = through_stub(ObservedLink(kernel.link_info(fd)), serves)
+
+    def recorded(self, key: LinkKey, info: LinkInfo) -> None:
+        """An attachment without a link."""
+        serves = {stub.prog_id: stub.serves for stub in self.stubs.values()}
+        self.links[key] = through_stub(ObservedLink(info), serves)
 
     def swapped(self, action: Swap, prog_fd: int) -> None:
         if action.key != action.attachment.key:

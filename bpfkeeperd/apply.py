@@ -35,6 +35,7 @@ from bpfkeeperd.errors import KeeperError, ObjectError
 from bpfkeeperd.held import Held
 from bpfkeeperd.layout import Layout
 from bpfkeeperd.load import Loaded, OpenObject, load_each
+from bpfkeeperd.mapattached import detach_from_map
 from bpfkeeperd.observed import Observed
 from bpfkeeperd.state import Failure
 from bpfkeeperd.steps import OnStep, Step
@@ -275,6 +276,8 @@ def _remove(enactor: Enactor, removal: Removal, applied: Applied) -> None:
         match removal:
             case Detach(key):
                 enactor.on_step(Step.DETACH, "/".join(key))
+                if os.path.lexists(layout.attached_at(key)):
+                    detach_from_map(layout, key)
                 path = layout.link_at(key)
                 unlink(path)  # the pin may be gone, and the link alive in a descriptor
                 enactor.held.drop_link(key)

@@ -20,14 +20,22 @@ from bpfkeeperd.actions import (
 from bpfkeeperd.after import After
 from bpfkeeperd.attach import create_link
 from bpfkeeperd.desired import Attachment
-from bpfkeeperd.directories import exchange, make_directory, remove_empty, remove_tree, unlink
+from bpfkeeperd.directories import (
+    exchange,
+    make_directory,
+    make_parents,
+    remove_empty,
+    remove_tree,
+    unlink,
+)
 from bpfkeeperd.enactmaps import MapEnactor
 from bpfkeeperd.enactstubs import StubEnactor
 from bpfkeeperd.errors import KeeperError, KernelError
 from bpfkeeperd.held import Held
-from bpfkeeperd.hooks import HookKind, SwapWay
+from bpfkeeperd.hooks import SOCKMAP_ATTACHED, HookKind, SwapWay
 from bpfkeeperd.layout import Layout, LinkKey, escape
 from bpfkeeperd.load import Loaded
+from bpfkeeperd.mapattached import attach_to_map
 from bpfkeeperd.observed import Observed
 from bpfkeeperd.steps import OnStep, Step
 from bpfkeeperd.targets import MapTarget
@@ -182,7 +190,13 @@ class Enactor:
     def _attach(self, transaction: Transaction, action: Attach, loaded: Loaded) -> None:
         attachment = action.attachment
         self.on_step(Step.ATTACH, attachment)
-        fd, note = self._create_link(transaction, action, loaded)
+        try:
+            fd, note = self._create_link(transaction, action, loaded)
+        except KernelError as error:
+            if attachment.hook.kind is not HookKind.SOCKMAP or error.errno != errno.EINVAL:
+                raise
+            self._attach_to_map(transaction, action, loaded)
+            return
         transaction.close_later(fd)
         if note:
             self.notes.append(note)
@@ -201,6 +215,16 @@ class Enactor:
             kernel.pin(fd, path)
             transaction.on_undo(lambda: unlink(path))
         self.after.attached(attachment, fd)
+
+    def _attach_to_map(self, transaction: Transaction, action: Attach, loaded: Loaded) -> None:
+        """As kernels before 6.10 do, which make no link to a map."""
+        attachment = action.attachment
+        assert isinstance(attachment.target, MapTarget)
+        program = self._program_fd(transaction, action, loaded)
+        stub = self.stubs.stub_fd(transaction, attachment, program)
+        map_fd = self.maps.opener(transaction, loaded)(attachment.target.name)
+        info = attach_to_map(transaction, self.layout, attachment, stub, map_fd)
+        self.after.recorded(attachment.key, info)
 
     def _swap_counted(self, transaction: Transaction, action: Swap, loaded: Loaded) -> None:
         """A swap, of which a failure tells how far the reload had come."""
@@ -329,13 +353,17 @@ class Enactor:
         if attachment.key == action.key:
             return
         self.on_step(Step.COMMIT_LINK, attachment)
-        source, path = (
-            self.layout.link_at(action.key),
-            self._link_place(transaction, attachment.key),
-        )
+        if action.link.type == SOCKMAP_ATTACHED:
+            source, path = (self.layout.attached_at(key) for key in (action.key, attachment.key))
+            make_parents(transaction, path, self.layout.own)
+            top = self.layout.own
+        else:
+            top = self.layout.links
+            source = self.layout.link_at(action.key)
+            path = self._link_place(transaction, attachment.key)
         os.rename(source, path)
         transaction.on_undo(lambda: os.rename(path, source))
-        transaction.on_success(lambda: remove_empty(source, self.layout.links))
+        transaction.on_success(lambda: remove_empty(source, top))
         # Held under its former name, it would pass for a link that lost its pin.
         transaction.on_success(lambda: self.held.drop_link(action.key))
 

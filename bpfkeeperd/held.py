@@ -72,7 +72,7 @@ class Held:
                 self._maps[name] = (opened[1].id, opened[0])
         for key, link in observed.links.items():
             held_link = self._links.get(key)
-            if not link.pinned or (held_link and held_link[0] == link.info.id):
+            if not link.pinned or not link.info.id or (held_link and held_link[0] == link.info.id):
                 continue
             fd = kernel.pinned(layout.link_at(key), kernel.PinKind.LINK)
             if fd is not None:

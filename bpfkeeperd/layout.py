@@ -110,7 +110,17 @@ def global_data_fault(elf_name: str) -> str | None:
 class Layout:
     """The paths under one pin root."""
 
-    __slots__ = ("arrays", "leftover", "links", "objects", "own", "root", "staging", "stubs")
+    __slots__ = (
+        "arrays",
+        "attached",
+        "leftover",
+        "links",
+        "objects",
+        "own",
+        "root",
+        "staging",
+        "stubs",
+    )
 
     def __init__(self, root: str) -> None:
         self.root = root
@@ -118,6 +128,8 @@ class Layout:
         self.objects = f"{self.own}/objects"
         self.links = f"{self.own}/links"
         self.arrays = f"{self.own}/arrays"
+        self.attached = f"{self.own}/attached"
+        """For attachments without a link in the kernel: pins of the attached programs."""
         self.stubs = f"{self.own}/stubs"
         self.staging = f"{self.own}/staging"
         self.leftover = f"{self.own}/leftover"
@@ -139,6 +151,10 @@ class Layout:
 
     def link_at(self, key: LinkKey) -> str:
         return f"{self.links}/{key[0]}/{key[1]}/{key[2]}"
+
+    def attached_at(self, key: LinkKey) -> str:
+        """The record of an attachment without a link."""
+        return f"{self.attached}/{key[0]}/{key[1]}/{key[2]}"
 
     def stub_at(self, key: StubKey) -> str:
         """The directory of a program's stub: ``stub``, and ``slot``, the array it calls through."""

@@ -12,6 +12,7 @@ from bpfkeeperd.directories import pins_below
 from bpfkeeperd.errors import KernelError, PinRootError
 from bpfkeeperd.held import Held
 from bpfkeeperd.layout import OWN_DIRECTORY, Layout, LinkKey, escape
+from bpfkeeperd.mapattached import observe_attached
 from bpfkeeperd.observecontents import with_contents
 from bpfkeeperd.observed import Observed, ObservedLink, ObservedMap
 from bpfkeeperd.observestubs import observe_stubs, through_stubs
@@ -104,6 +105,7 @@ def observe(desired: Desired, layout: Layout, held: Held, last_ids: Mapping[str,
             links[pin.path[0], pin.path[1], pin.path[2]] = ObservedLink(link)
     for key, info in held.link_infos(besides=links).items():
         links[key] = ObservedLink(info, pinned=False)
+    links |= observe_attached(desired, layout)
     stubs = observe_stubs(layout, held)
     former = functools.partial(_former, desired, layout, programs, last_ids)
     maps = {

@@ -38,6 +38,10 @@ int bpf_program__set_attach_target(struct bpf_program *prog, int attach_prog_fd,
 int bpf_program__set_autoload(struct bpf_program *prog, bool autoload);
 int bpf_program__fd(const struct bpf_program *prog);
 
+int bpf_prog_attach(int prog_fd, int target_fd, int attach_type, unsigned int flags);
+int bpf_prog_detach2(int prog_fd, int target_fd, int attach_type);
+int bpf_prog_query(int target_fd, int attach_type, uint32_t query_flags, uint32_t *attach_flags,
+                   uint32_t *prog_ids, uint32_t *prog_cnt);
 int bpf_obj_get(const char *path);
 int bpf_obj_pin(int fd, const char *path);
 int bpf_iter_create(int link_fd);

@@ -1,12 +1,14 @@
 """Programs attached to maps of sockets: swapped under the sockets that are in them."""
 
+import errno
 import os
 from contextlib import ExitStack
 
 import pytest
 
 from bpfkeeperd import kernel
-from bpfkeeperd.directories import remove_tree
+from bpfkeeperd.directories import pins_below, remove_tree
+from bpfkeeperd.errors import KernelError
 from bpfkeeperd.state import ReloadResult
 from tests.kernel.exactness import connection, messages, put_socket, seen, total
 from tests.kernel.test_reload import plan_now
@@ -243,3 +245,81 @@ def test_an_attachment_that_a_plain_loader_made(world: World) -> None:
         world.reload(keeper)
         check_seen(world, 2)
     assert plan_now(world) == ()
+
+
+@pytest.fixture
+def without_links(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels before 6.10 answer EINVAL to a link to a map; all else is as it is."""
+
+    def create(*arguments: object) -> tuple[int, str]:
+        raise KernelError("attach a program", errno.EINVAL)
+
+    monkeypatch.setattr("bpfkeeperd.enact.create_link", create)
+
+
+def records(world: World) -> list[str]:
+    return pins_below(world.layout.attached, 3)
+
+
+@pytest.mark.usefixtures("without_links")
+def test_without_links(world: World) -> None:
+    """Attached, kept, swapped under a socket, taken over, and detached: with a record of it."""
+    one_map(world)
+    put(world, "msg", MSG)
+    with connection() as (client, server):
+        with world.keeper() as keeper:
+            assert world.reload(keeper).result is ReloadResult.OK
+            assert all(attachment.up for attachment in keeper.status.attachments), keeper.status
+            assert world.reload(keeper).done == ()
+        assert world.link_ids() == {} and records(world) == ["msg/program/map:senders"]
+        assert plan_now(world) == ()
+        put_socket(world, "senders", 1, client)
+        for swap, program in enumerate(("program", "program", "latter")):
+            text = world.manifest_file.read_text()
+            world.manifest_file.write_text(text.replace("{program:", f"{{{program}:"))
+            put(world, "msg", MSG | {"PROGRAM": program}, swap + 1)
+            assert world.apply().result is ReloadResult.OK
+            client.sendall(b"hello")
+            assert server.recv(5) == b"hello"
+            assert seen(world, "msg_seen")[swap + 1] == (1, 5)
+            assert plan_now(world) == ()
+        assert records(world) == ["msg/latter/map:senders"]
+    world.write("maps: {senders: {type: sockmap, key: u32, value: u64, max_entries: 8}}\n")
+    assert world.apply().result is ReloadResult.OK
+    assert records(world) == [] and not attached_to_senders(world)
+
+
+def attached_to_senders(world: World) -> int:
+    found = kernel.pinned_map(str(world.pins / "senders"))
+    assert found
+    with kernel.holding(found[0]):
+        return kernel.prog_query(found[0], 7)
+
+
+@pytest.mark.usefixtures("without_links")
+def test_without_links_a_map_is_recreated_or_taken(world: World) -> None:
+    one_map(world, "maps: {senders: {on_mismatch: recreate}}\n")
+    put(world, "msg", MSG)
+    with world.keeper() as keeper:
+        assert world.reload(keeper).result is ReloadResult.OK
+        put(world, "msg", MSG | {"ENTRIES": 16}, 2)
+        assert world.reload(keeper).result is ReloadResult.OK
+        check_seen(world, 2)
+        assert world.reload(keeper).done == ()
+        attached = attached_to_senders(world)
+        found = kernel.pinned_map(str(world.pins / "senders"))
+        stub = kernel.program_by_id(attached)
+        assert found and stub is not None
+        with kernel.holding(found[0]) as map_fd, kernel.holding(stub):
+            kernel.prog_detach(stub, map_fd, 7)
+            keeper.look()
+            assert keeper.status.drift["attachment_missing"] == 1
+            assert world.reload(keeper).result is ReloadResult.OK
+            assert attached_to_senders(world) == attached
+            (program,) = (kernel.program_by_id(number) for number in world.program_ids())
+            assert program is not None
+            with kernel.holding(program):
+                kernel.prog_attach(program, map_fd, 7)
+            other = attached_to_senders(world)
+            assert "another program is attached to the map" in refused(world.reload(keeper))
+            assert attached_to_senders(world) == other
