@@ -46,6 +46,20 @@ class RestoreStub:
 
 
 @dataclass(frozen=True, slots=True)
+class RestoreProgram:
+    """The pin of a loaded program is gone, the program is alive: pin it again."""
+
+    object: str
+    """Escaped."""
+    digest: str
+    program: str
+    """Escaped."""
+
+    def __str__(self) -> str:
+        return f"restore the pin of program {unescape(self.object)}/{unescape(self.program)}"
+
+
+@dataclass(frozen=True, slots=True)
 class CreateMap:
     map: WantedMap
 
@@ -226,7 +240,7 @@ Making = CreateMap | RecreateMap | RenewMap
 MapAction = Making | RenameMap
 LinkAction = Attach | Swap
 Removal = Detach | RemovePrograms | RemoveArray | RemoveStub
-Restore = RestoreMap | RestoreLink | RestoreStub
+Restore = RestoreMap | RestoreLink | RestoreProgram | RestoreStub
 Action = Restore | MapAction | LoadObject | LinkAction | WriteEntries | Removal
 
 

@@ -70,6 +70,8 @@ def create_link(prog_fd: int, attachment: Attachment, map_fd: MapOpener) -> tupl
             return _create(prog_fd, map_fd(name), attachment, 0), ""
         case MapTarget() if attachment.hook.kind is HookKind.STRUCT_OPS:
             return _create(prog_fd, 0, attachment, 0), ""
+        case MapTarget() if attachment.hook.kind is HookKind.ITERATOR:
+            return create_trace_link(prog_fd, attachment, map_fd), ""
         case NetnsTarget() | NetfilterTarget() | MapTarget():
             return create_network_link(prog_fd, attachment), ""
         case (
@@ -79,7 +81,7 @@ def create_link(prog_fd: int, attachment: Attachment, map_fd: MapOpener) -> tupl
             | PerfEventTarget()
             | IteratorTarget()
         ):
-            return create_trace_link(prog_fd, attachment), ""
+            return create_trace_link(prog_fd, attachment, map_fd), ""
         case _:
             assert_never(attachment.target)
 

@@ -1,7 +1,6 @@
 """The second half of a change: pins, swaps and renames, each with the way back."""
 
 import errno
-import functools
 import os
 from dataclasses import dataclass, field
 
@@ -18,7 +17,7 @@ from bpfkeeperd.actions import (
     Swap,
 )
 from bpfkeeperd.after import After
-from bpfkeeperd.attach import create_link
+from bpfkeeperd.attach import MapOpener, create_link
 from bpfkeeperd.desired import Attachment
 from bpfkeeperd.directories import (
     exchange,
@@ -296,21 +295,23 @@ class Enactor:
             os.rename(former, aside)
             transaction.on_undo(lambda: os.rename(aside, former))
             transaction.on_success(lambda: remove_empty(former, self.layout.links))
-        transaction.on_success(lambda: unlink(aside))
+        # The pin last: the kernel takes a link down later when its last pin goes, and at once, for
+        # which a probe waits 0.1 s, when its last descriptor does.
         transaction.on_success(lambda: self.held.drop_link(action.key))
-        transaction.before_waiting(lambda: self._end_overlap(action, aside))
+        transaction.on_success(lambda: unlink(aside))
+        map_fd = self.maps.opener(transaction, loaded)
+        transaction.before_waiting(lambda: self._end_overlap(action, aside, map_fd))
         if attachment.key != action.key:
             self.after.gone_links.add(action.key)
         self.after.attached(attachment, fd)
 
-    def _end_overlap(self, action: Swap, aside: str) -> None:
+    def _end_overlap(self, action: Swap, aside: str, map_fd: MapOpener) -> None:
         """Detaches the old program while the new one is on trial, and would attach it again."""
         old = self._old_program_fd(action)
         self.on_step(Step.DETACH, action.attachment)
 
         def attach_again() -> None:
-            kept_fd = functools.partial(self.maps.kept_fd, self.reload)
-            fd, _ = create_link(old, action.attachment, kept_fd)
+            fd, _ = create_link(old, action.attachment, map_fd)
             with kernel.holding(fd):
                 kernel.pin(fd, aside)
 

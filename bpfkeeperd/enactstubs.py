@@ -16,7 +16,7 @@ from bpfkeeperd.held import Held
 from bpfkeeperd.layout import Layout, StubKey
 from bpfkeeperd.maptypes import PROG_ARRAY
 from bpfkeeperd.observed import Observed, ObservedStub
-from bpfkeeperd.observestubs import slot_program
+from bpfkeeperd.observestubs import observe_stub, slot_program
 from bpfkeeperd.state import ProgramInfo
 from bpfkeeperd.steps import OnStep, Step
 from bpfkeeperd.stubcode import stub_instructions
@@ -46,7 +46,8 @@ class StubEnactor:
         """
         key = _stub_key(attachment)
         if key not in self._ready:
-            found = self.observed.stubs.get(key)
+            # It may have been made since, for another attachment that is healed by itself.
+            found = self.observed.stubs.get(key) or observe_stub(self.layout, key)
             if not (found and found.prog_id) or not self._write(
                 transaction, attachment, key, found, prog_fd
             ):
@@ -150,7 +151,7 @@ class StubEnactor:
             cleanup.pop_all()
         transaction.on_undo(lambda: remove_tree(staged))
         self._make_parents(transaction, path)
-        if key in self.observed.stubs and os.path.isdir(path):
+        if os.path.isdir(path):
             aside = f"{self.layout.staging}/stubs/old{number}"
             os.rename(path, aside)
             transaction.on_undo(lambda: os.rename(aside, path))

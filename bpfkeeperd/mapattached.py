@@ -17,6 +17,7 @@ from bpfkeeperd.observed import ObservedLink
 from bpfkeeperd.state import LinkInfo, ProgramInfo
 from bpfkeeperd.transaction import Transaction
 
+_OF_THE_OTHER_KIND = -1
 PREFIX = "map:"
 """Of the targets that are maps: see `desired.target_name`."""
 
@@ -69,6 +70,10 @@ def _attached(map_fd: int, attach_type: int) -> int | None:
     except KernelError as error:
         if error.errno == errno.EINVAL:
             return None
+        if (
+            error.errno == errno.EBUSY
+        ):  # one of sk_skb/verdict and stream_verdict excludes the other
+            return _OF_THE_OTHER_KIND
         raise
 
 

@@ -21,10 +21,11 @@ def observe_stubs(layout: Layout, held: Held) -> dict[StubKey, ObservedStub]:
     keys = held.stub_keys()
     for object_name in _names_in(layout.stubs):
         keys |= {(object_name, name) for name in _names_in(f"{layout.stubs}/{object_name}")}
-    return {key: _observe(layout, held, key) for key in sorted(keys)}
+    return {key: observe_stub(layout, key, held) for key in sorted(keys)}
 
 
-def _observe(layout: Layout, held: Held, key: StubKey) -> ObservedStub:
+def observe_stub(layout: Layout, key: StubKey, held: Held | None = None) -> ObservedStub:
+    """One stub; what of it is not pinned may be held."""
     with ExitStack() as stack:
         stub = kernel.pinned(f"{layout.stub_at(key)}/stub", kernel.PinKind.PROGRAM)
         slot = kernel.pinned(f"{layout.stub_at(key)}/slot", kernel.PinKind.MAP)
@@ -32,7 +33,7 @@ def _observe(layout: Layout, held: Held, key: StubKey) -> ObservedStub:
             if fd is not None:
                 stack.callback(os.close, fd)
         pinned = stub is not None and slot is not None
-        if not pinned and (fds := held.stub_fds(key)):
+        if not pinned and held and (fds := held.stub_fds(key)):
             stub, slot = fds
         if stub is None or slot is None:
             return ObservedStub(0, 0, 0, pinned=False)

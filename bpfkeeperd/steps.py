@@ -15,6 +15,7 @@ class Step(StrEnum):
     RESTORE_MAP = "restore_map"
     RESTORE_LINK = "restore_link"
     RESTORE_STUB = "restore_stub"
+    RESTORE_PROGRAM = "restore_program"
     CREATE_MAP = "create_map"
     LOAD_OBJECT = "load_object"
     FILL_MAP = "fill_map"

@@ -38,6 +38,7 @@ from bpfkeeperd.kernel.bpf import (
     rename,
 )
 from bpfkeeperd.kernel.dump import MapReader, Printer, map_for_reading, pinned_for_reading
+from bpfkeeperd.kernel.events import Directories, drain, interface_events, mount_events
 from bpfkeeperd.kernel.objects import OpenObject, load_objects, open_object
 from bpfkeeperd.kernel.pathwatch import PathWatch
 from bpfkeeperd.kernel.places import (
@@ -53,24 +54,41 @@ from bpfkeeperd.kernel.places import (
     memory_bytes,
     netns_path,
     numa_nodes,
+    online_cpus,
     page_size,
     possible_cpus,
     stack_depth,
 )
 from bpfkeeperd.kernel.probes import Answer, can_attach, lacks
+from bpfkeeperd.kernel.query import hook_links, xdp_program
 from bpfkeeperd.kernel.scan import Pin, PinKind, scan
 from bpfkeeperd.kernel.slots import map_slots
 from bpfkeeperd.kernel.stats import counting_runs, program_stats
+from bpfkeeperd.kernel.trace import (
+    attachable_functions,
+    iter_link,
+    kprobe_multi_link,
+    perf_event_open,
+    perf_link,
+    perf_source,
+    place_number,
+    return_bit,
+    syscall_prefix,
+    tracefs_mount,
+    uprobe_multi_link,
+)
 
 __all__ = [
     "TRACE_ITER",
     "Answer",
+    "Directories",
     "MapReader",
     "OpenObject",
     "PathWatch",
     "Pin",
     "PinKind",
     "Printer",
+    "attachable_functions",
     "boot_id",
     "btf_data",
     "btf_layouts",
@@ -79,13 +97,18 @@ __all__ = [
     "cgroup2_mount",
     "counting_runs",
     "cpu_numbers",
+    "drain",
     "holding",
+    "hook_links",
     "inside_netns",
+    "interface_events",
     "interface_index",
     "interfaces",
     "is_bpffs",
     "iter_create",
+    "iter_link",
     "kernel_cpus",
+    "kprobe_multi_link",
     "lacks",
     "link_create",
     "link_info",
@@ -105,14 +128,20 @@ __all__ = [
     "map_slots",
     "map_update",
     "memory_bytes",
+    "mount_events",
     "netns_path",
     "numa_nodes",
+    "online_cpus",
     "open_object",
     "page_size",
+    "perf_event_open",
+    "perf_link",
+    "perf_source",
     "pin",
     "pinned",
     "pinned_for_reading",
     "pinned_map",
+    "place_number",
     "possible_cpus",
     "prog_attach",
     "prog_detach",
@@ -124,6 +153,11 @@ __all__ = [
     "raw_tracepoint_open",
     "release_memory",
     "rename",
+    "return_bit",
     "scan",
     "stack_depth",
+    "syscall_prefix",
+    "tracefs_mount",
+    "uprobe_multi_link",
+    "xdp_program",
 ]

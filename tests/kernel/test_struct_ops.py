@@ -13,10 +13,11 @@ from contextlib import contextmanager
 import pytest
 
 from bpfkeeperd import kernel
+from bpfkeeperd.hooks import STRUCT_OPS
 from bpfkeeperd.keeper import Keeper
 from bpfkeeperd.state import ReloadResult
 from tests.kernel.test_reload import plan_now
-from tests.machine import bpf_ids, bpf_name
+from tests.machine import bpf_ids, bpf_name, skip_without
 from tests.scenario import World, contents, refused
 
 MANIFEST = """
@@ -28,6 +29,7 @@ objects:
 @pytest.fixture(scope="module", autouse=True)
 def all_gone() -> Iterator[None]:
     """The kernel lets go of such maps seconds after their last reference, and of what they use."""
+    skip_without(STRUCT_OPS)
     before = bpf_ids("map")
     yield
     deadline = time.monotonic() + 60

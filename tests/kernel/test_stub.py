@@ -3,6 +3,7 @@
 import os
 import subprocess
 import threading
+import time
 
 import pytest
 
@@ -14,6 +15,7 @@ from bpfkeeperd.steps import Step
 from tests.kernel.exactness import GETPGID, Caller, seen, total
 from tests.kernel.test_reload import plan_now
 from tests.kernel.test_rollback import fail_at_each_step
+from tests.machine import skip_without_section
 from tests.scenario import World
 
 EXACT = """
@@ -143,7 +145,7 @@ def test_a_program_that_does_not_fit_gets_another_stub(world: World) -> None:
         notes = reload(world, keeper)
         assert "gets a new stub, beside the former one for a moment" in "\n".join(notes)
         while not seen(world)[2][0]:
-            pass
+            time.sleep(0.01)
         calls = caller.stop()
         assert total(world)[0] >= calls
         assert set(stub_ids(world)).isdisjoint(former)
@@ -166,7 +168,7 @@ def test_a_program_under_another_name_takes_the_stub_along(world: World) -> None
         reload(world, keeper)
         assert (stub_ids(world, "one/latter"), links(world)) == (stub, [link])
         while not seen(world)[2][0]:
-            pass
+            time.sleep(0.01)
         assert total(world)[0] == caller.stop()
         assert os.listdir(f"{world.layout.stubs}/one") == ["latter"]
     assert plan_now(world) == ()
@@ -248,6 +250,7 @@ def call_until(stop: threading.Event) -> None:
 
 
 def test_what_cannot_be_called_is_said(world: World) -> None:
+    skip_without_section("uprobe.s//bin/true:main")
     world.put("one", "exact", HOOK='"uprobe.s//bin/true:main"')
     write(world)
     with world.keeper() as keeper:

@@ -130,6 +130,10 @@ def remove_map_pin(world: World) -> None:
 def remove_program_pin(world: World) -> None:
     """The change is over; a program that is still attached lost its pin."""
     assert world.apply().result is ReloadResult.OK
+    unpin_program(world)
+
+
+def unpin_program(world: World) -> None:
     (programs,) = Path(world.layout.object("three")).iterdir()
     (programs / "count").unlink()
 
@@ -189,6 +193,7 @@ CASES = (
     Case(Step.RESTORE_LINK, disturb_daemon=remove_link_pin, three_is_served=False),
     # As with links: without the daemon, the array that lost its pin is empty.
     Case(Step.RESTORE_STUB, disturb_daemon=remove_stub_pin, eight_is_served=False),
+    Case(Step.RESTORE_PROGRAM, disturb_daemon=unpin_program),
     Case(Step.CREATE_MAP),
     Case(Step.LOAD_OBJECT),
     Case(Step.LOAD_OBJECT, time=3),
