@@ -169,7 +169,8 @@ def test_a_program_under_another_name_takes_the_stub_along(world: World) -> None
         assert (stub_ids(world, "one/latter"), links(world)) == (stub, [link])
         while not seen(world)[2][0]:
             time.sleep(0.01)
-        assert total(world)[0] == caller.stop()
+        calls = caller.stop()
+        assert total(world)[0] == calls
         assert os.listdir(f"{world.layout.stubs}/one") == ["latter"]
     assert plan_now(world) == ()
 
