@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from bpfkeeperd.desired import Attachment, WantedMap, WantedObject
 from bpfkeeperd.health import Trial
 from bpfkeeperd.hooks import SwapWay
-from bpfkeeperd.layout import LinkKey, unescape
+from bpfkeeperd.layout import LinkKey, StubKey, unescape
 from bpfkeeperd.maptypes import type_name
 from bpfkeeperd.state import LinkInfo, MapInfo
 
@@ -33,6 +33,16 @@ class RestoreLink:
 
     def __str__(self) -> str:
         return f"restore the pin of {_key_text(self.key)} (link ID {self.info.id})"
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreStub:
+    """A pin of a stub or of its array is gone, what was pinned is alive: pin it again."""
+
+    key: StubKey
+
+    def __str__(self) -> str:
+        return f"restore the pins of the stub of {'/'.join(map(unescape, self.key))}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +173,8 @@ class Swap:
     """Where the link is pinned now; it is renamed when that is not the attachment's place."""
     digest: str
     reason: str
+    stub: StubKey | None = None
+    """The link stays on this stub, which calls the new program from now on."""
 
     def __str__(self) -> str:
         moment = ", both run for a moment" if self.overlaps else ""
@@ -171,7 +183,8 @@ class Swap:
     @property
     def overlaps(self) -> bool:
         """Whether old and new see the same events for a moment."""
-        return self.attachment.hook.rules.swap is SwapWay.OVERLAP and not self.attachment.exact
+        way = self.attachment.hook.rules.swap
+        return way in (SwapWay.OVERLAP, SwapWay.STUB) and self.stub is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,12 +224,23 @@ class RemoveArray:
         return f"unpin program array {self.name} ({self.reason})"
 
 
+@dataclass(frozen=True, slots=True)
+class RemoveStub:
+    """Lets go of a stub that nothing runs any more."""
+
+    key: StubKey
+    reason: str
+
+    def __str__(self) -> str:
+        return f"unload the stub of {'/'.join(map(unescape, self.key))} ({self.reason})"
+
+
 Making = CreateMap | RecreateMap | RenewMap
 """There is a new map afterwards."""
 MapAction = Making | RenameMap
 LinkAction = Attach | Swap
-Removal = Detach | RemovePrograms | RemoveArray
-Restore = RestoreMap | RestoreLink | RestoreProgram
+Removal = Detach | RemovePrograms | RemoveArray | RemoveStub
+Restore = RestoreMap | RestoreLink | RestoreProgram | RestoreStub
 Action = Restore | MapAction | LoadObject | LinkAction | WriteEntries | Removal
 
 

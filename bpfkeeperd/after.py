@@ -6,11 +6,13 @@ Looking at everything once more would cost a third of a large reload; after a fa
 from dataclasses import dataclass, field, replace
 
 from bpfkeeperd import kernel
-from bpfkeeperd.actions import Detach, Removal, RemoveArray, RemovePrograms, Swap
+from bpfkeeperd.actions import Detach, Removal, RemoveArray, RemovePrograms, RemoveStub, Swap
 from bpfkeeperd.desired import Attachment
-from bpfkeeperd.layout import LinkKey, escape, is_array_name
-from bpfkeeperd.observed import Observed, ObservedLink, ObservedMap
-from bpfkeeperd.state import ProgramInfo
+from bpfkeeperd.layout import LinkKey, StubKey, escape, is_array_name
+from bpfkeeperd.observed import Observed, ObservedLink, ObservedMap, ObservedStub
+from bpfkeeperd.observestubs import through_stub
+from bpfkeeperd.state import LinkInfo, ProgramInfo
+from bpfkeeperd.targets import MapTarget, Target
 
 
 @dataclass(slots=True)
@@ -25,6 +27,8 @@ class After:
     gone_programs: set[tuple[str, str]] = field(default_factory=set)
     """Escaped object name and digest."""
     gone_arrays: set[str] = field(default_factory=set)
+    stubs: dict[StubKey, ObservedStub] = field(default_factory=dict)
+    gone_stubs: set[StubKey] = field(default_factory=set)
 
     def made_map(self, name: str, fd: int) -> None:
         info = kernel.map_info(fd)
@@ -47,7 +51,13 @@ class After:
 
     def attached(self, attachment: Attachment, fd: int) -> None:
         """A new link, by its descriptor."""
-        self.links[attachment.key] = ObservedLink(kernel.link_info(fd))
+        serves = {stub.prog_id: stub.serves for stub in self.stubs.values()}
+        self.links[attachment.key] = through_stub(ObservedLink(kernel.link_info(fd)), serves)
+
+    def recorded(self, key: LinkKey, info: LinkInfo) -> None:
+        """An attachment without a link."""
+        serves = {stub.prog_id: stub.serves for stub in self.stubs.values()}
+        self.links[key] = through_stub(ObservedLink(info), serves)
 
     def swapped(self, action: Swap, prog_fd: int) -> None:
         if action.key != action.attachment.key:
@@ -58,7 +68,10 @@ class After:
         else:
             (programs,) = loaded.values()
             prog_id = programs[action.attachment.key[1]].id
-        self.links[action.attachment.key] = ObservedLink(replace(action.link, prog_id=prog_id))
+        stub = self.stubs.get(action.attachment.key[:2]) if action.attachment.exact else None
+        self.links[action.attachment.key] = ObservedLink(
+            replace(action.link, prog_id=prog_id), stub=stub.prog_id if stub else 0
+        )
 
     def removed(self, removal: Removal) -> None:
         match removal:
@@ -68,6 +81,8 @@ class After:
                 self.gone_programs.add((object_name, digest))
             case RemoveArray(name):
                 self.gone_arrays.add(name)
+            case RemoveStub(key):
+                self.gone_stubs.add(key)
 
     def observed(self) -> Observed:
         links = {**self.before.links, **self.links}
@@ -78,8 +93,14 @@ class After:
                 del left[digest]
                 programs[object_name] = left
         made_arrays = [name for name in self.maps if is_array_name(name)]
+        stubs = {**self.before.stubs, **self.stubs}
+        new_maps: dict[Target, int | str] = {
+            MapTarget(name): found.pinned.id for name, found in self.maps.items() if found.pinned
+        }
         return replace(
             self.before,
+            stubs={key: stub for key, stub in stubs.items() if key not in self.gone_stubs},
+            targets={**self.before.targets, **new_maps},
             maps={**self.before.maps, **self.maps},
             programs={name: digests for name, digests in programs.items() if digests},
             links={key: link for key, link in links.items() if key not in self.gone_links},

@@ -18,21 +18,25 @@ from bpfkeeperd.actions import (
     Removal,
     RemoveArray,
     RemovePrograms,
+    RemoveStub,
     RenameMap,
     RenewMap,
     Restore,
     RestoreLink,
     RestoreMap,
     RestoreProgram,
+    RestoreStub,
 )
 from bpfkeeperd.after import After
 from bpfkeeperd.directories import make_directory, make_parents, remove_empty, remove_tree, unlink
 from bpfkeeperd.enact import Enactor, SwapError, error_text, make_link_directory, not_undone
 from bpfkeeperd.enactmaps import kept_map
+from bpfkeeperd.enactstubs import remove_stub, restore_stub
 from bpfkeeperd.errors import KeeperError, ObjectError
 from bpfkeeperd.held import Held
 from bpfkeeperd.layout import Layout
 from bpfkeeperd.load import Loaded, OpenObject, load_each
+from bpfkeeperd.mapattached import detach_from_map
 from bpfkeeperd.observed import Observed
 from bpfkeeperd.state import Failure
 from bpfkeeperd.steps import OnStep, Step
@@ -147,17 +151,18 @@ def _carry_out(
 def _sweep(layout: Layout, observed: Observed, on_step: OnStep) -> None:
     """Removes what an interrupted reload left half made, or half removed.
 
-    Its new maps stay until nothing runs on them any more: without a pin, the kernel empties a
-    program array under the programs that were swapped in already.
+    Its new maps and the former stubs stay until nothing runs on them any more: without a pin, the
+    kernel empties a program array under the programs that use it.
     """
     for path in observed.empty_links:
         remove_empty(f"{layout.links}/{path}/", layout.links)
     if os.path.isdir(layout.staging):
         on_step(Step.SWEEP_STAGING, layout.staging)
-        maps = f"{layout.staging}/maps"
-        if os.path.isdir(maps) and os.listdir(maps):
-            make_directory(layout.leftover)
-            os.rename(maps, f"{layout.leftover}/{len(os.listdir(layout.leftover))}")
+        for kind in ("maps", "stubs"):
+            staged = f"{layout.staging}/{kind}"
+            if os.path.isdir(staged) and os.listdir(staged):
+                make_directory(layout.leftover)
+                os.rename(staged, f"{layout.leftover}/{len(os.listdir(layout.leftover))}")
         remove_tree(layout.staging)
 
 
@@ -192,6 +197,9 @@ def _restore(enactor: Enactor, restore: Restore, applied: Applied) -> None:
                     make_directory(f"{layout.objects}/{name}")
                     make_directory(f"{layout.objects}/{name}/{digest}")
                     kernel.pin(fd, f"{layout.objects}/{name}/{digest}/{program}")
+            case RestoreStub(stub_key):
+                enactor.on_step(Step.RESTORE_STUB, "/".join(stub_key))
+                restore_stub(layout, held, stub_key)
         applied.done.append(str(restore))
     except KeeperError as error:
         applied.failures.append(Failure(str(error)))
@@ -292,6 +300,8 @@ def _remove(enactor: Enactor, removal: Removal, applied: Applied) -> None:
         match removal:
             case Detach(key):
                 enactor.on_step(Step.DETACH, "/".join(key))
+                if os.path.lexists(layout.attached_at(key)):
+                    detach_from_map(layout, key)
                 path = layout.link_at(key)
                 unlink(path)  # the pin may be gone, and the link alive in a descriptor
                 enactor.held.drop_link(key)
@@ -308,6 +318,9 @@ def _remove(enactor: Enactor, removal: Removal, applied: Applied) -> None:
                 enactor.on_step(Step.REMOVE_ARRAY, name)
                 unlink(layout.map(name))
                 remove_empty(layout.map(name), layout.own)
+            case RemoveStub(stub_key):
+                enactor.on_step(Step.REMOVE_STUB, "/".join(stub_key))
+                remove_stub(layout, stub_key)
         enactor.after.removed(removal)
         if removal.reason != REPLACED:  # that goes without saying
             applied.done.append(str(removal))

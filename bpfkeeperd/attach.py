@@ -51,7 +51,8 @@ def cgroup_path(path: str, mount: str | None) -> str | None:
 def create_link(prog_fd: int, attachment: Attachment, map_fd: MapOpener) -> tuple[int, str]:
     """A new link's descriptor, and what there is to say about it (empty: nothing).
 
-    ``map_fd`` opens a map that is a target.
+    ``map_fd`` opens a map that is a target. Of a struct_ops map that is registered, ``prog_fd`` is
+    the map's descriptor.
 
     The attachment ends when the last reference to the link goes: pin it.
 
@@ -65,6 +66,10 @@ def create_link(prog_fd: int, attachment: Attachment, map_fd: MapOpener) -> tupl
             with kernel.inside_netns(kernel.netns_path(netns) if netns else None):
                 index = kernel.interface_index(name)
                 return _interface_link(prog_fd, attachment, attachment.target, index)
+        case MapTarget(name) if attachment.hook.kind is HookKind.SOCKMAP:
+            return _create(prog_fd, map_fd(name), attachment, 0), ""
+        case MapTarget() if attachment.hook.kind is HookKind.STRUCT_OPS:
+            return _create(prog_fd, 0, attachment, 0), ""
         case MapTarget() if attachment.hook.kind is HookKind.ITERATOR:
             return create_trace_link(prog_fd, attachment, map_fd), ""
         case NetnsTarget() | NetfilterTarget() | MapTarget():
@@ -120,6 +125,12 @@ def _create(prog_fd: int, target: int, attachment: Attachment, flags: int) -> in
                     "the interface runs another XDP program, or this one in another mode:"
                     " detach that first"
                 )
+            case errno.EBUSY, HookKind.SOCKMAP:
+                remedy = "another program is attached to the map: detach that first"
+            case errno.EEXIST, HookKind.STRUCT_OPS:
+                remedy = "something is registered under its name already: unregister that first"
+            case errno.EINVAL, HookKind.SOCKMAP:
+                remedy = "the kernel may lack links to maps of sockets, which came with Linux 6.10"
             case errno.EINVAL, HookKind.TCX:
                 remedy = "the kernel may lack TCX, which came with Linux 6.6"
             case errno.E2BIG, HookKind.CGROUP:

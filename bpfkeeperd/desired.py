@@ -7,6 +7,7 @@ from typing import assert_never
 
 from bpfkeeperd.entries import AttachEntry, Content, Manifest, MapDefinition, MapRef, MismatchPolicy
 from bpfkeeperd.health import Health
+from bpfkeeperd.hooks import STRUCT_OPS as STRUCT_OPS_HOOK
 from bpfkeeperd.hooks import Hook
 from bpfkeeperd.layout import LinkKey, escape, unescape
 from bpfkeeperd.maptypes import PROG_ARRAY, STRUCT_OPS
@@ -79,6 +80,15 @@ def attachment(
     )
     return Attachment(
         object_name, program, hook, target, name, key, before, after, take_over, exact
+    )
+
+
+def registration(object_name: str, elf_name: str, pin_name: str) -> Attachment:
+    """A struct_ops map that the kernel calls the programs of: an attachment of the map, not of any
+    program."""
+    key = escape(object_name), escape(elf_name), "struct_ops"
+    return Attachment(
+        object_name, elf_name, STRUCT_OPS_HOOK, MapTarget(pin_name), "the kernel", key
     )
 
 

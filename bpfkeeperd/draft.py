@@ -16,6 +16,7 @@ from bpfkeeperd.desired import Desired
 from bpfkeeperd.layout import LinkKey, escape
 from bpfkeeperd.observed import Observed, ObservedMap
 from bpfkeeperd.state import ProgramInfo
+from bpfkeeperd.targets import MapTarget
 
 _NOTHING = ObservedMap()
 
@@ -85,9 +86,11 @@ def holder(draft: Draft, map_name: str) -> str:
     """
     found = draft.found(map_name)
     current = found.pinned or found.lost
-    for name in (*draft.held_objects, *draft.desired.faults):
+    held = (*draft.held_objects, *draft.desired.faults)
+    attached = attached_to_maps(draft.desired).get(map_name, ()) if held else ()
+    for name in held:
         loaded = draft.observed.programs.get(escape(name), {})
-        uses = name in draft.map_actions[map_name].map.users
+        uses = name in draft.map_actions[map_name].map.users or name in attached
         runs = current is not None and any(
             current.id in program.map_ids
             for programs in loaded.values()
@@ -96,6 +99,19 @@ def holder(draft: Draft, map_name: str) -> str:
         if loaded and (uses or runs):
             return name
     return ""
+
+
+def attached_to_maps(desired: Desired) -> dict[str, set[str]]:
+    """Maps that programs are attached to, and the objects of these."""
+    found: dict[str, set[str]] = {}
+    for name, wanted in desired.objects.items():
+        for attachment in wanted.attachments:
+            if isinstance(attachment.target, MapTarget):
+                found.setdefault(attachment.target.name, set()).add(name)
+    for name, _, target, _ in desired.unread_attachments():
+        if isinstance(target, MapTarget):
+            found.setdefault(target.name, set()).add(name)
+    return found
 
 
 def keep_map(draft: Draft, name: str, reason: str) -> None:

@@ -12,11 +12,13 @@ from bpfkeeperd.actions import (
     RecreateMap,
     RemoveArray,
     RemovePrograms,
+    RemoveStub,
     RenameMap,
     RenewMap,
     RestoreLink,
     RestoreMap,
     RestoreProgram,
+    RestoreStub,
     Swap,
     WriteEntries,
 )
@@ -70,7 +72,7 @@ def kind_of(action: Action) -> str:
     match action:
         case RestoreMap():
             return "map_pin_lost"
-        case RestoreLink():
+        case RestoreLink() | RestoreStub():
             return "attachment_pin_lost"
         case RestoreProgram():
             return "program_pin_lost"
@@ -86,5 +88,5 @@ def kind_of(action: Action) -> str:
             return "attachment_missing"
         case Swap():
             return "attachment_replaced"
-        case Detach() | RemovePrograms() | RemoveArray():
+        case Detach() | RemovePrograms() | RemoveArray() | RemoveStub():
             return "leftover"

@@ -18,15 +18,26 @@ from bpfkeeperd.actions import (
 )
 from bpfkeeperd.after import After
 from bpfkeeperd.attach import MapOpener, create_link
-from bpfkeeperd.directories import exchange, make_directory, remove_empty, remove_tree, unlink
+from bpfkeeperd.desired import Attachment
+from bpfkeeperd.directories import (
+    exchange,
+    make_directory,
+    make_parents,
+    remove_empty,
+    remove_tree,
+    unlink,
+)
 from bpfkeeperd.enactmaps import MapEnactor
+from bpfkeeperd.enactstubs import StubEnactor
 from bpfkeeperd.errors import KeeperError, KernelError
 from bpfkeeperd.held import Held
-from bpfkeeperd.hooks import SwapWay
+from bpfkeeperd.hooks import SOCKMAP_ATTACHED, HookKind, SwapWay
 from bpfkeeperd.layout import Layout, LinkKey, escape
 from bpfkeeperd.load import Loaded
+from bpfkeeperd.mapattached import attach_to_map
 from bpfkeeperd.observed import Observed
 from bpfkeeperd.steps import OnStep, Step
+from bpfkeeperd.targets import MapTarget
 from bpfkeeperd.transaction import Transaction
 
 
@@ -49,6 +60,7 @@ class Enactor:
     reload: Transaction = field(default_factory=Transaction)
     """All changes that went well so far."""
     maps: MapEnactor = field(init=False)
+    stubs: StubEnactor = field(init=False)
     _swaps_tried: int = 0
     _swapped: int = 0
     """And not undone."""
@@ -57,6 +69,7 @@ class Enactor:
 
     def __post_init__(self) -> None:
         self.maps = MapEnactor(self.layout, self.observed, self.held, self.on_step, self.after)
+        self.stubs = StubEnactor(self.layout, self.observed, self.on_step, self.after, self.notes)
 
     def enact(self, loaded: Loaded) -> None:
         """Does a change whose objects are loaded, as a part of the reload's transaction.
@@ -143,6 +156,8 @@ class Enactor:
         """The program to attach: the one just loaded, or the one that is pinned."""
         attachment = action.attachment
         opened = loaded.objects.get(attachment.object)
+        if attachment.hook.kind is HookKind.STRUCT_OPS:
+            return self._functions_fd(transaction, attachment, loaded)
         if opened:
             return opened.program_fd(attachment.program)
         directory = self.layout.programs(attachment.object, action.digest)
@@ -152,17 +167,35 @@ class Enactor:
             raise KeeperError(f"cannot attach {attachment}: its program is not pinned any more")
         return transaction.close_later(fd)
 
+    def _functions_fd(
+        self, transaction: Transaction, attachment: Attachment, loaded: Loaded
+    ) -> int:
+        """The struct_ops map to register, with the programs in it."""
+        opened = loaded.objects.get(attachment.object)
+        if opened:
+            opened.fill_struct_ops(attachment.program)
+        assert isinstance(attachment.target, MapTarget)
+        return self.maps.opener(transaction, loaded)(attachment.target.name)
+
     def _create_link(
         self, transaction: Transaction, action: LinkAction, loaded: Loaded
     ) -> tuple[int, str]:
-        """See `attach.create_link`."""
-        fd = self._program_fd(transaction, action, loaded)
-        return create_link(fd, action.attachment, self.maps.opener(transaction, loaded))
+        """A link that runs the program, or the stub that calls it; see `attach.create_link`."""
+        attachment, fd = action.attachment, self._program_fd(transaction, action, loaded)
+        if attachment.exact:
+            fd = self.stubs.stub_fd(transaction, attachment, fd)
+        return create_link(fd, attachment, self.maps.opener(transaction, loaded))
 
     def _attach(self, transaction: Transaction, action: Attach, loaded: Loaded) -> None:
         attachment = action.attachment
         self.on_step(Step.ATTACH, attachment)
-        fd, note = self._create_link(transaction, action, loaded)
+        try:
+            fd, note = self._create_link(transaction, action, loaded)
+        except KernelError as error:
+            if attachment.hook.kind is not HookKind.SOCKMAP or error.errno != errno.EINVAL:
+                raise
+            self._attach_to_map(transaction, action, loaded)
+            return
         transaction.close_later(fd)
         if note:
             self.notes.append(note)
@@ -182,6 +215,16 @@ class Enactor:
             transaction.on_undo(lambda: unlink(path))
         self.after.attached(attachment, fd)
 
+    def _attach_to_map(self, transaction: Transaction, action: Attach, loaded: Loaded) -> None:
+        """As kernels before 6.10 do, which make no link to a map."""
+        attachment = action.attachment
+        assert isinstance(attachment.target, MapTarget)
+        program = self._program_fd(transaction, action, loaded)
+        stub = self.stubs.stub_fd(transaction, attachment, program)
+        map_fd = self.maps.opener(transaction, loaded)(attachment.target.name)
+        info = attach_to_map(transaction, self.layout, attachment, stub, map_fd)
+        self.after.recorded(attachment.key, info)
+
     def _swap_counted(self, transaction: Transaction, action: Swap, loaded: Loaded) -> None:
         """A swap, of which a failure tells how far the reload had come."""
         self._swaps_tried += 1
@@ -200,12 +243,29 @@ class Enactor:
         self._swapped += 1
 
     def _swap(self, transaction: Transaction, action: Swap, loaded: Loaded) -> None:
-        match action.attachment.hook.rules.swap:
+        attachment = action.attachment
+        if action.stub:
+            new = self._program_fd(transaction, action, loaded)
+            if self.stubs.swap(transaction, attachment, action.stub, new):
+                self.after.swapped(action, new)
+                self._take_over(transaction, action)
+                return
+            self.notes.append(
+                f"{attachment} gets a new stub, beside the former one for a moment: that cannot"
+                " call a program of another kind"
+            )
+        match attachment.hook.rules.swap:
             case SwapWay.UPDATE:
                 self._update(transaction, action, loaded)
             case SwapWay.OVERLAP:
                 self._overlap(transaction, action, loaded)
-            case SwapWay.REPLACE | SwapWay.STUB:
+            case SwapWay.STUB:
+                self.notes.append(
+                    f"{attachment} was not behind its stub: sockets that are in the map go on"
+                    " with the former program, those that come get the new one"
+                )
+                self._update(transaction, action, loaded)
+            case SwapWay.REPLACE:
                 raise KeeperError(f"cannot swap the program of {action.attachment}")
 
     def _overlap(self, transaction: Transaction, action: Swap, loaded: Loaded) -> None:
@@ -261,7 +321,9 @@ class Enactor:
 
     def _update(self, transaction: Transaction, action: Swap, loaded: Loaded) -> None:
         attachment = action.attachment
-        new = self._program_fd(transaction, action, loaded)
+        program = new = self._program_fd(transaction, action, loaded)
+        if attachment.exact:
+            new = self.stubs.stub_fd(transaction, attachment, program)
         link = self.held.link_fd(action.key, action.link.id)
         if link is None:
             opened = kernel.pinned(self.layout.link_at(action.key), kernel.PinKind.LINK)
@@ -276,20 +338,35 @@ class Enactor:
             remedy = ""
             if error.errno == errno.EPERM:
                 remedy = "somebody else changed its program meanwhile: reload again"
+            elif attachment.hook.kind is HookKind.STRUCT_OPS:
+                remedy = "the kernel takes another version under the same name only"
             raise KernelError(f"swap the program of {attachment}", error.errno, remedy) from None
         transaction.on_undo(lambda: kernel.link_update(link, old, new))
-        self.after.swapped(action, new)
-        if attachment.key != action.key:
-            self.on_step(Step.COMMIT_LINK, attachment)
-            source, path = (
-                self.layout.link_at(action.key),
-                self._link_place(transaction, attachment.key),
-            )
-            os.rename(source, path)
-            transaction.on_undo(lambda: os.rename(path, source))
-            transaction.on_success(lambda: remove_empty(source, self.layout.links))
-            # Held under its former name, it would pass for a link that lost its pin.
-            transaction.on_success(lambda: self.held.drop_link(action.key))
+        if attachment.hook.kind is HookKind.STRUCT_OPS:
+            self.after.attached(attachment, link)
+        else:
+            self.after.swapped(action, program)
+        self._take_over(transaction, action)
+
+    def _take_over(self, transaction: Transaction, action: Swap) -> None:
+        """A link that was pinned for another program or object gets its new place."""
+        attachment = action.attachment
+        if attachment.key == action.key:
+            return
+        self.on_step(Step.COMMIT_LINK, attachment)
+        if action.link.type == SOCKMAP_ATTACHED:
+            source, path = (self.layout.attached_at(key) for key in (action.key, attachment.key))
+            make_parents(transaction, path, self.layout.own)
+            top = self.layout.own
+        else:
+            top = self.layout.links
+            source = self.layout.link_at(action.key)
+            path = self._link_place(transaction, attachment.key)
+        os.rename(source, path)
+        transaction.on_undo(lambda: os.rename(path, source))
+        transaction.on_success(lambda: remove_empty(source, top))
+        # Held under its former name, it would pass for a link that lost its pin.
+        transaction.on_success(lambda: self.held.drop_link(action.key))
 
     def _link_place(self, transaction: Transaction, key: LinkKey) -> str:
         """The path of a link's pin, with the directories above it."""
@@ -298,10 +375,19 @@ class Enactor:
         transaction.on_undo(lambda: remove_empty(path, self.layout.links))
         return path
 
+    def _old_functions_fd(self, action: Swap) -> int:
+        old = kernel.map_by_id(action.link.target_id)
+        if old is None:
+            raise KeeperError(f"the map of {action.attachment} went away: reload again")
+        return self.reload.close_later(old)
+
     def _old_program_fd(self, action: Swap) -> int:
-        """The program that a link runs now: to compare with, and to swap back to until the reload
-        is over."""
-        wanted = action.link.prog_id
+        """The program that a link runs now, or the map that it registers: to compare with, and to
+        swap back to until the reload is over."""
+        if action.attachment.hook.kind is HookKind.STRUCT_OPS:
+            return self._old_functions_fd(action)
+        known = self.observed.links.get(action.key)
+        wanted = (known.stub if known else 0) or action.link.prog_id
         if wanted in self._old_programs:
             return self._old_programs[wanted]
         try:

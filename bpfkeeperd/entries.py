@@ -97,6 +97,8 @@ class ObjectEntry:
     mark: Mark = field(default=NOWHERE, compare=False)
     pin_marks: Mapping[str, Mark] = field(default_factory=dict, compare=False)
     """For each ELF name in ``pin_maps``, where it stands."""
+    register: Mapping[str, Mark] = field(default_factory=dict)
+    """struct_ops maps that are registered, and where each stands."""
 
 
 @dataclass(frozen=True, slots=True)

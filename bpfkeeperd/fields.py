@@ -215,6 +215,12 @@ OBJECT = Struct(
             " (`.data`, `.bss`) is kept by such a mapping only.",
         ),
         Field(
+            "register",
+            ListOf(Text(), "register: [NAME]"),
+            "Maps of the object in `.struct_ops` or `.struct_ops.link` that are registered with the"
+            " kernel: what it calls from then on.",
+        ),
+        Field(
             "programs",
             MapOf(Text(), PROGRAM, "programs: {NAME: {attach: [{cgroup: PATH}]}}"),
             "The programs of the object that are attached, by name.",

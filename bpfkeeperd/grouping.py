@@ -1,20 +1,23 @@
 """What of a plan must succeed or fail together, and what goes when all is done. Pure."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from bpfkeeperd.actions import (
     REPLACED,
     Change,
     Detach,
+    LinkAction,
     Removal,
     RemoveArray,
     RemovePrograms,
     Swap,
 )
-from bpfkeeperd.draft import Draft
+from bpfkeeperd.draft import Draft, attached_to_maps
 from bpfkeeperd.health import Trial
+from bpfkeeperd.hooks import HookKind
 from bpfkeeperd.layout import LinkKey, escape
 from bpfkeeperd.observed import ObservedLink
+from bpfkeeperd.planstubs import unwanted_stubs
 
 
 def group(
@@ -31,7 +34,7 @@ def group(
         change = Change(
             maps=tuple(draft.map_actions[name] for name in maps if name in draft.map_actions),
             loads=tuple(loads),
-            links=tuple(action for name in objects for action in draft.links.get(name, ())),
+            links=_in_order(action for name in objects for action in draft.links.get(name, ())),
             writes=tuple(draft.writes[name] for name in maps if name in draft.writes),
             removals=tuple(own),
             trials=tuple(trial for name in objects for trial in _trials(draft, name)),
@@ -39,6 +42,13 @@ def group(
         if change.actions:
             changes.append(change)
     return tuple(changes), tuple(removal for rest in removals.values() for removal in rest)
+
+
+def _in_order(links: Iterable[LinkAction]) -> tuple[LinkAction, ...]:
+    """Programs at maps of sockets first: a socket gets none that comes after it."""
+    return tuple(
+        sorted(links, key=lambda action: action.attachment.hook.kind is not HookKind.SOCKMAP)
+    )
 
 
 def _trials(draft: Draft, name: str) -> Iterator[Trial]:
@@ -71,15 +81,17 @@ def _components(draft: Draft) -> list[tuple[list[str], list[str]]]:
         if name not in draft.held_objects or wanted.fault
     ]
     touched = [name for name in draft.desired.maps if _is_touched(draft, name)]
+    attached_to = attached_to_maps(draft.desired) if touched else {}
     for map_name in touched:
         wanted_map = draft.desired.maps[map_name]
         # Its users take the new map, or know it by its former name; its fillers bring the programs
-        # of its slots, its inner maps stand in it.
+        # of its slots, its inner maps stand in it, programs are attached to it.
         users = wanted_map.users if map_name in draft.map_actions else ()
         if not draft.makes(map_name):
             users = tuple(name for name in users if name in draft.loads)
         fillers = [name for name in wanted_map.fillers if name in draft.loads]
-        others = [_object(name) for name in (*users, *fillers) if name in takes_part]
+        attached = attached_to.get(map_name, ()) if draft.makes(map_name) else ()
+        others = [_object(name) for name in (*users, *fillers, *attached) if name in takes_part]
         for other in (*others, *(_map(part) for part in wanted_map.parts if part in touched)):
             group_of[root(_map(map_name))] = root(other)
     groups: dict[str, tuple[list[str], list[str]]] = {}
@@ -107,7 +119,8 @@ def _removals(draft: Draft, orphans: Mapping[LinkKey, ObservedLink]) -> dict[str
     names = {escape(name): name for name in draft.desired.objects}
     untouchable = {escape(name) for name in (*draft.held_objects, *draft.desired.faults)}
     removals: dict[str, list[Removal]] = {}
-    for key in sorted(orphans.keys() - draft.taken_links - draft.spared_links):
+    detached = sorted(orphans.keys() - draft.taken_links - draft.spared_links)
+    for key in detached:
         reason = "not in the manifest any more"
         removals.setdefault(names.get(key[0], key[0]), []).append(Detach(key, reason))
     for escaped, digests in draft.observed.programs.items():
@@ -128,4 +141,6 @@ def _removals(draft: Draft, orphans: Mapping[LinkKey, ObservedLink]) -> dict[str
             name = names.get(escaped, escaped)
             reason = "not used any more" if escaped in names else "not in the manifest any more"
             removals.setdefault(name, []).append(RemoveArray(array, reason))
+    for stub in unwanted_stubs(draft, detached):
+        removals.setdefault(names.get(stub.key[0], stub.key[0]), []).append(stub)
     return removals

@@ -18,8 +18,10 @@ from bpfkeeperd.actions import (
     Removal,
     RemoveArray,
     RemovePrograms,
+    RemoveStub,
     RestoreLink,
     RestoreProgram,
+    RestoreStub,
     Swap,
     WriteEntries,
 )
@@ -182,6 +184,10 @@ def _subject(action: Action, observed: Observed) -> Subject:
             return Subject("leftover", f"{unescape(name)} {digest}")
         case RemoveArray(name):
             return Subject("leftover", name)
+        case RestoreStub(stub):
+            return Subject("attachment", f"the stub of {unescape(stub[0])}/{unescape(stub[1])}")
+        case RemoveStub(stub):
+            return Subject("leftover", f"the stub of {unescape(stub[0])}/{unescape(stub[1])}")
         case _:
             return Subject("map", action.map.name)
 

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Self
 
 from bpfkeeperd import kernel
-from bpfkeeperd.layout import Layout, LinkKey
+from bpfkeeperd.layout import Layout, LinkKey, StubKey
 from bpfkeeperd.observed import Observed
 from bpfkeeperd.state import LinkInfo, MapInfo, ProgramInfo
 
@@ -19,13 +19,15 @@ ProgramPlace = tuple[str, str, str]
 
 
 class Held:
-    """Maps by name, links by key, programs by place; a context manager that closes them all."""
+    """Maps by name, links and stubs by key, programs by place; a context manager that closes them
+    all."""
 
-    __slots__ = ("_links", "_maps", "_programs", "homes")
+    __slots__ = ("_links", "_maps", "_programs", "_stubs", "homes")
 
     def __init__(self) -> None:
         self._maps: dict[str, tuple[int, int]] = {}  # name: (map ID, descriptor)
         self._links: dict[LinkKey, tuple[int, int]] = {}
+        self._stubs: dict[StubKey, tuple[int, int, int]] = {}  # stub ID, its and its array's fd
         self._programs: dict[ProgramPlace, tuple[int, int]] = {}
         self.homes: dict[int, tuple[int, int]] = {}
         """Link ID to the network namespace (device, inode) that the link was found in."""
@@ -39,6 +41,14 @@ class Held:
         """The held descriptor, if it is of this link; it stays this object's."""
         held = self._links.get(key)
         return held[1] if held and held[0] == link_id else None
+
+    def stub_fds(self, key: StubKey) -> tuple[int, int] | None:
+        """The held descriptors of a stub and of its array; they stay this object's."""
+        held = self._stubs.get(key)
+        return (held[1], held[2]) if held else None
+
+    def stub_keys(self) -> set[StubKey]:
+        return set(self._stubs)
 
     def program_fd(self, place: ProgramPlace) -> int | None:
         """The held descriptor; it stays this object's."""
@@ -79,14 +89,38 @@ class Held:
                 self._maps[name] = (opened[1].id, opened[0])
         for key, link in observed.links.items():
             held_link = self._links.get(key)
-            if not link.pinned or (held_link and held_link[0] == link.info.id):
+            if not link.pinned or not link.info.id or (held_link and held_link[0] == link.info.id):
                 continue
             fd = kernel.pinned(layout.link_at(key), kernel.PinKind.LINK)
             if fd is not None:
                 self.drop_link(key)
                 self._links[key] = (link.info.id, fd)
 
+        self._follow_stubs(observed, layout)
         self._follow_programs(observed, layout)
+
+    def _follow_stubs(self, observed: Observed, layout: Layout) -> None:
+        for key in self._stubs.keys() - observed.stubs.keys():
+            self._drop_stub(key)
+        for key, stub in observed.stubs.items():
+            held = self._stubs.get(key)
+            if not (stub.prog_id and stub.pinned) or (held and held[0] == stub.prog_id):
+                continue
+            opened = kernel.pinned(f"{layout.stub_at(key)}/stub", kernel.PinKind.PROGRAM)
+            slot = kernel.pinned(f"{layout.stub_at(key)}/slot", kernel.PinKind.MAP)
+            if opened is None or slot is None:
+                for fd in (opened, slot):
+                    if fd is not None:
+                        os.close(fd)
+                continue
+            self._drop_stub(key)
+            self._stubs[key] = (stub.prog_id, opened, slot)
+
+    def _drop_stub(self, key: StubKey) -> None:
+        held = self._stubs.pop(key, None)
+        if held:
+            os.close(held[1])
+            os.close(held[2])
 
     def _follow_programs(self, observed: Observed, layout: Layout) -> None:
         """Those that are not wanted any more are let go of: nothing else would free them."""
@@ -117,6 +151,8 @@ class Held:
             for _, fd in held.values():
                 os.close(fd)
         self._programs.clear()
+        for key in list(self._stubs):
+            self._drop_stub(key)
         self._maps.clear()
         self._links.clear()
 

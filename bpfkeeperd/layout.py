@@ -11,6 +11,9 @@ import re
 LinkKey = tuple[str, str, str]
 """Object, program and target, escaped: the names of a link's pin."""
 
+StubKey = tuple[str, str]
+"""Object and program, escaped: the names of a stub's directory."""
+
 NAME_MAX = 255
 PARTS_MAX = 4
 """Of the name of a map: it can stand in directories below the pin root, as those of tc do."""
@@ -107,7 +110,17 @@ def global_data_fault(elf_name: str) -> str | None:
 class Layout:
     """The paths under one pin root."""
 
-    __slots__ = ("arrays", "leftover", "links", "objects", "own", "root", "staging")
+    __slots__ = (
+        "arrays",
+        "attached",
+        "leftover",
+        "links",
+        "objects",
+        "own",
+        "root",
+        "staging",
+        "stubs",
+    )
 
     def __init__(self, root: str) -> None:
         self.root = root
@@ -115,6 +128,9 @@ class Layout:
         self.objects = f"{self.own}/objects"
         self.links = f"{self.own}/links"
         self.arrays = f"{self.own}/arrays"
+        self.attached = f"{self.own}/attached"
+        """For attachments without a link in the kernel: pins of the attached programs."""
+        self.stubs = f"{self.own}/stubs"
         self.staging = f"{self.own}/staging"
         self.leftover = f"{self.own}/leftover"
 
@@ -135,3 +151,11 @@ class Layout:
 
     def link_at(self, key: LinkKey) -> str:
         return f"{self.links}/{key[0]}/{key[1]}/{key[2]}"
+
+    def attached_at(self, key: LinkKey) -> str:
+        """The record of an attachment without a link."""
+        return f"{self.attached}/{key[0]}/{key[1]}/{key[2]}"
+
+    def stub_at(self, key: StubKey) -> str:
+        """The directory of a program's stub: ``stub``, and ``slot``, the array it calls through."""
+        return f"{self.stubs}/{key[0]}/{key[1]}"

@@ -12,7 +12,9 @@ from bpfkeeperd import kernel
 from bpfkeeperd.actions import Change, LoadObject
 from bpfkeeperd.create import create_map
 from bpfkeeperd.errors import KeeperError, KernelError, ObjectError
+from bpfkeeperd.mapflags import LINK
 from bpfkeeperd.maprefusal import likely
+from bpfkeeperd.maptypes import STRUCT_OPS
 from bpfkeeperd.steps import OnStep, Step
 
 OpenObject = Callable[[str], kernel.OpenObject]
@@ -63,6 +65,9 @@ class Loaded:
                     fd = kept_map(pin_name)
                 if fd is not None:
                     loading.reuse_map(elf_name, fd)
+            for spec in wanted.source.spec.maps:
+                if spec.type == STRUCT_OPS and spec.flags & LINK:
+                    loading.set_map_flags(spec.name, spec.flags)
         except ObjectError as error:
             raise _named(action, error) from None
         for program in loading.spec.programs:

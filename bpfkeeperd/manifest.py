@@ -171,6 +171,9 @@ def _object(name: str, member: Member, faults: Faults) -> ObjectEntry:
         },
         mark=member.mark,
         pin_marks=marks,
+        register={
+            item.data: item.mark for item in record.items("register") if isinstance(item.data, str)
+        },
     )
 
 

@@ -119,6 +119,7 @@ ARRAY_OF_MAPS = 12
 HASH_OF_MAPS = 13
 DEVMAP = 14
 CPUMAP = 16
+SOCKMAP = 15
 SOCKHASH = 18
 QUEUE = 22
 STACK = 23
@@ -240,7 +241,7 @@ MAP_TYPES = (
         added=RDONLY_PROG, btf=Btf.REFUSED, count=Count.ENTRIES, copy=Copy.KEYS,
         filled_by="user space, with interfaces", notes=(_DEVMAP_NOTE,)),
     MapType(
-        15, "sockmap", "4.14", "sockets by index, for redirection between them",
+        SOCKMAP, "sockmap", "4.14", "sockets by index, for redirection between them",
         _INDEX, _SOCKET, _ENTRIES, NUMA_NODE | _R, _POINTER,
         btf=Btf.REFUSED, count=Count.ENTRIES, filled_by="programs and user space, with sockets"),
     MapType(

@@ -13,8 +13,10 @@ from bpfkeeperd.errors import KernelError, PinRootError
 from bpfkeeperd.held import Held
 from bpfkeeperd.homes import without_strangers
 from bpfkeeperd.layout import OWN_DIRECTORY, Layout, LinkKey, escape
+from bpfkeeperd.mapattached import observe_attached
 from bpfkeeperd.observecontents import with_contents
 from bpfkeeperd.observed import Observed, ObservedLink, ObservedMap
+from bpfkeeperd.observestubs import observe_stubs, through_stubs
 from bpfkeeperd.observetargets import observe_targets
 from bpfkeeperd.state import LinkInfo, MapInfo, ProgramInfo
 
@@ -106,6 +108,8 @@ def observe(desired: Desired, layout: Layout, held: Held, last_ids: Mapping[str,
     for key, info in held.link_infos(besides=links).items():
         links[key] = ObservedLink(info, pinned=False)
     links = without_strangers(links, held)
+    links |= observe_attached(desired, layout)
+    stubs = observe_stubs(layout, held)
     former = functools.partial(_former, desired, layout, programs, last_ids)
     maps = {
         name: _observe_map(layout, name, held, last_ids, former)
@@ -128,7 +132,8 @@ def observe(desired: Desired, layout: Layout, held: Held, last_ids: Mapping[str,
         maps=maps,
         programs=programs,
         unpinned_programs=unpinned,
-        links=links,
+        links=through_stubs(links, stubs),
+        stubs=stubs,
         targets=observe_targets([*attachments, *unread, *named], maps),
         map_names=_unpinned_names(maps.values(), programs),
         empty_links=tuple(empty_links),

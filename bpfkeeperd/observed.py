@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from bpfkeeperd.layout import LinkKey
+from bpfkeeperd.layout import LinkKey, StubKey
 from bpfkeeperd.state import InnerInfo, LinkInfo, MapInfo, ProgramInfo
 from bpfkeeperd.targets import Target
 
@@ -32,6 +32,22 @@ class ObservedLink:
     info: LinkInfo
     pinned: bool = True
     """False: the pin is gone, a descriptor that the daemon holds keeps the link alive."""
+    stub: int = 0
+    """The ID of the stub that it runs; ``info.prog_id`` is then the program that the stub calls."""
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedStub:
+    """A program that calls the one in the slot of a program array."""
+
+    prog_id: int
+    """Its own; 0 where it and its array are not both there."""
+    slot_id: int
+    """Of the array."""
+    serves: int
+    """The program in the slot; 0 for none."""
+    pinned: bool = True
+    """False: not all of it; descriptors that the daemon holds keep the rest alive."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +61,7 @@ class Observed:
     """Of those programs, the ones whose pin is gone and which a held descriptor keeps alive: object
     and program escaped, the digest between them."""
     links: Mapping[LinkKey, ObservedLink] = field(default_factory=dict)
+    stubs: Mapping[StubKey, ObservedStub] = field(default_factory=dict)
     targets: Mapping[Target, int | str] = field(default_factory=dict)
     """A cgroup's ID, an interface's index, or why there is none."""
     map_names: Mapping[int, str] = field(default_factory=dict)

@@ -26,8 +26,10 @@ from bpfkeeperd.draft import Draft, hold_back
 from bpfkeeperd.entries import MismatchPolicy
 from bpfkeeperd.generations import leave_out_entries, renew_arrays, renew_data, write_entries
 from bpfkeeperd.grouping import group
-from bpfkeeperd.layout import LinkKey, escape, kernel_name
+from bpfkeeperd.hooks import HookKind
+from bpfkeeperd.layout import LinkKey, StubKey, escape, kernel_name
 from bpfkeeperd.observed import Observed, ObservedLink
+from bpfkeeperd.planstubs import behind_stub, restore_stubs
 from bpfkeeperd.state import LinkInfo, ProgramInfo
 from bpfkeeperd.targets import BinaryTarget, MapTarget
 
@@ -56,6 +58,7 @@ def plan(desired: Desired, observed: Observed, *, force: bool = False) -> Plan:
         for attachment in wanted_object.attachments:
             _decide_attachment(draft, wanted_object, attachment, orphans)
     _restore_held_links(draft)
+    restore_stubs(draft)
     draft.restores += [RestoreProgram(*place) for place in observed.unpinned_programs]
     changes, removals = group(draft, orphans)
     return Plan(
@@ -241,7 +244,8 @@ def _decide_attachment(
     held = wanted.name in draft.held_objects and not (wanted.fault and running)
     if link and not link.pinned and link.info.target_id:
         in_place = serves(link.info, attachment, target_id)
-        if in_place or held or isinstance(target_id, str):  # else its place is needed
+        updated = attachment.hook.kind is HookKind.STRUCT_OPS
+        if in_place or held or updated or isinstance(target_id, str):  # else its place is needed
             draft.restores.append(RestoreLink(key, link.info))
     if isinstance(target_id, str):
         draft.refusals.append(Refusal("attachment", str(attachment), target_id))
@@ -251,13 +255,20 @@ def _decide_attachment(
     if held:
         return
     load = draft.loads.get(wanted.name)
+    if attachment.hook.kind is HookKind.STRUCT_OPS and (link and link.info.target_id):
+        if link.info.target_id != target_id:
+            reason = load.reason if load else f"map ID {link.info.target_id} is registered"
+            swap = Swap(attachment, link.info, key, wanted.digest, reason)
+            draft.links.setdefault(wanted.name, []).append(swap)
+        return
     actions = draft.links.setdefault(wanted.name, [])
     if link and serves(link.info, attachment, target_id):
-        if load:
-            actions.append(Swap(attachment, link.info, key, wanted.digest, load.reason))
-        elif running and running.id != link.info.prog_id:
-            reason = f"it runs program ID {link.info.prog_id}, not the kept one"
-            actions.append(Swap(attachment, link.info, key, wanted.digest, reason))
+        stub = behind_stub(draft, attachment, key, link)
+        reason = load.reason if load else ""
+        if running and not reason:
+            reason = _wrong_program(attachment, link, running, stub)
+        if reason:
+            actions.append(Swap(attachment, link.info, key, wanted.digest, reason, stub))
         return
     # A link of the same object first: another's may be on its way out for good.
     for orphan_key, orphan in sorted(orphans.items(), key=lambda item: item[0][0] != key[0]):
@@ -269,7 +280,8 @@ def _decide_attachment(
         draft.taken_links.add(orphan_key)
         if _same_mode(orphan_key, key):
             reason = "it takes over a link"
-            actions.append(Swap(attachment, orphan.info, orphan_key, wanted.digest, reason))
+            stub = behind_stub(draft, attachment, orphan_key, orphan)
+            actions.append(Swap(attachment, orphan.info, orphan_key, wanted.digest, reason, stub))
         else:
             draft.refusals.append(Refusal("attachment", str(attachment), _OTHER_MODE))
         return
@@ -285,6 +297,19 @@ def _target_id(draft: Draft, attachment: Attachment) -> int | str | None:
     if isinstance(target, MapTarget) and draft.makes(target.name):
         return _TO_BE_MADE
     return draft.observed.targets.get(target)
+
+
+def _wrong_program(
+    attachment: Attachment, link: ObservedLink, running: ProgramInfo, stub: StubKey | None
+) -> str:
+    """Why a link that is in its place has to be swapped all the same; empty when it has not."""
+    if running.id != link.info.prog_id:
+        return f"it runs program ID {link.info.prog_id or 'none'}, not the kept one"
+    if attachment.exact and not stub:
+        return "it is to be behind a stub"
+    if link.stub and not attachment.exact:
+        return "it needs no stub any more"
+    return ""
 
 
 def _same_mode(one: LinkKey, other: LinkKey) -> bool:

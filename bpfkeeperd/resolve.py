@@ -5,14 +5,21 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from bpfkeeperd.compare import Machine
-from bpfkeeperd.desired import Attachment, Desired, ObjectSource, WantedObject
+from bpfkeeperd.desired import Attachment, Desired, ObjectSource, WantedObject, registration
 from bpfkeeperd.entries import Manifest, ObjectEntry
 from bpfkeeperd.errors import ManifestError, Problem
 from bpfkeeperd.hooks import Hook
 from bpfkeeperd.layout import array_name, name_fault
+from bpfkeeperd.mapflags import LINK
 from bpfkeeperd.maprules import fault_text, violations
+from bpfkeeperd.maptypes import STRUCT_OPS
 from bpfkeeperd.progtypes import PROGRAM_KINDS, ProgramKind
-from bpfkeeperd.resolveattach import attached_hooks, load_function, program_attachments
+from bpfkeeperd.resolveattach import (
+    attached_hooks,
+    load_function,
+    map_fault,
+    program_attachments,
+)
 from bpfkeeperd.resolvehealth import with_health
 from bpfkeeperd.resolvemaps import wanted_maps
 from bpfkeeperd.state import ObjectSpec
@@ -52,6 +59,13 @@ def resolve(
         else:
             faults[name] = source
     maps = wanted_maps(manifest, objects, faults, machine, problems)
+    unread = {pin for name in faults for pin in manifest.objects[name].pin_maps.values()}
+    for wanted in objects.values():
+        for attachment in wanted.attachments:
+            if fault := map_fault(attachment, maps, unread):
+                mark = manifest.objects[wanted.name].programs[attachment.program].mark
+                message = f"program {attachment.program} cannot be attached here"
+                problems.append(Problem(mark, message, fault))
     all_known = not faults and not any(wanted.fault for wanted in objects.values())
     objects = with_health(manifest, objects, maps, problems, known=all_known)
     if problems:
@@ -72,6 +86,7 @@ def _wanted_object(
     entry: ObjectEntry, source: ObjectSource, machine: Machine, problems: list[Problem]
 ) -> WantedObject:
     maps = _kept_maps(entry, source.spec, problems)
+    source = _with_links(entry, source, maps, problems)
     programs = {program.name: program for program in source.spec.programs}
     attachments: list[Attachment] = []
     types: dict[str, ProgramKind] = {}
@@ -89,6 +104,9 @@ def _wanted_object(
         attachments += found
         if given := load_function(program, found):
             functions[program.name] = given
+    attachments += [
+        registration(entry.name, name, maps[name]) for name in entry.register if name in maps
+    ]
     loaded = tuple(
         program
         for program in source.spec.programs
@@ -100,10 +118,31 @@ def _wanted_object(
         settings += f" {sorted((name, str(kind)) for name, kind in types.items())}"
     if functions:
         settings += f" {sorted(functions.items())}"
+    if entry.register:
+        settings += f" {sorted(entry.register)}"
     digest = f"{source.sha256[:24]}{zlib.crc32(settings.encode()):08x}"
     return WantedObject(
         entry.name, digest, source, maps, tuple(attachments), names, types, functions
     )
+
+
+def _with_links(
+    entry: ObjectEntry, source: ObjectSource, maps: dict[str, str], problems: list[Problem]
+) -> ObjectSource:
+    """The object with its struct_ops maps as they are registered: through a link, and kept."""
+    of_functions = [spec.name for spec in source.spec.maps if spec.type == STRUCT_OPS]
+    for name, mark in entry.register.items():
+        if name in of_functions:
+            maps.setdefault(name, array_name(entry.name, name))
+            continue
+        message = f"object {entry.name} has no struct_ops map {name}"
+        remedy = did_you_mean(name, of_functions) or 'it takes one in SEC(".struct_ops")'
+        problems.append(Problem(mark, message, remedy))
+    specs = tuple(
+        replace(spec, flags=spec.flags | LINK) if spec.name in entry.register else spec
+        for spec in source.spec.maps
+    )
+    return replace(source, spec=replace(source.spec, maps=specs)) if entry.register else source
 
 
 def _object_fault(

@@ -1,15 +1,18 @@
 """Where the programs of an object are attached: hooks from sections and types, targets from the
 manifest. Pure."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from bpfkeeperd.compare import Machine
-from bpfkeeperd.desired import Attachment, attachment
+from bpfkeeperd.desired import Attachment, WantedMap, attachment
 from bpfkeeperd.entries import AttachEntry, ObjectEntry, ProgramEntry, SwapChoice
 from bpfkeeperd.errors import Problem
-from bpfkeeperd.hooks import Hook, HookKind, SwapWay, hook_of_section
+from bpfkeeperd.hooks import STRUCT_OPS, Hook, HookKind, SwapWay, hook_of_section
+from bpfkeeperd.maptypes import SOCKHASH, SOCKMAP, type_name
 from bpfkeeperd.state import ObjectSpec, ProgramSpec
+from bpfkeeperd.stubcode import stub_fault
+from bpfkeeperd.suggest import did_you_mean
 from bpfkeeperd.targets import (
     FunctionTarget,
     InterfaceTarget,
@@ -49,6 +52,8 @@ def program_attachments(
             target = _with_map(attach.target, maps)
             fault = place_fault(hook, place, target, origin)
             behind_stub = _exact(hook, exact)
+            if behind_stub and not fault:
+                fault = _stub_fault(program, hook)
             found += [
                 attachment(object_name, program.name, hook, one, attach, exact=behind_stub)
                 for one in _each_cpu(target, machine)
@@ -63,9 +68,27 @@ def program_attachments(
     return found
 
 
+def map_fault(
+    attachment: Attachment, maps: Mapping[str, WantedMap], unread: Collection[str]
+) -> str:
+    """What is wrong with the map that is the target; ``unread`` are maps of which nobody knows."""
+    target = attachment.target
+    if not isinstance(target, MapTarget) or target.name in unread:
+        return ""
+    found = maps.get(target.name)
+    if found is None:
+        hint = did_you_mean(target.name, maps)
+        return f"no map {target.name} is kept{f': {hint}' if hint else ''}"
+    of_sockets = found.spec.type in (SOCKMAP, SOCKHASH)
+    if attachment.hook.kind is HookKind.SOCKMAP and not of_sockets:
+        return f"{target.name} is a {type_name(found.spec.type)}: it takes a sockmap or a sockhash"
+    return ""
+
+
 def attached_hooks(entry: ObjectEntry, spec: ObjectSpec) -> dict[str, Hook]:
-    """The hooks of the programs of an object that are to be attached anywhere."""
-    found = {}
+    """The hooks of the programs of an object that are to be attached anywhere, and of what is
+    registered."""
+    found = dict.fromkeys(entry.register, STRUCT_OPS)
     for program in spec.programs:
         known = entry.programs.get(program.name)
         if known and (known.attach or known.attach_auto):
@@ -80,6 +103,13 @@ def _exact(hook: Hook, asked: bool) -> bool:
     it would run both for a moment."""
     way = hook.rules.swap
     return way is SwapWay.STUB or (asked and way is SwapWay.OVERLAP)
+
+
+def _stub_fault(program: ProgramSpec, hook: Hook) -> str:
+    """libbpf makes a program sleepable by its section, whatever the manifest says of its type."""
+    of_section = hook_of_section(program.section)
+    why = stub_fault(of_section if of_section and of_section.sleepable else hook)
+    return f"swap: exact is not possible: {why}: leave it out" if why else ""
 
 
 def load_function(program: ProgramSpec, found: Sequence[Attachment]) -> str:

@@ -7,6 +7,7 @@ from bpfkeeperd.churn import MapRecord, Memory
 from bpfkeeperd.desired import Attachment, Desired, WantedMap, WantedObject, target_name
 from bpfkeeperd.drift import count
 from bpfkeeperd.entries import MismatchPolicy
+from bpfkeeperd.hooks import HookKind
 from bpfkeeperd.layout import escape
 from bpfkeeperd.observed import Observed, ObservedMap
 from bpfkeeperd.plan import serves
@@ -132,7 +133,7 @@ def _attachment_status(
         problem = "no link is pinned for it"
     elif not serves(link.info, attachment, target_id):
         problem = "the link was detached, or its target went away"
-    elif link.info.prog_id not in kept:
+    elif link.info.prog_id not in kept and attachment.hook.kind is not HookKind.STRUCT_OPS:
         problem = f"it runs program ID {link.info.prog_id}, which is not the kept one"
     return AttachmentStatus(
         object=wanted.name,

@@ -14,6 +14,7 @@ class Step(StrEnum):
     SWEEP_STAGING = "sweep_staging"
     RESTORE_MAP = "restore_map"
     RESTORE_LINK = "restore_link"
+    RESTORE_STUB = "restore_stub"
     RESTORE_PROGRAM = "restore_program"
     CREATE_MAP = "create_map"
     LOAD_OBJECT = "load_object"
@@ -23,6 +24,8 @@ class Step(StrEnum):
     PIN_PROGRAMS = "pin_programs"
     STAGE_PROGRAMS = "stage_programs"
     CARRY_DATA = "carry_data"
+    MAKE_STUB = "make_stub"
+    MOVE_STUB = "move_stub"
     ATTACH = "attach"
     SWAP = "swap"
     WRITE_ENTRIES = "write_entries"
@@ -35,6 +38,7 @@ class Step(StrEnum):
     DETACH = "detach"
     REMOVE_PROGRAMS = "remove_programs"
     REMOVE_ARRAY = "remove_array"
+    REMOVE_STUB = "remove_stub"
     WRITE_STATE = "write_state"
 
 

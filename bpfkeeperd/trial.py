@@ -14,6 +14,7 @@ from bpfkeeperd.enact import Enactor, error_text
 from bpfkeeperd.enactmaps import pinned_program
 from bpfkeeperd.errors import KeeperError
 from bpfkeeperd.health import Counter, MapCounter, Reading, Runs, Trial, judge, reading, value_bytes
+from bpfkeeperd.layout import escape
 from bpfkeeperd.load import Loaded
 from bpfkeeperd.observed import ObservedMap
 from bpfkeeperd.state import MapInfo
@@ -205,6 +206,10 @@ class Trials:
         """Only where its runs matter."""
         if not _counts_runs(trial):
             return None
+        # The kernel counts what it runs: a stub, not what that calls.
+        stub = self.enactor.stubs.ready_fd((escape(trial.object), escape(trial.program)))
+        if stub is not None:
+            return stub
         opened = loaded.objects.get(trial.object)
         if opened:
             return opened.program_fd(trial.program)

@@ -8,6 +8,7 @@ from bpfkeeperd.directories import pins_below, remove_empty, remove_tree
 from bpfkeeperd.errors import KeeperError
 from bpfkeeperd.kernel import PinKind
 from bpfkeeperd.layout import OWN_DIRECTORY, PARTS_MAX, Layout, unescape
+from bpfkeeperd.mapattached import detach_from_map
 
 
 def unload(layout: Layout, memory: Memory, *, with_maps: bool) -> tuple[list[str], Memory]:
@@ -25,6 +26,11 @@ def unload(layout: Layout, memory: Memory, *, with_maps: bool) -> tuple[list[str
             if pin.kind == PinKind.LINK:
                 name, program, target = (unescape(part) for part in pin.path)
                 os.unlink(f"{layout.links}/{'/'.join(pin.path)}")
+                lines.append(f"detached {name}/{program} from {target}")
+        for pin in kernel.scan(layout.attached, depth=3, kind=PinKind.PROGRAM):
+            if len(pin.path) == 3:
+                name, program, target = (unescape(part) for part in pin.path)
+                detach_from_map(layout, (pin.path[0], pin.path[1], pin.path[2]))
                 lines.append(f"detached {name}/{program} from {target}")
         if os.path.isdir(layout.own):
             remove_tree(layout.own)

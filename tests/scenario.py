@@ -11,6 +11,7 @@ import pytest
 
 from bpfkeeperd import kernel
 from bpfkeeperd.churn import IdChange
+from bpfkeeperd.directories import pins_below
 from bpfkeeperd.keeper import Keeper
 from bpfkeeperd.layout import Layout
 from bpfkeeperd.maptypes import BY_NUMBER
@@ -116,13 +117,21 @@ class World:
                 path = os.path.join(directory, name)
                 status = os.lstat(path)
                 seen[path] = (status.st_mode, status.st_uid)
-                own = directory.startswith((self.layout.objects, self.layout.links))
+                layout = self.layout
+                own = directory.startswith((layout.objects, layout.links, layout.stubs))
                 if not own and not name.endswith("debug"):
                     seen[f"map {path}"] = (map_id(Path(path)), contents(Path(path)))
         for pin in kernel.scan(self.layout.links, 3, kernel.PinKind.LINK):
             seen["links/" + "/".join(pin.path)] = pin
         for pin in kernel.scan(self.layout.objects, 3, kernel.PinKind.PROGRAM):
             seen["objects/" + "/".join(pin.path)] = pin
+        for path in pins_below(self.layout.stubs, 3):
+            if path.endswith("/slot"):
+                pin_path = Path(self.layout.stubs, path)
+                seen[f"stubs/{path}"] = (map_id(pin_path), contents(pin_path))
+        for pin in kernel.scan(self.layout.stubs, 3, kernel.PinKind.PROGRAM):
+            if pin.path[-1] == "stub":
+                seen["stubs/" + "/".join(pin.path)] = pin
         return seen
 
 

@@ -28,6 +28,7 @@ struct bpf_program *bpf_object__next_program(const struct bpf_object *obj,
 
 struct bpf_map *bpf_map__inner_map(struct bpf_map *map);
 int bpf_map__reuse_fd(struct bpf_map *map, int fd);
+int bpf_map__set_map_flags(struct bpf_map *map, uint32_t flags);
 int bpf_map__fd(const struct bpf_map *map);
 
 int bpf_program__set_type(struct bpf_program *prog, int type);
@@ -39,6 +40,10 @@ int bpf_program__set_flags(struct bpf_program *prog, uint32_t flags);
 int bpf_program__set_autoload(struct bpf_program *prog, bool autoload);
 int bpf_program__fd(const struct bpf_program *prog);
 
+int bpf_prog_attach(int prog_fd, int target_fd, int attach_type, unsigned int flags);
+int bpf_prog_detach2(int prog_fd, int target_fd, int attach_type);
+int bpf_prog_query(int target_fd, int attach_type, uint32_t query_flags, uint32_t *attach_flags,
+                   uint32_t *prog_ids, uint32_t *prog_cnt);
 int bpf_obj_get(const char *path);
 int bpf_obj_pin(int fd, const char *path);
 int bpf_iter_create(int link_fd);

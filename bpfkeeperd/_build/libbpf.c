@@ -158,6 +158,30 @@ int keeper_map_create(const struct keeper_map_definition *map)
 			      map->max_entries, &opts);
 }
 
+int keeper_prog_load(uint32_t type, const char *name, const void *insns, uint32_t count,
+		     uint32_t expected_attach_type, int like_fd)
+{
+	LIBBPF_OPTS(bpf_prog_load_opts, opts, .expected_attach_type = expected_attach_type);
+	struct bpf_prog_info like = {};
+	__u32 size = sizeof(like);
+	int fd, btf = -1, err = 0;
+
+	if (like_fd >= 0)
+		err = bpf_obj_get_info_by_fd(like_fd, &like, &size);
+	if (!err && like.attach_btf_id) {
+		btf = bpf_btf_get_fd_by_id(like.attach_btf_obj_id);
+		err = btf < 0 ? btf : 0;
+		opts.attach_btf_obj_fd = btf;
+		opts.attach_btf_id = like.attach_btf_id;
+	}
+	if (err)
+		return err;
+	fd = bpf_prog_load(type, name, "Dual BSD/GPL", insns, count, &opts);
+	if (btf >= 0)
+		close(btf);
+	return fd;
+}
+
 int keeper_setns(int fd)
 {
 	return setns(fd, CLONE_NEWNET) ? -errno : 0;
@@ -345,6 +369,25 @@ void keeper_program_spec(const struct bpf_program *prog, struct keeper_program_s
 		.expected_attach_type = bpf_program__expected_attach_type(prog),
 		.autoload = bpf_program__autoload(prog),
 	};
+}
+
+int keeper_struct_ops_fill(struct bpf_map *map)
+{
+	struct bpf_link *link = bpf_map__attach_struct_ops(map);
+	int fd, err = libbpf_get_error(link);
+
+	/*
+	 * libbpf 1.1 writes the map and no more. Later ones make a link of it, which is not wanted
+	 * yet; what is registered under the same name already has it refused, after the map is written.
+	 */
+	if (err)
+		return err == -EEXIST || err == -EBUSY ? 0 : err;
+	fd = bpf_link__fd(link);
+	bpf_link__disconnect(link);
+	bpf_link__destroy(link);
+	if (fd != bpf_map__fd(map))
+		close(fd);
+	return 0;
 }
 
 /* ---- loading many ---- */

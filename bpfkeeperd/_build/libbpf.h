@@ -37,6 +37,13 @@ int keeper_kind(int fd);
 int keeper_map_info(int fd, struct keeper_map_info *info);
 int keeper_prog_info(int fd, struct keeper_prog_info *info);
 
+/*
+ * Loads instructions as a program. With like_fd >= 0 it is loaded for the function or tracepoint that
+ * this program was loaded for, if for any.
+ */
+int keeper_prog_load(uint32_t type, const char *name, const void *insns, uint32_t count,
+		     uint32_t expected_attach_type, int like_fd);
+
 /* inner_fd and btf_fd are 0 for none: neither a map nor BTF ever has descriptor 0 here. */
 struct keeper_map_definition {
 	const char *name;
@@ -79,6 +86,9 @@ struct keeper_program_spec {
 void keeper_map_spec(const struct bpf_object *obj, struct bpf_map *map,
 		     struct keeper_map_spec *spec);
 void keeper_program_spec(const struct bpf_program *prog, struct keeper_program_spec *spec);
+
+/* Writes the programs of a struct_ops map with BPF_F_LINK into it, without registering it. */
+int keeper_struct_ops_fill(struct bpf_map *map);
 
 /*
  * Objects that are loaded by several threads, none of which needs the interpreter meanwhile. The

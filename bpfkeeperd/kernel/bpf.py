@@ -3,6 +3,7 @@
 import errno
 import functools
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -157,6 +158,27 @@ def link_info(fd: int) -> LinkInfo:
     return LinkInfo(info.id, info.prog_id, info.type, info.target_id, info.attach_type, detail)
 
 
+def prog_load(
+    prog_type: int,
+    name: str,
+    instructions: bytes,
+    expected_attach_type: int = 0,
+    like_fd: int | None = None,
+) -> int:
+    """Loads instructions as a program; with ``like_fd`` for the function or tracepoint that this
+    program was loaded for, if for any."""
+    kernel_name = re.sub("[^A-Za-z0-9_.]", "_", name)[:15].encode()
+    fd = lib.keeper_prog_load(
+        prog_type,
+        kernel_name,
+        instructions,
+        len(instructions) // 8,
+        expected_attach_type,
+        -1 if like_fd is None else like_fd,
+    )
+    return checked(fd, f"load program {name}")
+
+
 def map_by_id(map_id: int) -> int | None:
     """A descriptor of a map by its ID; None when there is none (any more).
 
@@ -305,6 +327,28 @@ def link_create(
         lib.keeper_link_create(prog_fd, target, attach_type, flags, extra, len(extra)),
         "attach a program",
     )
+
+
+def prog_attach(prog_fd: int, target_fd: int, attach_type: int) -> None:
+    """Attaches a program without a link; it takes the place of one that is there."""
+    checked(lib.bpf_prog_attach(prog_fd, target_fd, attach_type, 0), "attach a program")
+
+
+def prog_detach(prog_fd: int, target_fd: int, attach_type: int) -> None:
+    """Detaches this program, and no other (ENOENT)."""
+    checked(lib.bpf_prog_detach2(prog_fd, target_fd, attach_type), "detach a program")
+
+
+def prog_query(target_fd: int, attach_type: int) -> int:
+    """The ID of the one program that is attached to a map; 0 for none.
+
+    Raises:
+        KernelError: EINVAL before Linux 5.18.
+    """
+    program, count = ffi.new("uint32_t *"), ffi.new("uint32_t *", 1)
+    result = lib.bpf_prog_query(target_fd, attach_type, 0, ffi.NULL, program, count)
+    checked(result, "ask for the program of a map")
+    return program[0] if count[0] else 0
 
 
 def raw_tracepoint_open(name: str | None, prog_fd: int) -> int:

@@ -23,6 +23,7 @@ from bpfkeeperd.maprefusal import likely
 from bpfkeeperd.maptypes import PROG_ARRAY
 from bpfkeeperd.progtypes import ProgramKind
 from bpfkeeperd.state import MapSpec, ObjectSpec, ProgramSpec
+from bpfkeeperd.structops import with_known_section
 from bpfkeeperd.verifier import load_failure, refused_map
 
 BPF_F_SLEEPABLE = 1 << 4
@@ -40,7 +41,7 @@ class OpenObject:
     def __init__(self, data: bytes, name: str) -> None:
         self.name = name
         check_header(data)
-        rewritten = rewrite(data)
+        rewritten = rewrite(with_known_section(data))
         self._data = data = rewritten.data  # libbpf keeps pointing into it
         options = ffi.new("struct bpf_object_open_opts *")
         options.sz = ffi.sizeof("struct bpf_object_open_opts")
@@ -90,6 +91,16 @@ class OpenObject:
         result = lib.bpf_map__reuse_fd(self._maps[name], fd)
         if result < 0:
             raise ObjectError(f"cannot use the kept map {name}: {errno_text(-result)}", _log())
+
+    def set_map_flags(self, name: str, flags: int) -> None:
+        """Says with which flags a map is made; before `load`."""
+        lib.bpf_map__set_map_flags(self._maps[name], flags)
+
+    def fill_struct_ops(self, name: str) -> None:
+        """Writes the loaded programs into a struct_ops map, which can be registered then."""
+        result = lib.keeper_struct_ops_fill(self._maps[name])
+        if result < 0:
+            raise ObjectError(f"cannot fill struct_ops {name}: {errno_text(-result)}", _log())
 
     def set_type(self, program: str, kind: ProgramKind) -> None:
         """Says what a program is, whatever its section's name says; before `load`."""

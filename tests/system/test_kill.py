@@ -13,6 +13,7 @@ import pytest
 from bpfkeeperd import kernel
 from bpfkeeperd.state import ReloadResult
 from bpfkeeperd.steps import FAILPOINT_VARIABLE, Step
+from tests.kernel.exactness import GETPGID, seen, total
 from tests.kernel.test_globals import value
 from tests.kernel.test_tailcalls import counted
 from tests.machine import events, inside_cgroup, send_datagrams
@@ -39,6 +40,9 @@ objects:
   six:
     {file: six.bpf.o, pin_maps: {.bss: zeroed}, programs: {count: {attach: [{cgroup: CGROUP}]}}}
   seven: {file: seven.bpf.o}
+  eight:
+    {file: eight.bpf.o, pin_maps: {seen: eights}, programs: {former: {attach: auto, swap: exact}}}
+  nine: {file: nine.bpf.o, programs: {program: {attach: auto, swap: exact}}}
 """
 SECOND = """
 maps:
@@ -61,13 +65,18 @@ objects:
     {file: five.bpf.o, pin_maps: [whole, mixed], programs: {enter: {attach: [{cgroup: CGROUP}]}}}
   six:
     {file: six.bpf.o, pin_maps: {.bss: zeroed}, programs: {count: {attach: [{cgroup: CGROUP}]}}}
+  eight:
+    {file: eight.bpf.o, pin_maps: {seen: eights}, programs: {latter: {attach: auto, swap: exact}}}
+  ten: {file: ten.bpf.o, programs: {program: {attach: auto, swap: exact}}}
 """
 """One and two get a new map in place of theirs, one a second target, two a program that takes over
 a link; three is loaded again on the map it has; four and seven go, seven with an array of its own.
 Five tail-calls and gets a new array with new programs, six gets new global data; one map of the
-manifest's own gets another name, one another entry. Every step is in it, or in a case."""
+manifest's own gets another name, one another entry. Eight has a program take over another's stub,
+nine goes with its stub, ten comes with one. Every step is in it, or in a case."""
 
-OBJECTS = ("one", "two", "three", "five", "six")
+OBJECTS = ("one", "two", "three", "five", "six", "eight", "ten")
+STUBS = ("eight/latter", "ten/program")
 ATTACHED = ("one/count", "two/latter", "three/count", "five/enter", "six/count")
 
 
@@ -81,6 +90,9 @@ def begin(world: World) -> None:
     world.put("five", "stages", VERSION=1, STATIC=1)
     world.put("six", "globals")
     world.put("seven", "stages", VERSION=1, STATIC=1)
+    exact = {"HOOK": '"raw_tp/sys_enter"', "SYSCALL": GETPGID, "PID": os.getpid()}
+    world.put("eight", "exact", PROGRAM="former", **exact)
+    world.put("nine", "exact", **exact)
     world.write(f"{NO_METRICS}{FIRST}")
     assert world.apply().result is ReloadResult.OK
     with kernel.holding(kernel.map_create(1, "foreign", 4, 8, 4)) as fd:
@@ -95,6 +107,9 @@ def change(world: World) -> None:
     world.put("three", STEP=2, MAP="others")
     world.put("five", "stages", VERSION=2, STATIC=1)
     world.put("six", "globals", MORE=1)
+    exact = {"HOOK": '"raw_tp/sys_enter"', "SYSCALL": GETPGID, "PID": os.getpid()}
+    world.put("eight", "exact", PROGRAM="latter", VERSION=2, **exact)
+    world.put("ten", "exact", **exact | {"HOOK": '"raw_tp/sys_exit"'})
     world.write(f"{NO_METRICS}{SECOND}")
 
 
@@ -132,6 +147,10 @@ def remove_link_pin(world: World) -> None:
     os.unlink(f"{world.layout.links}/{link_path(world)}")
 
 
+def remove_stub_pin(world: World) -> None:
+    os.unlink(f"{world.layout.stubs}/eight/latter/slot")
+
+
 def detach_link(world: World) -> None:
     link_id = world.link_ids()[link_path(world)][0]
     subprocess.run(["bpftool", "link", "detach", "id", str(link_id)], check=True)
@@ -160,6 +179,8 @@ class Case:
     """At which of the same steps it dies."""
     three_is_served: bool = True
     """False when the test itself took its link away."""
+    eight_is_served: bool = True
+    """Likewise its stub."""
 
     def __str__(self) -> str:
         return f"{self.step}:{self.time}" + ("" if self.three_is_served else "-detached")
@@ -170,6 +191,8 @@ CASES = (
     Case(Step.RESTORE_MAP, remove_map_pin),
     # Only a running daemon's descriptor keeps a link without a pin: with the daemon it goes.
     Case(Step.RESTORE_LINK, disturb_daemon=remove_link_pin, three_is_served=False),
+    # As with links: without the daemon, the array that lost its pin is empty.
+    Case(Step.RESTORE_STUB, disturb_daemon=remove_stub_pin, eight_is_served=False),
     Case(Step.RESTORE_PROGRAM, disturb_daemon=unpin_program),
     Case(Step.CREATE_MAP),
     Case(Step.LOAD_OBJECT),
@@ -185,13 +208,18 @@ CASES = (
     Case(Step.PIN_PROGRAMS, time=2),
     Case(Step.PIN_PROGRAMS, time=3),
     Case(Step.STAGE_PROGRAMS, remove_program_pin),
+    Case(Step.MAKE_STUB),
+    Case(Step.MOVE_STUB),
     Case(Step.ATTACH),
+    Case(Step.ATTACH, time=2),
     Case(Step.SWAP),
     Case(Step.SWAP, time=2),
     Case(Step.SWAP, time=3),
     Case(Step.SWAP, time=4),
     Case(Step.SWAP, time=5),
+    Case(Step.SWAP, time=6),
     Case(Step.COMMIT_LINK),
+    Case(Step.COMMIT_LINK, time=2),
     Case(Step.COMMIT_LINK, detach_link, time=2, three_is_served=False),
     Case(Step.COMMIT_MAP),
     Case(Step.COMMIT_MAP, time=2),
@@ -204,6 +232,7 @@ CASES = (
     Case(Step.REMOVE_PROGRAMS),
     Case(Step.REMOVE_PROGRAMS, time=2),
     Case(Step.REMOVE_PROGRAMS, time=4),
+    Case(Step.REMOVE_STUB),
     Case(Step.REMOVE_ARRAY),
     Case(Step.WRITE_STATE),
 )
@@ -241,17 +270,27 @@ def check_served(world: World, case: Case) -> int:
     assert sum(running_maps(world, "counts").values()) == before + 2 * 5
     assert sum(counted(world, "whole")) == sum(whole) + 5
     assert counted(world, "mixed") == [0, 0, 0, 0]
+    calls = total(world, "eights")[0]
+    for _ in range(5):
+        os.getpgid(0)
+    if case.eight_is_served:
+        assert total(world, "eights")[0] == calls + 5
     if case.three_is_served:
         ((map_id, number),) = others.items()
         assert running_maps(world, "others") == {map_id: number + 5}
     return 5
 
 
+def stub_pins(world: World) -> list[kernel.Pin]:
+    pins = kernel.scan(world.layout.stubs, 3, kernel.PinKind.PROGRAM)
+    return [pin for pin in pins if pin.path[-1] == "stub"]
+
+
 def check_converged(world: World, old_counts: int | None) -> None:
     plan = cli(world, "plan", "--exit-code")
     assert (plan.returncode, plan.stderr) == (0, "")
     assert plan.stdout.splitlines()[-1] == "nothing to do"
-    assert set(os.listdir(world.layout.own)) == {"arrays", "links", "objects"}
+    assert set(os.listdir(world.layout.own)) == {"arrays", "links", "objects", "stubs"}
     assert os.listdir(world.layout.arrays) == ["five"]
     pinned = {}
     for name in OBJECTS:
@@ -259,7 +298,10 @@ def check_converged(world: World, old_counts: int | None) -> None:
         for pin in kernel.scan(str(digest), 1, kernel.PinKind.PROGRAM):
             pinned[f"{name}/{pin.path[0]}"] = pin.id
     running = [(path.rpartition("/")[0], prog) for path, (_, prog) in world.link_ids().items()]
-    assert sorted(running) == sorted((name, pinned[name]) for name in ("one/count", *ATTACHED))
+    stubs = {"/".join(pin.path[:2]): pin.id for pin in stub_pins(world)}
+    assert sorted(stubs) == sorted(STUBS)
+    serving = [(name, pinned[name]) for name in ("one/count", *ATTACHED)]
+    assert sorted(running) == sorted([*serving, *stubs.items()])
     assert sorted(os.listdir(world.layout.objects)) == sorted(OBJECTS)
     assert sorted(os.listdir(world.layout.links)) == sorted(OBJECTS)
     before = world.events()
@@ -270,6 +312,8 @@ def check_converged(world: World, old_counts: int | None) -> None:
         assert contents(world.pins / name) == {b"\1\0\0\0": number.to_bytes(8, "little")}, name
     assert not (world.pins / "limits").exists()
     assert counted(world, "whole")[2], "the new stages run"
+    os.getpgid(0)
+    assert seen(world, "eights")[2][0], "the new program is called"
     assert value(world.pins / "zeroed", "another"), "the new data is used"
     deadline = time.monotonic() + 5
     while old_counts and (fd := kernel.map_by_id(old_counts)) is not None:
@@ -329,7 +373,8 @@ def test_killed_again_and_again(world: World, start: Start) -> None:
     deaths = []
     with sending(world.cgroup) as stop:
         for case in CASES:
-            if case == Case(case.step):  # the change alone leads there
+            # The change alone leads there; objects of their own may be done before the others.
+            if case == Case(case.step) and case.step not in (Step.MAKE_STUB, Step.MOVE_STUB):
                 daemon = start(ready=False, variables={FAILPOINT_VARIABLE: case.step})
                 assert daemon.wait_exit_or_ready() == -signal.SIGKILL, f"{case} never reached"
                 deaths.append(case.step)

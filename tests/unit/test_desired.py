@@ -245,6 +245,7 @@ WRITTEN = {
 def test_every_hook_can_be_attached(hook: Hook) -> None:
     target = WRITTEN[hook.kind]
     desired = desire(
+        "maps: {sockets: {type: sockmap, value_size: 8, max_entries: 1}}\n"
         f"objects: {{web: {{file: /lib/web.o, programs: {{p: {{attach: [{{{target}}}]}}}}}}}}",
         web=file(program("p", hook.name)),
     )
