@@ -12,6 +12,7 @@ from bpfkeeperd.actions import (
     MapAction,
     Plan,
     RecreateMap,
+    Refusal,
     Removal,
     RemoveArray,
     RemovePrograms,
@@ -27,7 +28,7 @@ from bpfkeeperd.enact import Enactor, error_text, make_link_directory
 from bpfkeeperd.enactmaps import kept_map
 from bpfkeeperd.errors import KeeperError, ObjectError
 from bpfkeeperd.held import Held
-from bpfkeeperd.layout import Layout
+from bpfkeeperd.layout import Layout, LinkKey
 from bpfkeeperd.load import Loaded, OpenObject, load_each
 from bpfkeeperd.observed import Observed
 from bpfkeeperd.state import Failure
@@ -49,6 +50,10 @@ class Applied:
     renewed_maps: set[str] = field(default_factory=set)
     renamed_maps: dict[str, str] = field(default_factory=dict)
     """New name to old."""
+    refusals: list[Refusal] = field(default_factory=list)
+    """Of what turned out to be impossible, and was left out."""
+    adopted: dict[LinkKey, int] = field(default_factory=dict)
+    """Attachments that are links of others now, by their IDs."""
     observed: Observed | None = None
     """What is now; None when it takes another look to know."""
 
@@ -109,7 +114,10 @@ def _carry_out(enactor: Enactor, plan: Plan, open_object: OpenObject, applied: A
     for removal in plan.removals:
         _remove(enactor, removal, applied)
     remove_tree(layout.staging)
-    if not applied.failures and not plan.restores:
+    applied.refusals += enactor.refused.values()
+    applied.adopted |= enactor.adopted
+    # What others have attached is not followed step by step.
+    if not applied.failures and not plan.restores and not enactor.observed.foreign:
         applied.observed = enactor.after.observed()
 
 
@@ -182,7 +190,8 @@ def _make_changes(enactor: Enactor, plan: Plan, open_object: OpenObject, applied
             change = item.change
             for action in change.maps:
                 applied.took_place(action)
-            done = (*change.maps, *change.loads, *change.links, *change.writes)
+            links = [link for link in change.links if link not in enactor.refused]
+            done = (*change.maps, *change.loads, *links, *change.writes)
             applied.done += map(str, done)
             for removal in change.removals:
                 _remove(enactor, removal, applied)

@@ -25,6 +25,9 @@ class Memory:
     """The boot in which the IDs below mean something."""
     maps: Mapping[str, MapRecord] = field(default_factory=dict)
 
+    adopted: Mapping[str, int] = field(default_factory=dict)
+    """Attachments that somebody else made: object, program and target, with the link's ID."""
+
     def last_ids(self, boot_id: str) -> dict[str, int]:
         """The last ID of each name; none when they are from before this boot."""
         if boot_id != self.boot_id:
@@ -92,4 +95,5 @@ def follow(
     if boot_id != memory.boot_id:  # an ID of another boot may be anybody's in this one
         for name in maps.keys() - pinned.keys():
             maps[name] = replace(maps[name], id=0, made=False)
-    return Memory(boot_id, maps), tuple(changes)
+    adopted = memory.adopted if boot_id == memory.boot_id else {}
+    return Memory(boot_id, maps, adopted), tuple(changes)

@@ -62,13 +62,19 @@ def plan(options: Namespace) -> int:
     ]
     refusals = [str(refusal) for refusal in seen.plan.refusals]
     if options.json:
-        kept = list(seen.plan.kept_maps)
-        print(json.dumps({"actions": actions, "refusals": refusals, "kept": kept}, indent=2))
+        kept, notes = list(seen.plan.kept_maps), list(seen.plan.notes)
+        print(
+            json.dumps(
+                {"actions": actions, "refusals": refusals, "kept": kept, "notes": notes}, indent=2
+            )
+        )
     else:
         for line in actions:
             print(line)
         for line in refusals:
             print(f"NOT DONE: {line}")
+        for line in seen.plan.notes:
+            print(f"note: {line}")
         if seen.plan.kept_maps:
             kept_maps = counted(len(seen.plan.kept_maps), "map")
             print(f"keep {kept_maps}: {', '.join(seen.plan.kept_maps)}")

@@ -7,6 +7,7 @@ from bpfkeeperd.actions import (
     Attach,
     CreateMap,
     Detach,
+    Displace,
     LoadObject,
     Plan,
     RecreateMap,
@@ -30,6 +31,7 @@ KINDS = (
     "attachment_missing",
     "attachment_replaced",
     "attachment_pin_lost",
+    "foreign",
     "target_missing",
     "leftover",
 )
@@ -40,6 +42,7 @@ def drift(plan: Plan) -> Mapping[str, int]:
     counts = dict.fromkeys(KINDS, 0)
     for action in plan.actions:
         counts[_kind(action)] += 1
+    counts["foreign"] += len(plan.notes)
     for refusal in plan.refusals:
         match refusal.kind:
             case "map":
@@ -49,7 +52,7 @@ def drift(plan: Plan) -> Mapping[str, int]:
             case "entry":
                 counts["entries_differ"] += 1
             case _:
-                counts["target_missing"] += 1
+                counts["foreign" if refusal.foreign else "target_missing"] += 1
     return counts
 
 
@@ -71,5 +74,7 @@ def _kind(action: Action) -> str:
             return "attachment_missing"
         case Swap():
             return "attachment_replaced"
+        case Displace():
+            return "foreign"
         case Detach() | RemovePrograms() | RemoveArray():
             return "leftover"

@@ -9,24 +9,30 @@ from bpfkeeperd.actions import (
     Attach,
     Change,
     CreateMap,
+    Displace,
     LinkAction,
     LoadObject,
     RecreateMap,
+    Refusal,
     RenameMap,
     RenewMap,
     Swap,
 )
+from bpfkeeperd.adopt import Adoption, adoptable
 from bpfkeeperd.after import After
 from bpfkeeperd.attach import create_link
+from bpfkeeperd.desired import Attachment
 from bpfkeeperd.directories import exchange, make_directory, remove_empty, remove_tree, unlink
 from bpfkeeperd.enactmaps import MapEnactor
 from bpfkeeperd.errors import KeeperError, KernelError
+from bpfkeeperd.foreign import beside_text, refusal
 from bpfkeeperd.held import Held
 from bpfkeeperd.hooks import SwapWay
 from bpfkeeperd.layout import Layout, LinkKey, escape
 from bpfkeeperd.load import Loaded
-from bpfkeeperd.observed import Observed
+from bpfkeeperd.observed import Foreign, Observed
 from bpfkeeperd.steps import OnStep, Step
+from bpfkeeperd.takeover import ADOPTED, detach_first, detach_last, open_link, swap_in
 from bpfkeeperd.transaction import Transaction
 
 
@@ -40,6 +46,12 @@ class Enactor:
     on_step: OnStep
     after: After
     notes: list[str] = field(default_factory=list)
+    refused: dict[LinkAction, Refusal] = field(default_factory=dict)
+    """Attachments that turned out not to be possible beside those of others."""
+    adopted: dict[LinkKey, int] = field(default_factory=dict)
+    """Attachments that are links of others, by their IDs."""
+    adoption: Adoption = field(init=False, default_factory=Adoption)
+    """Of the change that is being done."""
     maps: MapEnactor = field(init=False)
 
     def __post_init__(self) -> None:
@@ -72,8 +84,11 @@ class Enactor:
             self.maps.make_ready(transaction, action, loaded)
         for action in change.makes:
             self.maps.pin(transaction, action, loaded.new_maps[action.map.name])
+        self.adoption = adoptable(transaction, loaded, self.observed)
+        self.notes += self.adoption.notes
         for load in change.loads:
             self._pin_programs(transaction, load, loaded)
+        self._pin_adopted(transaction, change)
         for action in change.makes:
             if isinstance(action, RenewMap) and action.map.spec.internal:
                 self.maps.carry_data(transaction, action, loaded.new_maps[action.map.name])
@@ -84,6 +99,10 @@ class Enactor:
                     self._attach(transaction, link, loaded)
                 case Swap():
                     self._swap(transaction, link, loaded)
+                case Displace(attachment, _, others):
+                    for other in others:
+                        self.on_step(Step.TAKE_OVER, attachment)
+                        detach_last(transaction, attachment, other, self.notes)
         for write in change.writes:
             self.maps.write(transaction, write, loaded)
         for map_action in change.maps:
@@ -120,7 +139,10 @@ class Enactor:
         os.mkdir(directory, 0o700)
         transaction.on_undo(lambda: remove_tree(directory))
         opened = loaded.objects[wanted.name]
-        programs = {program: opened.program_fd(program) for program in wanted.programs}
+        programs = {
+            program: self.adoption.fd(wanted.name, program) or opened.program_fd(program)
+            for program in wanted.programs
+        }
         for program, fd in programs.items():
             kernel.pin(fd, f"{directory}/{escape(program)}")
         self.after.loaded(name, wanted.digest, programs)
@@ -128,6 +150,9 @@ class Enactor:
     def _program_fd(self, transaction: Transaction, action: LinkAction, loaded: Loaded) -> int:
         """The program to attach: the one just loaded, or the one that is pinned."""
         attachment = action.attachment
+        adopted = self.adoption.fd(attachment.object, attachment.program)
+        if adopted:
+            return adopted
         opened = loaded.objects.get(attachment.object)
         if opened:
             return opened.program_fd(attachment.program)
@@ -138,13 +163,87 @@ class Enactor:
             raise KeeperError(f"cannot attach {attachment}: its program is not pinned any more")
         return transaction.close_later(fd)
 
+    def _pin_adopted(self, transaction: Transaction, change: Change) -> None:
+        """Programs of others take the place of ours that are pinned, where none was loaded."""
+        loads = {load.object.name for load in change.loads}
+        digests = {link.attachment.object: link.digest for link in change.links}
+        for (name, program), (fd, info) in self.adoption.programs.items():
+            pinned = self.observed.programs.get(escape(name), {}).get(digests[name], {})
+            if name in loads or pinned[escape(program)].id == info.id:
+                continue
+            self.on_step(Step.ADOPT, f"{name}/{program}")
+            staged = f"{self.layout.staging}/programs/adopted{info.id}"
+            aside = f"{self.layout.staging}/old_programs/adopted{info.id}"
+            path = f"{self.layout.programs(name, digests[name])}/{escape(program)}"
+            kernel.pin(fd, staged)
+            transaction.on_undo(lambda staged=staged: unlink(staged))  # type: ignore[misc]
+            exchange(transaction, staged, path, aside)
+            self.after.adopted(name, digests[name], program, info)
+
     def _attach(self, transaction: Transaction, action: Attach, loaded: Loaded) -> None:
+        """Attaches, or keeps or takes the place of what somebody else attached."""
+        attachment = action.attachment
+        adopted = self.adoption.takes(action)
+        if adopted and self.adoption.claim(adopted):
+            self._adopt(transaction, attachment, adopted)
+        elif action.sole and not action.displaced:
+            others = self.observed.foreign.get(attachment.key, ())
+            refused = refusal(attachment, others)
+            transaction.on_success(lambda: self.refused.__setitem__(action, refused))
+            return
+        else:
+            adopted = None
+            self._take_place(transaction, action, loaded)
+        for other in action.displaced:
+            if other is not adopted and not self._is_displaced(action, other):
+                detach_last(transaction, attachment, other, self.notes)
+
+    def _adopt(self, transaction: Transaction, attachment: Attachment, other: Foreign) -> None:
+        self.on_step(Step.ADOPT, attachment)
+        fd = open_link(transaction, other)
+        self._pin_link(transaction, attachment, fd)
+        link_id = kernel.link_info(fd).id
+        note = f"{attachment}: adopted {other}, which goes on as it is; {ADOPTED}"
+
+        def settle() -> None:
+            self.adopted[attachment.key] = link_id
+            self.notes.append(note)
+
+        transaction.on_success(settle)
+
+    def _take_place(self, transaction: Transaction, action: Attach, loaded: Loaded) -> None:
+        """Attaches ours, with or without the link of somebody else."""
+        attachment = action.attachment
+        for other in action.displaced:
+            if self._is_displaced(action, other):
+                self.on_step(Step.TAKE_OVER, attachment)
+                if other.link:
+                    program = self._program_fd(transaction, action, loaded)
+                    self._pin_link(transaction, attachment, swap_in(transaction, other, program))
+                    return
+                detach_first(transaction, attachment, other)
+        if action.adopt and action.adopt not in action.displaced:
+            note = f"{attachment}: {beside_text(action.adopt)}"
+            transaction.on_success(lambda: self.notes.append(note))
+        self._attach_new(transaction, action, loaded)
+
+    def _is_displaced(self, action: Attach, other: Foreign) -> bool:
+        """Whether another goes as ours comes: the first link, and what must go before."""
+        links = [one for one in action.displaced if one.link]
+        return bool(other is links[0]) if other.link else other.sole
+
+    def _attach_new(self, transaction: Transaction, action: Attach, loaded: Loaded) -> None:
         attachment = action.attachment
         self.on_step(Step.ATTACH, attachment)
         fd, note = create_link(self._program_fd(transaction, action, loaded), attachment)
         transaction.close_later(fd)
+        if action.sole:  # theirs cannot come back as long as ours is there
+            transaction.on_undo(lambda: kernel.link_detach(fd))
         if note:
             self.notes.append(note)
+        self._pin_link(transaction, attachment, fd)
+
+    def _pin_link(self, transaction: Transaction, attachment: Attachment, fd: int) -> None:
         key = attachment.key
         path = self._link_place(transaction, key)
         known = self.observed.links.get(key)

@@ -67,6 +67,7 @@ def _encode(memory: Memory) -> Mapping[str, object]:
             name: {"id": record.id, "made": record.made, "changes": dict(record.changes)}
             for name, record in memory.maps.items()
         },
+        "adopted": dict(memory.adopted),
     }
 
 
@@ -80,4 +81,8 @@ def _decode(data: Mapping[str, object]) -> Memory:
     for name, record in records.items():
         changes = {MapIdChange(reason): int(count) for reason, count in record["changes"].items()}
         maps[str(name)] = MapRecord(int(record["id"]), bool(record["made"]), changes)
-    return Memory(str(data["boot_id"]), maps)
+    adopted = data.get("adopted", {})  # not in files of former versions
+    if not isinstance(adopted, dict):
+        raise ValueError("adopted is no object")
+    links = {str(key): int(link_id) for key, link_id in adopted.items()}
+    return Memory(str(data["boot_id"]), maps, links)

@@ -23,6 +23,8 @@ class Step(StrEnum):
     STAGE_PROGRAMS = "stage_programs"
     CARRY_DATA = "carry_data"
     ATTACH = "attach"
+    ADOPT = "adopt"
+    TAKE_OVER = "take_over"
     SWAP = "swap"
     WRITE_ENTRIES = "write_entries"
     RENAME_MAP = "rename_map"

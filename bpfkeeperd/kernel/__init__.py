@@ -4,6 +4,18 @@ Only this package uses the extension. Descriptors are plain ints, close-on-exec,
 called; `holding` closes one at the end of a block.
 """
 
+from bpfkeeperd.kernel.attached import (
+    Attached,
+    XdpProgram,
+    all_links,
+    attached_programs,
+    link_by_id,
+    link_detach,
+    program_attach,
+    program_detach,
+    xdp_attach,
+    xdp_program,
+)
 from bpfkeeperd.kernel.bpf import (
     TRACE_ITER,
     btf_data,
@@ -56,11 +68,15 @@ from bpfkeeperd.kernel.slots import map_slots
 
 __all__ = [
     "TRACE_ITER",
+    "Attached",
     "MapReader",
     "OpenObject",
     "Pin",
     "PinKind",
     "Printer",
+    "XdpProgram",
+    "all_links",
+    "attached_programs",
     "boot_id",
     "btf_data",
     "btf_layouts",
@@ -74,7 +90,9 @@ __all__ = [
     "is_bpffs",
     "iter_create",
     "kernel_cpus",
+    "link_by_id",
     "link_create",
+    "link_detach",
     "link_info",
     "link_update",
     "load_objects",
@@ -100,11 +118,15 @@ __all__ = [
     "pinned_for_reading",
     "pinned_map",
     "possible_cpus",
+    "program_attach",
     "program_by_id",
+    "program_detach",
     "program_info",
     "raw_tracepoint_open",
     "release_memory",
     "rename",
     "scan",
     "stack_depth",
+    "xdp_attach",
+    "xdp_program",
 ]

@@ -74,6 +74,7 @@ PURE = [
     "maprules.py",
     "resolve.py",
     "resolvemaps.py",
+    "foreign.py",
     "plan.py",
     "drift.py",
     "churn.py",
