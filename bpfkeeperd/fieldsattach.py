@@ -33,6 +33,7 @@ NF_FAMILIES = ("ipv4", "ipv6")
 NF_HOOKS = ("prerouting", "local_in", "forward", "local_out", "postrouting")
 
 _ATTACH_KINDS = "attach: [{cgroup: PATH}], attach: [{interface: NAME}] or attach: auto"
+_AUTO = Word(("auto",), write=f"write {_ATTACH_KINDS}")
 
 ATTACH = Struct(
     (
@@ -144,7 +145,9 @@ PROGRAM = Struct(
     (
         Field(
             "attach",
-            Either((ListOf(ATTACH, _ATTACH_KINDS), Word(("auto",)))),
+            Either(
+                (ListOf(ATTACH, _ATTACH_KINDS), Word(("auto",), write=f"write {_ATTACH_KINDS}"))
+            ),
             "The targets; the hook is in the program's section name. `auto`: the section names the"
             " place, too. None: the program is loaded and pinned only.",
         ),
