@@ -40,8 +40,9 @@ def same_map(ours: int, theirs: int) -> bool:
 
 
 def _declared(info: MapInfo) -> tuple[object, ...]:
+    name = "" if "." in info.name else info.name  # libbpf puts the object's before a section's
     sizes = (info.key_size, info.value_size, info.max_entries)
-    return (info.name, info.type, *sizes, info.flags, info.map_extra)
+    return (name, info.type, *sizes, info.flags, info.map_extra)
 
 
 def _constants(fd: int, info: MapInfo) -> dict[bytes, bytes | None]:

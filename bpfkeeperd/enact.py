@@ -196,6 +196,7 @@ class Enactor:
             self._take_place(transaction, action, loaded)
         for other in action.displaced:
             if other is not adopted and not self._is_displaced(action, other):
+                self.on_step(Step.TAKE_OVER, attachment)
                 detach_last(transaction, attachment, other, self.notes)
 
     def _adopt(self, transaction: Transaction, attachment: Attachment, other: Foreign) -> None:
