@@ -137,10 +137,24 @@ def _may_adopt(
     """Whether it is the same program, or may turn out to be when ours is loaded."""
     if other.link is None or attachment.exact:
         return False
+    if running and other.program.id == running.id:
+        return True
+    if attachment.object in draft.held_objects or _is_content(draft, attachment):
+        return False
     if running is None:
         return True
     in_use = any(link.info.prog_id == running.id for link in draft.observed.links.values())
-    return other.program.id == running.id or (other.same and not in_use)
+    return other.same and not in_use
+
+
+def _is_content(draft: Draft, attachment: Attachment) -> bool:
+    """Whether a map has the program as an entry: ours is in it before anything is attached."""
+    programs = (
+        content.program for wanted in draft.desired.maps.values() for content in wanted.contents
+    )
+    return (attachment.object, attachment.program) in (
+        (one.object, one.program) for one in programs if one
+    )
 
 
 def _mode_fault(attachment: Attachment, others: tuple[Foreign, ...]) -> str:

@@ -28,8 +28,9 @@ int keeper_links(char **stream, size_t *size)
 	while (!(err = bpf_link_get_next_id(id, &id))) {
 		int fd = bpf_link_get_fd_by_id(id);
 
-		if (fd == -ENOENT)
-			continue;	/* it went meanwhile */
+		/* it went meanwhile, or is being made: it has a number before it is attached */
+		if (fd == -ENOENT || fd == -EAGAIN)
+			continue;
 		err = fd < 0 ? fd : append_link(&out, fd);
 		if (fd >= 0)
 			close(fd);

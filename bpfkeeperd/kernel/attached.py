@@ -94,7 +94,7 @@ def link_by_id(link_id: int) -> int | None:
         KernelError: EPERM without CAP_SYS_ADMIN.
     """
     fd: int = lib.bpf_link_get_fd_by_id(link_id)
-    if fd == -errno.ENOENT:
+    if fd in (-errno.ENOENT, -errno.EAGAIN):  # EAGAIN: it is not attached yet
         return None
     if fd < 0:
         raise KernelError(f"open the link with ID {link_id}", -fd)

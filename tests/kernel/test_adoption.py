@@ -211,7 +211,7 @@ def test_what_a_plain_loader_attached_is_adopted(scene: Scene, pinned: bool) -> 
 
 
 def test_another_program_is_left_alone(scene: Scene) -> None:
-    """Where one can run it stands in the way; elsewhere it goes on beside ours, and that is told."""
+    """Where one can run it stands in the way; elsewhere it goes on beside ours, as is told."""
     world = scene.world
     with scene.loader(STEP=10) as other:
         scene.put()
