@@ -18,12 +18,23 @@ class MapRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Withheld:
+    """A version of an object that was loaded and rolled back."""
+
+    digest: str
+    """As of `WantedObject`."""
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Memory:
     """What bpffs cannot hold, kept in the state file."""
 
     boot_id: str = ""
     """The boot in which the IDs below mean something."""
     maps: Mapping[str, MapRecord] = field(default_factory=dict)
+    withheld: Mapping[str, Withheld] = field(default_factory=dict)
+    """By object, what is not tried again before somebody asks for a reload."""
 
     adopted: Mapping[str, int] = field(default_factory=dict)
     """Attachments that somebody else made: object, program and target, with the link's ID."""
@@ -96,4 +107,4 @@ def follow(
         for name in maps.keys() - pinned.keys():
             maps[name] = replace(maps[name], id=0, made=False)
     adopted = memory.adopted if boot_id == memory.boot_id else {}
-    return Memory(boot_id, maps, adopted), tuple(changes)
+    return replace(memory, boot_id=boot_id, maps=maps, adopted=adopted), tuple(changes)

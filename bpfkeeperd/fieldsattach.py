@@ -12,6 +12,7 @@ from bpfkeeperd.fieldkinds import (
     Text,
     Word,
 )
+from bpfkeeperd.fieldshealth import HEALTH
 from bpfkeeperd.targets import PERF_EVENTS, XdpMode
 from bpfkeeperd.values import (
     binary,
@@ -164,6 +165,7 @@ PROGRAM = Struct(
             " have both run for a moment.",
             default=SwapChoice.DEFAULT,
         ),
+        HEALTH,
     ),
     example="{attach: [{cgroup: PATH}]}",
     elsewhere=dict.fromkeys(

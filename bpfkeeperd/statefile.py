@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Mapping
 
-from bpfkeeperd.churn import MapRecord, Memory
+from bpfkeeperd.churn import MapRecord, Memory, Withheld
 from bpfkeeperd.errors import KeeperError
 from bpfkeeperd.layout import escape
 from bpfkeeperd.state import MapIdChange
@@ -68,6 +68,10 @@ def _encode(memory: Memory) -> Mapping[str, object]:
             for name, record in memory.maps.items()
         },
         "adopted": dict(memory.adopted),
+        "withheld": {
+            name: {"digest": version.digest, "reason": version.reason}
+            for name, version in memory.withheld.items()
+        },
     }
 
 
@@ -85,4 +89,11 @@ def _decode(data: Mapping[str, object]) -> Memory:
     if not isinstance(adopted, dict):
         raise ValueError("adopted is no object")
     links = {str(key): int(link_id) for key, link_id in adopted.items()}
-    return Memory(str(data["boot_id"]), maps, links)
+    versions = data.get("withheld", {})
+    if not isinstance(versions, dict):
+        raise ValueError("withheld is no object")
+    withheld = {
+        str(name): Withheld(str(version["digest"]), str(version["reason"]))
+        for name, version in versions.items()
+    }
+    return Memory(str(data["boot_id"]), maps, withheld, links)

@@ -30,6 +30,7 @@ from bpfkeeperd.kernel.bpf import (
     map_contains,
     map_create,
     map_delete,
+    map_has_owner,
     map_info,
     map_keys,
     map_lookup,
@@ -46,6 +47,7 @@ from bpfkeeperd.kernel.bpf import (
 )
 from bpfkeeperd.kernel.dump import MapReader, Printer, map_for_reading, pinned_for_reading
 from bpfkeeperd.kernel.objects import OpenObject, load_objects, open_object
+from bpfkeeperd.kernel.pathwatch import PathWatch
 from bpfkeeperd.kernel.places import (
     boot_id,
     cgroup2_mount,
@@ -65,12 +67,14 @@ from bpfkeeperd.kernel.places import (
 )
 from bpfkeeperd.kernel.scan import Pin, PinKind, scan
 from bpfkeeperd.kernel.slots import map_slots
+from bpfkeeperd.kernel.stats import counting_runs, program_stats
 
 __all__ = [
     "TRACE_ITER",
     "Attached",
     "MapReader",
     "OpenObject",
+    "PathWatch",
     "Pin",
     "PinKind",
     "Printer",
@@ -82,6 +86,7 @@ __all__ = [
     "btf_layouts",
     "btf_load",
     "cgroup2_mount",
+    "counting_runs",
     "cpu_numbers",
     "holding",
     "inside_netns",
@@ -102,6 +107,7 @@ __all__ = [
     "map_create",
     "map_delete",
     "map_for_reading",
+    "map_has_owner",
     "map_info",
     "map_keys",
     "map_lookup",
@@ -122,6 +128,7 @@ __all__ = [
     "program_by_id",
     "program_detach",
     "program_info",
+    "program_stats",
     "raw_tracepoint_open",
     "release_memory",
     "rename",

@@ -297,7 +297,10 @@ def _put_foreign(draw: st.DrawFn, ideal: Ideal, desired: Desired, number: int) -
         serves(link.info, at, target_id)
         for link in (*ideal.links.values(), *(ObservedLink(one) for one in _foreign_links(ideal)))
     )
-    if isinstance(target_id, str) or taken:
+    rivals = [
+        one for one in wanted if one.hook == at.hook and ideal.targets[one.target] == target_id
+    ]
+    if isinstance(target_id, str) or taken or (sole and len(rivals) > 1):
         return
     linked = draw(st.booleans()) or number == 1
     uses = {
