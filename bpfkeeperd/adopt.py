@@ -7,12 +7,15 @@ from dataclasses import dataclass, field
 
 from bpfkeeperd import kernel
 from bpfkeeperd.actions import Attach, Change
+from bpfkeeperd.after import After
+from bpfkeeperd.directories import exchange, unlink
 from bpfkeeperd.errors import KernelError
 from bpfkeeperd.foreign import corresponding
-from bpfkeeperd.layout import escape, unescape
+from bpfkeeperd.layout import Layout, escape, unescape
 from bpfkeeperd.load import Loaded
 from bpfkeeperd.observed import Foreign, Observed
 from bpfkeeperd.state import MapInfo, ProgramInfo
+from bpfkeeperd.steps import OnStep, Step
 from bpfkeeperd.transaction import Transaction
 
 BPF_F_RDONLY_PROG = 1 << 7
@@ -116,6 +119,31 @@ def adoptable(transaction: Transaction, loaded: Loaded, observed: Observed) -> A
             if fd is not None:
                 adoption.programs[name, program] = (transaction.close_later(fd), info)
     return adoption
+
+
+def pin_adopted(
+    adoption: Adoption,
+    transaction: Transaction,
+    change: Change,
+    after: After,
+    layout: Layout,
+    on_step: OnStep,
+) -> None:
+    """Programs of others take the place of ours that are pinned, where none was loaded."""
+    loads = {load.object.name for load in change.loads}
+    digests = {link.attachment.object: link.digest for link in change.links}
+    for (name, program), (fd, info) in adoption.programs.items():
+        pinned = after.before.programs.get(escape(name), {}).get(digests[name], {})
+        if name in loads or pinned[escape(program)].id == info.id:
+            continue
+        on_step(Step.ADOPT, f"{name}/{program}")
+        staged = f"{layout.staging}/programs/adopted{info.id}"
+        aside = f"{layout.staging}/old_programs/adopted{info.id}"
+        path = f"{layout.programs(name, digests[name])}/{escape(program)}"
+        kernel.pin(fd, staged)
+        transaction.on_undo(functools.partial(unlink, staged))
+        exchange(transaction, staged, path, aside)
+        after.adopted(name, digests[name], program, info)
 
 
 def _candidates(change: Change) -> dict[str, dict[str, list[Foreign]]]:

@@ -18,7 +18,7 @@ from bpfkeeperd.actions import (
     RenewMap,
     Swap,
 )
-from bpfkeeperd.adopt import Adoption, adoptable
+from bpfkeeperd.adopt import Adoption, adoptable, pin_adopted
 from bpfkeeperd.after import After
 from bpfkeeperd.attach import create_link
 from bpfkeeperd.desired import Attachment
@@ -102,7 +102,7 @@ class Enactor:
         self.notes += self.adoption.notes
         for load in change.loads:
             self._pin_programs(transaction, load, loaded)
-        self._pin_adopted(transaction, change)
+        pin_adopted(self.adoption, transaction, change, self.after, self.layout, self.on_step)
         for action in change.makes:
             if isinstance(action, RenewMap) and action.map.spec.internal:
                 self.maps.carry_data(transaction, action, loaded.new_maps[action.map.name])
@@ -176,23 +176,6 @@ class Enactor:
         if fd is None:
             raise KeeperError(f"cannot attach {attachment}: its program is not pinned any more")
         return transaction.close_later(fd)
-
-    def _pin_adopted(self, transaction: Transaction, change: Change) -> None:
-        """Programs of others take the place of ours that are pinned, where none was loaded."""
-        loads = {load.object.name for load in change.loads}
-        digests = {link.attachment.object: link.digest for link in change.links}
-        for (name, program), (fd, info) in self.adoption.programs.items():
-            pinned = self.observed.programs.get(escape(name), {}).get(digests[name], {})
-            if name in loads or pinned[escape(program)].id == info.id:
-                continue
-            self.on_step(Step.ADOPT, f"{name}/{program}")
-            staged = f"{self.layout.staging}/programs/adopted{info.id}"
-            aside = f"{self.layout.staging}/old_programs/adopted{info.id}"
-            path = f"{self.layout.programs(name, digests[name])}/{escape(program)}"
-            kernel.pin(fd, staged)
-            transaction.on_undo(lambda staged=staged: unlink(staged))  # type: ignore[misc]
-            exchange(transaction, staged, path, aside)
-            self.after.adopted(name, digests[name], program, info)
 
     def _attach(self, transaction: Transaction, action: Attach, loaded: Loaded) -> None:
         """Attaches, or keeps or takes the place of what somebody else attached."""

@@ -13,11 +13,11 @@ import pytest
 
 from bpfkeeperd import kernel
 from bpfkeeperd.keeper import Keeper
-from bpfkeeperd.state import AttachmentStatus, Outcome, ReloadResult
+from bpfkeeperd.state import AttachmentStatus, LinkInfo, Outcome, ReloadResult
 from bpfkeeperd.steps import Step
 from tests.kernel.outsideloader import Outsider, outsider
 from tests.kernel.test_reload import plan_now
-from tests.kernel.test_rollback import FailAt
+from tests.kernel.test_rollback import FailAt, fail_at_each_step
 from tests.machine import Netns, bpf_ids, inside_cgroup, ip, send_datagrams
 from tests.scenario import World, refused
 
@@ -417,6 +417,22 @@ def test_adopted_for_a_program_that_is_pinned_already(scene_at: SceneAt) -> None
             scene.check_served()
 
 
+def test_adoption_for_a_pinned_program_is_rolled_back(scene_at: SceneAt) -> None:
+    """Its pin is exchanged for theirs, and back."""
+    scene = scene_at(CGROUP)
+    world = scene.world
+    (world.cgroup / "child").mkdir()
+    scene.put()
+    world.write("objects: {one: {file: one.bpf.o}}\n")
+    with world.keeper() as keeper, scene.loader():
+        assert world.reload(keeper).result is ReloadResult.OK
+        scene.write(more=", {cgroup: CGROUP/child}")
+        failed = fail_at_each_step(world, keeper, force=False)
+        assert failed >= {Step.ADOPT, Step.ATTACH}
+        assert plan_now(world) == ()
+        scene.check_served()
+
+
 def test_ours_is_in_use_elsewhere(scene_at: SceneAt) -> None:
     """One program is kept under one name: theirs, of the same instructions, is another one then."""
     scene = scene_at(CGROUP)
@@ -545,7 +561,12 @@ def test_without_anything_to_attach_nobody_looks(
     scene.write()
     looks = []
     listed = kernel.all_links
-    monkeypatch.setattr(kernel, "all_links", lambda: looks.append(1) or listed())
+
+    def list_them() -> list[LinkInfo] | None:
+        looks.append(1)
+        return listed()
+
+    monkeypatch.setattr(kernel, "all_links", list_them)
     with world.keeper() as keeper:
         world.reload(keeper)
         assert looks

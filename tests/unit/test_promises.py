@@ -94,7 +94,7 @@ def classes(situation: Situation, done: Plan) -> set[str]:
         "file never read, loaded": bool({*map(escape, desired.faults)} & ideal.programs.keys()),
         "objects in one change": any(len(change.loads) > 1 for change in done.changes),
         "an unchanged object follows a new map": any("is new" in load.reason for load in loads),
-        "takes over a link": any("takes over" in link.reason for link in links),
+        "takes over a link": any("takes over" in str(link) for link in links),
         "runs on a map without a pin": any("are given up" in load.reason for load in loads),
         "half pinned": any("not all" in load.reason for load in loads),
         "restored and refused": any(
