@@ -65,12 +65,14 @@ from bpfkeeperd.kernel.places import (
     possible_cpus,
     stack_depth,
 )
+from bpfkeeperd.kernel.probes import Answer, can_attach, lacks
 from bpfkeeperd.kernel.scan import Pin, PinKind, scan
 from bpfkeeperd.kernel.slots import map_slots
 from bpfkeeperd.kernel.stats import counting_runs, program_stats
 
 __all__ = [
     "TRACE_ITER",
+    "Answer",
     "Attached",
     "MapReader",
     "OpenObject",
@@ -85,6 +87,7 @@ __all__ = [
     "btf_data",
     "btf_layouts",
     "btf_load",
+    "can_attach",
     "cgroup2_mount",
     "counting_runs",
     "cpu_numbers",
@@ -95,6 +98,7 @@ __all__ = [
     "is_bpffs",
     "iter_create",
     "kernel_cpus",
+    "lacks",
     "link_by_id",
     "link_create",
     "link_detach",
