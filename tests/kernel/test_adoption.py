@@ -4,6 +4,7 @@ only when the manifest says so."""
 import os
 import socket
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -125,11 +126,17 @@ class Scene:
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as connecting:
                 connecting.connect(("127.0.0.1", 9))
 
-    def seen(self, count: int) -> tuple[int, int]:
-        """Events and steps that traffic adds to what the kept map says."""
+    def seen(self, count: int, *, programs: int = 1) -> tuple[int, int]:
+        """Events and steps that traffic adds to what the kept map says; the other end of a veth
+        pair sees it a moment later."""
         before = self.world.events()
         self.traffic(count)
-        after = self.world.events()
+        deadline = time.monotonic() + 5
+        while True:
+            after = self.world.events()
+            if after[0] - before[0] >= count * programs or time.monotonic() > deadline:
+                break
+            time.sleep(0.01)
         return after[0] - before[0], after[1] - before[1]
 
     def check_served(self, *, step: int = 1) -> None:
@@ -232,7 +239,7 @@ def test_another_program_is_left_alone(scene: Scene) -> None:
             assert said in notes(outcome)
             assert status.up and not status.adopted and said in status.problem
             assert keeper.status.drift["foreign"] == 1
-            events, steps = scene.seen(5)
+            events, steps = scene.seen(5, programs=2)
             assert events >= 10 and steps > events
             assert said in notes(world.reload(keeper)), "it is there still"
             assert plan_now(world) == ()
@@ -307,7 +314,7 @@ def test_a_program_of_another_name_goes_on_beside_ours(scene_at: SceneAt) -> Non
         with world.keeper() as keeper:
             assert notes(world.reload(keeper)) == ""
             assert the_attachment(keeper).problem == ""
-            events, steps = scene.seen(5)
+            events, steps = scene.seen(5, programs=2)
             assert events >= 10 and steps > events
             assert other.link in bpf_ids("link")
 
