@@ -2,6 +2,7 @@
 
 import errno
 import os
+from collections.abc import Callable
 from typing import assert_never
 
 from bpfkeeperd import kernel
@@ -24,6 +25,9 @@ from bpfkeeperd.targets import (
     XdpMode,
 )
 
+MapOpener = Callable[[str], int]
+"""A kept map's name to its descriptor, which stays the callee's."""
+
 # enum bpf_xdp_flags of include/uapi/linux/if_link.h
 XDP_FLAGS_SKB_MODE = 2
 XDP_FLAGS_DRV_MODE = 4
@@ -44,8 +48,10 @@ def cgroup_path(path: str, mount: str | None) -> str | None:
     return f"{mount}/{path}" if mount else None
 
 
-def create_link(prog_fd: int, attachment: Attachment) -> tuple[int, str]:
+def create_link(prog_fd: int, attachment: Attachment, map_fd: MapOpener) -> tuple[int, str]:
     """A new link's descriptor, and what there is to say about it (empty: nothing).
+
+    ``map_fd`` opens a map that is a target.
 
     The attachment ends when the last reference to the link goes: pin it.
 
@@ -59,6 +65,8 @@ def create_link(prog_fd: int, attachment: Attachment) -> tuple[int, str]:
             with kernel.inside_netns(kernel.netns_path(netns) if netns else None):
                 index = kernel.interface_index(name)
                 return _interface_link(prog_fd, attachment, attachment.target, index)
+        case MapTarget() if attachment.hook.kind is HookKind.ITERATOR:
+            return create_trace_link(prog_fd, attachment, map_fd), ""
         case NetnsTarget() | NetfilterTarget() | MapTarget():
             return create_network_link(prog_fd, attachment), ""
         case (
@@ -68,7 +76,7 @@ def create_link(prog_fd: int, attachment: Attachment) -> tuple[int, str]:
             | PerfEventTarget()
             | IteratorTarget()
         ):
-            return create_trace_link(prog_fd, attachment), ""
+            return create_trace_link(prog_fd, attachment, map_fd), ""
         case _:
             assert_never(attachment.target)
 

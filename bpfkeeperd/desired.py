@@ -1,5 +1,6 @@
 """What should be: maps, objects and attachments, as values. Pure."""
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import assert_never
@@ -7,7 +8,7 @@ from typing import assert_never
 from bpfkeeperd.entries import AttachEntry, Content, Manifest, MapDefinition, MapRef, MismatchPolicy
 from bpfkeeperd.health import Health
 from bpfkeeperd.hooks import Hook
-from bpfkeeperd.layout import LinkKey, escape
+from bpfkeeperd.layout import LinkKey, escape, unescape
 from bpfkeeperd.maptypes import PROG_ARRAY, STRUCT_OPS
 from bpfkeeperd.progtypes import ProgramKind
 from bpfkeeperd.state import MapSpec, ObjectSpec
@@ -156,6 +157,9 @@ class Desired:
     objects: Mapping[str, WantedObject]
     faults: Mapping[str, str]
     """Objects whose file cannot be used, and of which it is not known what was loaded."""
+    matches: Mapping[Target, tuple[Target, ...]] = field(default_factory=dict)
+    """Targets that are patterns, and what matched them; of objects that can be read, the
+    attachments are at the matches then."""
 
     def unread_maps(self) -> list[str]:
         """Maps that the manifest names for objects that cannot be read."""
@@ -167,8 +171,9 @@ class Desired:
         for name in self.faults:
             for program in self.manifest.objects[name].programs.values():
                 for attach in program.attach:
-                    key = escape(name), escape(program.name), escape(target_name(attach.target))
-                    yield name, program.name, attach.target, key
+                    for target in self.matches.get(attach.target, (attach.target,)):
+                        key = escape(name), escape(program.name), escape(target_name(target))
+                        yield name, program.name, target, key
 
     def link_keys(self) -> frozenset[LinkKey]:
         """Of all attachments."""
@@ -208,6 +213,18 @@ def target_name(target: Target) -> str:
             return f"iterator:{name}"
         case _:
             assert_never(target)
+
+
+def netns_of(key: LinkKey) -> str | None:
+    """The network namespace in the name of a link's target; empty for none, None where the name is
+    too long to tell."""
+    if "~" in key[2]:
+        return None
+    name = unescape(key[2])
+    for mode in (XdpMode.NATIVE, XdpMode.GENERIC):
+        name = name.removesuffix(f"+{mode}")
+    name = re.sub("#-?[0-9]+$", "", name)
+    return name.partition("@")[2]
 
 
 def _at(netns: str | None) -> str:

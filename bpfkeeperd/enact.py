@@ -20,7 +20,7 @@ from bpfkeeperd.actions import (
 )
 from bpfkeeperd.adopt import Adoption, adoptable, pin_adopted
 from bpfkeeperd.after import After
-from bpfkeeperd.attach import create_link
+from bpfkeeperd.attach import MapOpener, create_link
 from bpfkeeperd.desired import Attachment
 from bpfkeeperd.directories import exchange, make_directory, remove_empty, remove_tree, unlink
 from bpfkeeperd.enactmaps import MapEnactor
@@ -177,6 +177,13 @@ class Enactor:
             raise KeeperError(f"cannot attach {attachment}: its program is not pinned any more")
         return transaction.close_later(fd)
 
+    def _create_link(
+        self, transaction: Transaction, action: LinkAction, loaded: Loaded
+    ) -> tuple[int, str]:
+        """See `attach.create_link`."""
+        fd = self._program_fd(transaction, action, loaded)
+        return create_link(fd, action.attachment, self.maps.opener(transaction, loaded))
+
     def _attach(self, transaction: Transaction, action: Attach, loaded: Loaded) -> None:
         """Attaches, or keeps or takes the place of what somebody else attached."""
         attachment = action.attachment
@@ -233,7 +240,7 @@ class Enactor:
     def _attach_new(self, transaction: Transaction, action: Attach, loaded: Loaded) -> None:
         attachment = action.attachment
         self.on_step(Step.ATTACH, attachment)
-        fd, note = create_link(self._program_fd(transaction, action, loaded), attachment)
+        fd, note = self._create_link(transaction, action, loaded)
         transaction.close_later(fd)
         if action.sole:  # theirs cannot come back as long as ours is there
             transaction.on_undo(lambda: kernel.link_detach(fd))
@@ -289,7 +296,7 @@ class Enactor:
         for that moment both run."""
         attachment = action.attachment
         self.on_step(Step.SWAP, attachment)
-        fd, note = create_link(self._program_fd(transaction, action, loaded), attachment)
+        fd, note = self._create_link(transaction, action, loaded)
         transaction.close_later(fd)
         if note:
             self.notes.append(note)
@@ -311,20 +318,23 @@ class Enactor:
             os.rename(former, aside)
             transaction.on_undo(lambda: os.rename(aside, former))
             transaction.on_success(lambda: remove_empty(former, self.layout.links))
-        transaction.on_success(lambda: unlink(aside))
+        # The pin last: the kernel takes a link down later when its last pin goes, and at once, for
+        # which a probe waits 0.1 s, when its last descriptor does.
         transaction.on_success(lambda: self.held.drop_link(action.key))
-        transaction.before_waiting(lambda: self._end_overlap(action, aside))
+        transaction.on_success(lambda: unlink(aside))
+        map_fd = self.maps.opener(transaction, loaded)
+        transaction.before_waiting(lambda: self._end_overlap(action, aside, map_fd))
         if attachment.key != action.key:
             self.after.gone_links.add(action.key)
         self.after.attached(attachment, fd)
 
-    def _end_overlap(self, action: Swap, aside: str) -> None:
+    def _end_overlap(self, action: Swap, aside: str, map_fd: MapOpener) -> None:
         """Detaches the old program while the new one is on trial, and would attach it again."""
         old = self._old_program_fd(action)
         self.on_step(Step.DETACH, action.attachment)
 
         def attach_again() -> None:
-            fd, _ = create_link(old, action.attachment)
+            fd, _ = create_link(old, action.attachment, map_fd)
             with kernel.holding(fd):
                 kernel.pin(fd, aside)
 

@@ -101,6 +101,8 @@ class KindRules:
     """A target takes one program at a time."""
     typed: bool = True
     """The kernel tells the attach type of a link."""
+    opaque: bool = False
+    """Not every kernel tells where an attachment is: it is known by its pin then."""
 
     @property
     def noun(self) -> str:
@@ -198,6 +200,7 @@ KINDS: Mapping[HookKind, KindRules] = {
         "binary: PATH, symbol: NAME",
         "5.15",
         typed=False,
+        opaque=True,
     ),
     HookKind.UPROBE_MULTI: KindRules(
         frozenset({12}),
@@ -206,6 +209,7 @@ KINDS: Mapping[HookKind, KindRules] = {
         "binary: PATH, symbol: PATTERN",
         "6.6",
         typed=False,
+        opaque=True,
     ),
     HookKind.PERF_EVENT: KindRules(
         frozenset({7}),

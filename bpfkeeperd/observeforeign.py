@@ -172,7 +172,7 @@ class _Looker:
 
     def _xdp(self, attachment: Attachment, target_id: int) -> Iterator[Foreign]:
         """An interface has one program. Which link runs it is told by index and program alone."""
-        running = kernel.xdp_program(target_id)
+        running = kernel.xdp_running(target_id)
         program = _program(running.id) if running else None
         if running is None or program is None:
             return

@@ -14,7 +14,7 @@ from bpfkeeperd.kernel.attached import (
     program_attach,
     program_detach,
     xdp_attach,
-    xdp_program,
+    xdp_running,
 )
 from bpfkeeperd.kernel.bpf import (
     TRACE_ITER,
@@ -46,6 +46,7 @@ from bpfkeeperd.kernel.bpf import (
     rename,
 )
 from bpfkeeperd.kernel.dump import MapReader, Printer, map_for_reading, pinned_for_reading
+from bpfkeeperd.kernel.events import Directories, drain, interface_events, mount_events
 from bpfkeeperd.kernel.objects import OpenObject, load_objects, open_object
 from bpfkeeperd.kernel.pathwatch import PathWatch
 from bpfkeeperd.kernel.places import (
@@ -61,19 +62,35 @@ from bpfkeeperd.kernel.places import (
     memory_bytes,
     netns_path,
     numa_nodes,
+    online_cpus,
     page_size,
     possible_cpus,
     stack_depth,
 )
 from bpfkeeperd.kernel.probes import Answer, can_attach, lacks
+from bpfkeeperd.kernel.query import hook_links, xdp_program
 from bpfkeeperd.kernel.scan import Pin, PinKind, scan
 from bpfkeeperd.kernel.slots import map_slots
 from bpfkeeperd.kernel.stats import counting_runs, program_stats
+from bpfkeeperd.kernel.trace import (
+    attachable_functions,
+    iter_link,
+    kprobe_multi_link,
+    perf_event_open,
+    perf_link,
+    perf_source,
+    place_number,
+    return_bit,
+    syscall_prefix,
+    tracefs_mount,
+    uprobe_multi_link,
+)
 
 __all__ = [
     "TRACE_ITER",
     "Answer",
     "Attached",
+    "Directories",
     "MapReader",
     "OpenObject",
     "PathWatch",
@@ -82,6 +99,7 @@ __all__ = [
     "Printer",
     "XdpProgram",
     "all_links",
+    "attachable_functions",
     "attached_programs",
     "boot_id",
     "btf_data",
@@ -91,13 +109,18 @@ __all__ = [
     "cgroup2_mount",
     "counting_runs",
     "cpu_numbers",
+    "drain",
     "holding",
+    "hook_links",
     "inside_netns",
+    "interface_events",
     "interface_index",
     "interfaces",
     "is_bpffs",
     "iter_create",
+    "iter_link",
     "kernel_cpus",
+    "kprobe_multi_link",
     "lacks",
     "link_by_id",
     "link_create",
@@ -119,14 +142,20 @@ __all__ = [
     "map_slots",
     "map_update",
     "memory_bytes",
+    "mount_events",
     "netns_path",
     "numa_nodes",
+    "online_cpus",
     "open_object",
     "page_size",
+    "perf_event_open",
+    "perf_link",
+    "perf_source",
     "pin",
     "pinned",
     "pinned_for_reading",
     "pinned_map",
+    "place_number",
     "possible_cpus",
     "program_attach",
     "program_by_id",
@@ -136,8 +165,13 @@ __all__ = [
     "raw_tracepoint_open",
     "release_memory",
     "rename",
+    "return_bit",
     "scan",
     "stack_depth",
+    "syscall_prefix",
+    "tracefs_mount",
+    "uprobe_multi_link",
     "xdp_attach",
     "xdp_program",
+    "xdp_running",
 ]

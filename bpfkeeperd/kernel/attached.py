@@ -55,7 +55,7 @@ def attached_programs(target: int, attach_type: int, *, with_links: bool = False
     return Attached(found.flags, tuple(pairs))
 
 
-def xdp_program(index: int) -> XdpProgram | None:
+def xdp_running(index: int) -> XdpProgram | None:
     """What an interface of this thread's network namespace runs; None for nothing."""
     found = ffi.new("struct keeper_xdp *")
     result = lib.keeper_xdp_query(index, found)
