@@ -7,6 +7,7 @@ from bpfkeeperd.health import Trial
 from bpfkeeperd.hooks import SwapWay
 from bpfkeeperd.layout import LinkKey, StubKey, unescape
 from bpfkeeperd.maptypes import type_name
+from bpfkeeperd.observed import Foreign
 from bpfkeeperd.state import LinkInfo, MapInfo
 
 REPLACED = "replaced"
@@ -158,9 +159,33 @@ class Attach:
     digest: str
     """Of the object's file: where the program is pinned."""
     reason: str
+    adopt: Foreign | None = None
+    """Kept in place of ours, if it is the same program."""
+    displaced: tuple[Foreign, ...] = ()
+    """Those that ours takes the place of, unless they are adopted."""
+    sole: bool = False
+    """There is another, and nothing can be attached beside it."""
 
     def __str__(self) -> str:
-        return f"attach {self.attachment} ({self.reason})"
+        text = f"attach {self.attachment} ({self.reason})"
+        if self.adopt and self.adopt.same:
+            text = f"adopt {self.adopt} for {self.attachment}: it is the same program"
+        elif self.adopt:
+            text += f", or adopt {self.adopt} if it is the same program"
+        return text + _displaced_text(self.displaced, "" if self.adopt is None else " if not")
+
+
+@dataclass(frozen=True, slots=True)
+class Displace:
+    """What somebody else attached beside ours goes."""
+
+    attachment: Attachment
+    digest: str
+    others: tuple[Foreign, ...]
+
+    def __str__(self) -> str:
+        others = " and ".join(str(other).removesuffix(",") for other in self.others)
+        return f"DETACH {others}, which runs beside {self.attachment} (take_over: true)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +263,7 @@ class RemoveStub:
 Making = CreateMap | RecreateMap | RenewMap
 """There is a new map afterwards."""
 MapAction = Making | RenameMap
-LinkAction = Attach | Swap
+LinkAction = Attach | Swap | Displace
 Removal = Detach | RemovePrograms | RemoveArray | RemoveStub
 Restore = RestoreMap | RestoreLink | RestoreProgram | RestoreStub
 Action = Restore | MapAction | LoadObject | LinkAction | WriteEntries | Removal
@@ -278,6 +303,8 @@ class Refusal:
     """``map``, ``object``, ``attachment`` or ``entry``."""
     name: str
     reason: str
+    foreign: bool = False
+    """What somebody else attached stands in the way."""
 
     def __str__(self) -> str:
         return f"{self.kind} {self.name}: {self.reason}"
@@ -292,6 +319,8 @@ class Plan:
     refusals: tuple[Refusal, ...] = ()
     kept_maps: tuple[str, ...] = ()
     """Maps that stay as they are, under their ID."""
+    notes: tuple[str, ...] = ()
+    """What somebody else runs beside it."""
 
     @property
     def actions(self) -> tuple[Action, ...]:
@@ -303,6 +332,18 @@ class Plan:
     def trials(self) -> tuple[Trial, ...]:
         """Programs that have to show that they work, before anything is removed."""
         return tuple(trial for change in self.changes for trial in change.trials)
+
+
+def _displaced_text(others: tuple[Foreign, ...], condition: str) -> str:
+    text = ""
+    for other in others:
+        if other.link:
+            text += f": TAKES OVER {other}{condition}"
+        elif other.sole:
+            text += f": DETACHES {other} first{condition}, nothing runs for a moment"
+        else:
+            text += f": DETACHES {other} afterwards{condition}, both run for a moment"
+    return text
 
 
 def _key_text(key: LinkKey) -> str:

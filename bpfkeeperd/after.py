@@ -49,6 +49,13 @@ class After:
         infos = {escape(name): kernel.program_info(fd) for name, fd in programs.items()}
         self.programs[object_name] = {digest: infos}
 
+    def adopted(self, object_name: str, digest: str, program: str, info: ProgramInfo) -> None:
+        """A pinned program that somebody else's took the place of."""
+        escaped = escape(object_name)
+        digests = self.programs.get(escaped) or self.before.programs[escaped]
+        loaded = {**digests[digest], escape(program): info}
+        self.programs[escaped] = {digest: loaded}
+
     def attached(self, attachment: Attachment, fd: int) -> None:
         """A new link, by its descriptor."""
         serves = {stub.prog_id: stub.serves for stub in self.stubs.values()}

@@ -15,6 +15,7 @@ from bpfkeeperd.actions import (
     MapAction,
     Plan,
     RecreateMap,
+    Refusal,
     Removal,
     RemoveArray,
     RemovePrograms,
@@ -34,7 +35,7 @@ from bpfkeeperd.enactmaps import kept_map
 from bpfkeeperd.enactstubs import remove_stub, restore_stub
 from bpfkeeperd.errors import KeeperError, ObjectError
 from bpfkeeperd.held import Held
-from bpfkeeperd.layout import Layout
+from bpfkeeperd.layout import Layout, LinkKey
 from bpfkeeperd.load import Loaded, OpenObject, load_each
 from bpfkeeperd.mapattached import detach_from_map
 from bpfkeeperd.observed import Observed
@@ -58,6 +59,10 @@ class Applied:
     renewed_maps: set[str] = field(default_factory=set)
     renamed_maps: dict[str, str] = field(default_factory=dict)
     """New name to old."""
+    refusals: list[Refusal] = field(default_factory=list)
+    """Of what turned out to be impossible, and was left out."""
+    adopted: dict[LinkKey, int] = field(default_factory=dict)
+    """Attachments that are links of others now, by their IDs."""
     observed: Observed | None = None
     """What is now; None when it takes another look to know."""
     rolled_back: bool = False
@@ -91,6 +96,8 @@ def together(parts: Sequence[Applied]) -> Applied:
         whole.done += part.done
         whole.failures += part.failures
         whole.notes += part.notes
+        whole.refusals += part.refusals
+        whole.adopted |= part.adopted
         whole.made_maps |= part.made_maps
         whole.recreated_maps |= part.recreated_maps
         whole.renewed_maps |= part.renewed_maps
@@ -144,7 +151,10 @@ def _carry_out(
     for removal in plan.removals if not applied.rolled_back else ():
         _remove(enactor, removal, applied)
     remove_tree(layout.staging)
-    if not applied.failures and not plan.restores:
+    applied.refusals += enactor.refused.values()
+    applied.adopted |= enactor.adopted
+    # What others have attached is not followed step by step.
+    if not applied.failures and not plan.restores and not enactor.observed.foreign:
         applied.observed = enactor.after.observed()
 
 
@@ -280,7 +290,8 @@ def _settled(enactor: Enactor, change: Change, applied: Applied) -> None:
     """A change that stays: what it replaced goes."""
     for action in change.maps:
         applied.took_place(action)
-    done = (*change.maps, *change.loads, *change.links, *change.writes)
+    links = [link for link in change.links if link not in enactor.refused]
+    done = (*change.maps, *change.loads, *links, *change.writes)
     applied.done += map(str, done)
     for removal in change.removals:
         _remove(enactor, removal, applied)

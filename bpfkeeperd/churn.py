@@ -36,6 +36,9 @@ class Memory:
     withheld: Mapping[str, Withheld] = field(default_factory=dict)
     """By object, what is not tried again before somebody asks for a reload."""
 
+    adopted: Mapping[str, int] = field(default_factory=dict)
+    """Attachments that somebody else made: object, program and target, with the link's ID."""
+
     def last_ids(self, boot_id: str) -> dict[str, int]:
         """The last ID of each name; none when they are from before this boot."""
         if boot_id != self.boot_id:
@@ -103,4 +106,5 @@ def follow(
     if boot_id != memory.boot_id:  # an ID of another boot may be anybody's in this one
         for name in maps.keys() - pinned.keys():
             maps[name] = replace(maps[name], id=0, made=False)
-    return replace(memory, boot_id=boot_id, maps=maps), tuple(changes)
+    adopted = memory.adopted if boot_id == memory.boot_id else {}
+    return replace(memory, boot_id=boot_id, maps=maps, adopted=adopted), tuple(changes)

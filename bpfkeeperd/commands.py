@@ -88,6 +88,7 @@ def _plan_rows(plan: "Plan", judged: "tuple[Judged, ...] | None") -> dict[str, o
         "trials": [str(trial) for trial in plan.trials],
         "refusals": [str(refusal) for refusal in plan.refusals],
         "kept": list(plan.kept_maps),
+        "notes": list(plan.notes),
     }
     if judged is not None:
         rows["verified"] = [asdict(found) for found in judged]
@@ -102,6 +103,8 @@ def _print_plan(plan: "Plan", judged: "tuple[Judged, ...]", *, verbose: bool) ->
         print(line)
     for refusal in plan.refusals:
         print(f"NOT DONE: {refusal}")
+    for note in plan.notes:
+        print(f"note: {note}")
     if plan.kept_maps:
         print(f"keep {counted(len(plan.kept_maps), 'map')}: {', '.join(plan.kept_maps)}")
     if not actions and not plan.refusals:

@@ -38,6 +38,8 @@ class Draft:
     """Orphans that another attachment takes over, or that stand in its way."""
     spared_links: set[LinkKey] = field(default_factory=set)
     """Orphans that stay until the attachment that replaces them can be made."""
+    taken_foreign: set[tuple[int, int]] = field(default_factory=set)
+    """Attachments of others that one of ours takes the place of: link ID and program ID."""
     restores: list[Restore] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
 

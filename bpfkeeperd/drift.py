@@ -7,9 +7,11 @@ from bpfkeeperd.actions import (
     Attach,
     CreateMap,
     Detach,
+    Displace,
     LoadObject,
     Plan,
     RecreateMap,
+    Refusal,
     RemoveArray,
     RemovePrograms,
     RemoveStub,
@@ -35,6 +37,7 @@ KINDS = (
     "attachment_missing",
     "attachment_replaced",
     "attachment_pin_lost",
+    "foreign",
     "target_missing",
     "leftover",
 )
@@ -55,8 +58,13 @@ def count(found: Sequence[Difference]) -> Mapping[str, int]:
 def differences(plan: Plan) -> tuple[Difference, ...]:
     """Everything that is not as the manifest says."""
     found = [Difference(kind_of(action), str(action)) for action in plan.actions]
-    found += [Difference(_REFUSED[refusal.kind], str(refusal)) for refusal in plan.refusals]
+    found += [Difference(_refused_kind(refusal), str(refusal)) for refusal in plan.refusals]
+    found += [Difference("foreign", note) for note in plan.notes]
     return tuple(found)
+
+
+def _refused_kind(refusal: Refusal) -> str:
+    return "foreign" if refusal.foreign else _REFUSED[refusal.kind]
 
 
 _REFUSED = {
@@ -88,5 +96,7 @@ def kind_of(action: Action) -> str:
             return "attachment_missing"
         case Swap():
             return "attachment_replaced"
+        case Displace():
+            return "foreign"
         case Detach() | RemovePrograms() | RemoveArray() | RemoveStub():
             return "leftover"

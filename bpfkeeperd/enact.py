@@ -9,13 +9,16 @@ from bpfkeeperd.actions import (
     Attach,
     Change,
     CreateMap,
+    Displace,
     LinkAction,
     LoadObject,
     RecreateMap,
+    Refusal,
     RenameMap,
     RenewMap,
     Swap,
 )
+from bpfkeeperd.adopt import Adoption, adoptable, pin_adopted
 from bpfkeeperd.after import After
 from bpfkeeperd.attach import MapOpener, create_link
 from bpfkeeperd.desired import Attachment
@@ -30,13 +33,15 @@ from bpfkeeperd.directories import (
 from bpfkeeperd.enactmaps import MapEnactor
 from bpfkeeperd.enactstubs import StubEnactor
 from bpfkeeperd.errors import KeeperError, KernelError
+from bpfkeeperd.foreign import beside_text, refusal
 from bpfkeeperd.held import Held
 from bpfkeeperd.hooks import SOCKMAP_ATTACHED, HookKind, SwapWay
 from bpfkeeperd.layout import Layout, LinkKey, escape
 from bpfkeeperd.load import Loaded
 from bpfkeeperd.mapattached import attach_to_map
-from bpfkeeperd.observed import Observed
+from bpfkeeperd.observed import Foreign, Observed
 from bpfkeeperd.steps import OnStep, Step
+from bpfkeeperd.takeover import ADOPTED, detach_first, detach_last, open_link, swap_in
 from bpfkeeperd.targets import MapTarget
 from bpfkeeperd.transaction import Transaction
 
@@ -55,6 +60,12 @@ class Enactor:
     on_step: OnStep
     after: After
     notes: list[str] = field(default_factory=list)
+    refused: dict[LinkAction, Refusal] = field(default_factory=dict)
+    """Attachments that turned out not to be possible beside those of others."""
+    adopted: dict[LinkKey, int] = field(default_factory=dict)
+    """Attachments that are links of others, by their IDs."""
+    adoption: Adoption = field(init=False, default_factory=Adoption)
+    """Of the change that is being done."""
     swaps: int = 0
     """How many swaps the whole reload has."""
     reload: Transaction = field(default_factory=Transaction)
@@ -99,8 +110,11 @@ class Enactor:
             self.maps.make_ready(transaction, action, loaded)
         for action in change.makes:
             self.maps.pin(transaction, action, loaded.new_maps[action.map.name])
+        self.adoption = adoptable(transaction, loaded, self.observed)
+        self.notes += self.adoption.notes
         for load in change.loads:
             self._pin_programs(transaction, load, loaded)
+        pin_adopted(self.adoption, transaction, change, self.after, self.layout, self.on_step)
         for action in change.makes:
             if isinstance(action, RenewMap) and action.map.spec.internal:
                 self.maps.carry_data(transaction, action, loaded.new_maps[action.map.name])
@@ -111,6 +125,10 @@ class Enactor:
                     self._attach(transaction, link, loaded)
                 case Swap():
                     self._swap_counted(transaction, link, loaded)
+                case Displace(attachment, _, others):
+                    for other in others:
+                        self.on_step(Step.TAKE_OVER, attachment)
+                        detach_last(transaction, attachment, other, self.notes)
         for write in change.writes:
             self.maps.write(transaction, write, loaded)
         for map_action in change.maps:
@@ -147,7 +165,10 @@ class Enactor:
         os.mkdir(directory, 0o700)
         transaction.on_undo(lambda: remove_tree(directory))
         opened = loaded.objects[wanted.name]
-        programs = {program: opened.program_fd(program) for program in wanted.programs}
+        programs = {
+            program: self.adoption.fd(wanted.name, program) or opened.program_fd(program)
+            for program in wanted.programs
+        }
         for program, fd in programs.items():
             kernel.pin(fd, f"{directory}/{escape(program)}")
         self.after.loaded(name, wanted.digest, programs)
@@ -155,6 +176,9 @@ class Enactor:
     def _program_fd(self, transaction: Transaction, action: LinkAction, loaded: Loaded) -> int:
         """The program to attach: the one just loaded, or the one that is pinned."""
         attachment = action.attachment
+        adopted = self.adoption.fd(attachment.object, attachment.program)
+        if adopted:
+            return adopted
         opened = loaded.objects.get(attachment.object)
         if attachment.hook.kind is HookKind.STRUCT_OPS:
             return self._functions_fd(transaction, attachment, loaded)
@@ -187,6 +211,59 @@ class Enactor:
         return create_link(fd, attachment, self.maps.opener(transaction, loaded))
 
     def _attach(self, transaction: Transaction, action: Attach, loaded: Loaded) -> None:
+        """Attaches, or keeps or takes the place of what somebody else attached."""
+        attachment = action.attachment
+        adopted = self.adoption.takes(action)
+        if adopted and self.adoption.claim(adopted):
+            self._adopt(transaction, attachment, adopted)
+        elif action.sole and not action.displaced:
+            others = self.observed.foreign.get(attachment.key, ())
+            refused = refusal(attachment, others)
+            transaction.on_success(lambda: self.refused.__setitem__(action, refused))
+            return
+        else:
+            adopted = None
+            self._take_place(transaction, action, loaded)
+        for other in action.displaced:
+            if other is not adopted and not self._is_displaced(action, other):
+                self.on_step(Step.TAKE_OVER, attachment)
+                detach_last(transaction, attachment, other, self.notes)
+
+    def _adopt(self, transaction: Transaction, attachment: Attachment, other: Foreign) -> None:
+        self.on_step(Step.ADOPT, attachment)
+        fd = open_link(transaction, other)
+        self._pin_link(transaction, attachment, fd)
+        link_id = kernel.link_info(fd).id
+        note = f"{attachment}: adopted {other}, which goes on as it is; {ADOPTED}"
+
+        def settle() -> None:
+            self.adopted[attachment.key] = link_id
+            self.notes.append(note)
+
+        transaction.on_success(settle)
+
+    def _take_place(self, transaction: Transaction, action: Attach, loaded: Loaded) -> None:
+        """Attaches ours, with or without the link of somebody else."""
+        attachment = action.attachment
+        for other in action.displaced:
+            if self._is_displaced(action, other):
+                self.on_step(Step.TAKE_OVER, attachment)
+                if other.link:
+                    program = self._program_fd(transaction, action, loaded)
+                    self._pin_link(transaction, attachment, swap_in(transaction, other, program))
+                    return
+                detach_first(transaction, attachment, other)
+        if action.adopt and action.adopt not in action.displaced:
+            note = f"{attachment}: {beside_text(action.adopt)}"
+            transaction.on_success(lambda: self.notes.append(note))
+        self._attach_new(transaction, action, loaded)
+
+    def _is_displaced(self, action: Attach, other: Foreign) -> bool:
+        """Whether another goes as ours comes: the first link, and what must go before."""
+        links = [one for one in action.displaced if one.link]
+        return bool(other is links[0]) if other.link else other.sole
+
+    def _attach_new(self, transaction: Transaction, action: Attach, loaded: Loaded) -> None:
         attachment = action.attachment
         self.on_step(Step.ATTACH, attachment)
         try:
@@ -197,8 +274,13 @@ class Enactor:
             self._attach_to_map(transaction, action, loaded)
             return
         transaction.close_later(fd)
+        if action.sole:  # theirs cannot come back as long as ours is there
+            transaction.on_undo(lambda: kernel.link_detach(fd))
         if note:
             self.notes.append(note)
+        self._pin_link(transaction, attachment, fd)
+
+    def _pin_link(self, transaction: Transaction, attachment: Attachment, fd: int) -> None:
         key = attachment.key
         path = self._link_place(transaction, key)
         known = self.observed.links.get(key)

@@ -13,6 +13,7 @@ from bpfkeeperd.actions import (
     Attach,
     Change,
     Detach,
+    Displace,
     LoadObject,
     Plan,
     Removal,
@@ -167,7 +168,7 @@ def _subject(action: Action, observed: Observed) -> Subject:
     match action:
         case RestoreLink(key, info):
             return Subject("attachment", _key_name(key), info.target_id)
-        case Attach(attachment) | Swap(attachment):
+        case Attach(attachment) | Swap(attachment) | Displace(attachment):
             target_id = observed.targets.get(attachment.target)
             name = f"{attachment.object}/{attachment.program} at {target_name(attachment.target)}"
             return Subject("attachment", name, target_id)

@@ -25,6 +25,7 @@ from bpfkeeperd.manifest import parse_manifest, read_files
 from bpfkeeperd.matches import with_matches
 from bpfkeeperd.observe import check_pin_root, make_pin_root, observe
 from bpfkeeperd.observed import Observed
+from bpfkeeperd.observeforeign import with_foreign
 from bpfkeeperd.plan import plan
 from bpfkeeperd.resolve import resolve
 from bpfkeeperd.snapshot import status
@@ -69,8 +70,17 @@ def look(
     check_pin_root(manifest.pin_root)
     with Held() as held:
         last_ids = memory.last_ids(kernel.boot_id())
-        observed = observe(desired, Layout(manifest.pin_root), held, last_ids)
+        layout = Layout(manifest.pin_root)
+        observed = observe(desired, layout, held, last_ids)
+        observed = with_foreign(desired, layout, observed, everywhere=True)
     return Look(desired, observed, plan(desired, observed, force=force))
+
+
+def _adopted(memory: Memory, applied: Applied, observed: Observed) -> dict[str, int]:
+    """Which attachments are links that somebody else made, by the links that are there now."""
+    known = {**memory.adopted, **{"/".join(key): link for key, link in applied.adopted.items()}}
+    there = {"/".join(key): link.info.id for key, link in observed.links.items()}
+    return {key: link_id for key, link_id in known.items() if there.get(key) == link_id}
 
 
 class Keeper:
@@ -111,6 +121,7 @@ class Keeper:
         self._seconds_sum = 0.0
         self._last_success: float | None = None
         self._reuses: Counter[str] = Counter()
+        self._foreign = False  # whether somebody else was seen where we attach
         self._settled: Desired | None = None  # what is healed: as the last reload left it
         self._healer = Healer()
         self.places: Places | None = None
@@ -164,6 +175,7 @@ class Keeper:
         self.manifest, self.desired = raw.manifest, raw
         self._memory = replace(self._memory, withheld=withheld)
         self._reuses.update(todo.kept_maps)
+        applied.notes += todo.notes
         left = replace(todo, restores=(), changes=(), removals=())
         changes: tuple[IdChange, ...] = ()
         try:
@@ -172,7 +184,7 @@ class Keeper:
             applied.failures.append(Failure(f"cannot look at what is now: {error}"))
         if todo.changes:
             kernel.release_memory()
-        refusals = tuple(str(refusal) for refusal in todo.refusals)
+        refusals = tuple(str(refusal) for refusal in (*todo.refusals, *applied.refusals))
         failed = applied.failures or refusals
         outcome = Outcome(
             ReloadResult.FAILED if failed else ReloadResult.OK,
@@ -273,7 +285,11 @@ class Keeper:
 
     def _observe(self, desired: Desired) -> Observed:
         last_ids = self._memory.last_ids(kernel.boot_id())
-        return observe(desired, self._layout, self._held, last_ids)
+        observed = observe(desired, self._layout, self._held, last_ids)
+        # What is known of others is looked at again; else only those who attach have to know.
+        observed = with_foreign(desired, self._layout, observed, everywhere=self._foreign)
+        self._foreign = bool(observed.foreign)
+        return observed
 
     def _take_stock(self, desired: Desired, applied: Applied, todo: Plan) -> tuple[IdChange, ...]:
         """Takes hold of what is now, counts ID changes and makes a new status.
@@ -297,6 +313,7 @@ class Keeper:
             renewed=applied.renewed_maps,
             renamed=applied.renamed_maps,
         )
+        memory = replace(memory, adopted=_adopted(memory, applied, observed))
         if memory != self._written:
             self._on_step(Step.WRITE_STATE, self._state_path)
             self._memory = self._written = memory

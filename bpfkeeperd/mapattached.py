@@ -47,9 +47,9 @@ def attach_to_map(
     else:
         kernel.pin(stub, path)
         transaction.on_undo(lambda: unlink(path))
-    kernel.prog_attach(stub, map_fd, attach_type)
+    kernel.program_attach(stub, map_fd, attach_type)
     if other != program.id:
-        transaction.on_undo(lambda: kernel.prog_detach(stub, map_fd, attach_type))
+        transaction.on_undo(lambda: kernel.program_detach(stub, map_fd, attach_type))
     return LinkInfo(0, program.id, SOCKMAP_ATTACHED, kernel.map_info(map_fd).id, attach_type)
 
 
@@ -66,13 +66,12 @@ def _attached(map_fd: int, attach_type: int) -> int | None:
     """The program attached to a map; 0 for none, None where the kernel does not tell (before
     5.18)."""
     try:
-        return kernel.prog_query(map_fd, attach_type)
+        found = kernel.attached_programs(map_fd, attach_type).programs
+        return found[0][0] if found else 0
     except KernelError as error:
         if error.errno == errno.EINVAL:
             return None
-        if (
-            error.errno == errno.EBUSY
-        ):  # one of sk_skb/verdict and stream_verdict excludes the other
+        if error.errno == errno.EBUSY:  # sk_skb/verdict and stream_verdict exclude each other
             return _OF_THE_OTHER_KIND
         raise
 
@@ -97,7 +96,7 @@ def detach_from_map(layout: Layout, key: LinkKey) -> None:
 
 def _detach(stub: int, map_fd: int, attach_type: int) -> None:
     try:
-        kernel.prog_detach(stub, map_fd, attach_type)
+        kernel.program_detach(stub, map_fd, attach_type)
     except KernelError as error:
         if error.errno not in (errno.ENOENT, errno.EINVAL):  # it is at another of its types
             raise

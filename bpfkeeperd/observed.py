@@ -51,6 +51,31 @@ class ObservedStub:
 
 
 @dataclass(frozen=True, slots=True)
+class Foreign:
+    """A program that somebody else attached where the manifest wants one."""
+
+    program: ProgramInfo
+    link: LinkInfo | None
+    """None: it was attached without a link (or see ``unclear``)."""
+    sole: bool = False
+    """Nothing can be attached beside it."""
+    flags: int = 0
+    """Of a cgroup without a link: how it was attached."""
+    generic: bool = False
+    """XDP: the mode."""
+    unclear: bool = False
+    """It has a link, but interface indexes repeat, and several links run it at this one."""
+    same: bool = False
+    """It is the same program as ours that is pinned."""
+
+    def __str__(self) -> str:
+        program = f"program {self.program.name} ID {self.program.id}"
+        if self.link:
+            return f"link ID {self.link.id} of somebody else ({program})"
+        return f"{program} of somebody else, attached without a link,"
+
+
+@dataclass(frozen=True, slots=True)
 class Observed:
     maps: Mapping[str, ObservedMap] = field(default_factory=dict)
     """By pin name; for each map of the manifest."""
@@ -68,5 +93,7 @@ class Observed:
     """Maps in use by kept programs that are not pinned under their name: ID to kernel name."""
     empty_links: tuple[str, ...] = ()
     """Directories for links without any link, below that of all links."""
+    foreign: Mapping[LinkKey, tuple[Foreign, ...]] = field(default_factory=dict)
+    """By attachment; see `observeforeign.with_foreign` for when they are looked for."""
     arrays: tuple[str, ...] = ()
     """Pin names of the program arrays that are kept for the programs of one object alone."""

@@ -4,7 +4,7 @@ A plan made right after it was applied is empty; no loaded object is left on a m
 see; an object that is held back keeps everything it has.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from bpfkeeperd.actions import (
     Attach,
@@ -24,6 +24,7 @@ from bpfkeeperd.compare import differences, layout_differences, pattern_differen
 from bpfkeeperd.desired import Attachment, Desired, WantedMap, WantedObject, netns_of
 from bpfkeeperd.draft import Draft, hold_back
 from bpfkeeperd.entries import MismatchPolicy
+from bpfkeeperd.foreign import beside, beside_text, decide, displace
 from bpfkeeperd.generations import leave_out_entries, renew_arrays, renew_data, write_entries
 from bpfkeeperd.grouping import group
 from bpfkeeperd.hooks import HookKind
@@ -71,7 +72,25 @@ def plan(desired: Desired, observed: Observed, *, force: bool = False) -> Plan:
             for name, found in observed.maps.items()
             if (found.pinned or found.lost) and not draft.makes(name)
         ),
+        notes=tuple(_notes(draft)),
     )
+
+
+def _notes(draft: Draft) -> Iterator[str]:
+    """What of somebody else's goes on beside ours, and is likely a copy of it."""
+    coming = {
+        other
+        for links in draft.links.values()
+        for link in links
+        if isinstance(link, Attach)
+        for other in (link.adopt,)
+    }
+    for wanted in draft.desired.objects.values():
+        for attachment in wanted.attachments:
+            for other in beside(draft.observed, attachment):
+                number = (other.link.id if other.link else 0, other.program.id)
+                if other not in coming and number not in draft.taken_foreign:
+                    yield f"{attachment}: {beside_text(other)}"
 
 
 def _decide_loads(draft: Draft, force: bool) -> None:
@@ -269,6 +288,7 @@ def _decide_attachment(
             reason = _wrong_program(attachment, link, running, stub)
         if reason:
             actions.append(Swap(attachment, link.info, key, wanted.digest, reason, stub))
+        actions += filter(None, [displace(draft, attachment, wanted.digest)])
         return
     # A link of the same object first: another's may be on its way out for good.
     for orphan_key, orphan in sorted(orphans.items(), key=lambda item: item[0][0] != key[0]):
@@ -282,13 +302,16 @@ def _decide_attachment(
             reason = "it takes over a link"
             stub = behind_stub(draft, attachment, orphan_key, orphan)
             actions.append(Swap(attachment, orphan.info, orphan_key, wanted.digest, reason, stub))
+            actions += filter(None, [displace(draft, attachment, wanted.digest)])
         else:
             draft.refusals.append(Refusal("attachment", str(attachment), _OTHER_MODE))
         return
     reason = "its target came back or the link was detached" if link else "not attached yet"
     if link and link.info.target_id and isinstance(attachment.target, BinaryTarget):
         reason = "the binary is another file now"
-    actions.append(Attach(attachment, wanted.digest, reason))
+    attach = decide(draft, Attach(attachment, wanted.digest, reason), None if load else running)
+    if attach:
+        actions.append(attach)
 
 
 def _target_id(draft: Draft, attachment: Attachment) -> int | str | None:

@@ -83,7 +83,7 @@ def attachments_table(attachments: Iterable[AttachmentStatus]) -> str:
                 f"{status.object}/{status.program}",
                 status.hook,
                 status.target,
-                "up" if status.up else "DOWN",
+                ("up, adopted" if status.adopted else "up") if status.up else "DOWN",
                 status.problem,
             )
             for status in attachments

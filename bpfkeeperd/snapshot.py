@@ -7,9 +7,10 @@ from bpfkeeperd.churn import MapRecord, Memory
 from bpfkeeperd.desired import Attachment, Desired, WantedMap, WantedObject, target_name
 from bpfkeeperd.drift import count
 from bpfkeeperd.entries import MismatchPolicy
+from bpfkeeperd.foreign import beside, beside_text
 from bpfkeeperd.hooks import HookKind
 from bpfkeeperd.layout import escape
-from bpfkeeperd.observed import Observed, ObservedMap
+from bpfkeeperd.observed import Foreign, Observed, ObservedMap
 from bpfkeeperd.plan import serves
 from bpfkeeperd.state import (
     AttachmentStatus,
@@ -37,7 +38,7 @@ def status(
         found = observed.maps.get(name, ObservedMap())
         maps.append(_map_status(wanted, found, memory.maps.get(name), reuses.get(name, 0)))
     attachments = [
-        _attachment_status(wanted, attachment, observed)
+        _attachment_status(wanted, attachment, observed, memory)
         for wanted in desired.objects.values()
         for attachment in wanted.attachments
     ]
@@ -115,7 +116,7 @@ def _pinned_status(
 
 
 def _attachment_status(
-    wanted: WantedObject, attachment: Attachment, observed: Observed
+    wanted: WantedObject, attachment: Attachment, observed: Observed, memory: Memory
 ) -> AttachmentStatus:
     """Up: a living link at the wanted hook and target runs a kept program of this name."""
     link = observed.links.get(attachment.key)
@@ -126,11 +127,15 @@ def _attachment_status(
         for programs in observed.programs.get(escape(wanted.name), {}).values()
         if program in programs
     }
+    adopted = memory.adopted.get("/".join(attachment.key))
+    others: Sequence[Foreign] = beside(observed, attachment)
     problem = ""
     if isinstance(target_id, str):
         problem = target_id
     elif link is None:
         problem = "no link is pinned for it"
+        if others := observed.foreign.get(attachment.key, ()):
+            problem = f"not attached: {' and '.join(map(str, others))} is there"
     elif not serves(link.info, attachment, target_id):
         problem = "the link was detached, or its target went away"
     elif link.info.prog_id not in kept and attachment.hook.kind is not HookKind.STRUCT_OPS:
@@ -143,5 +148,6 @@ def _attachment_status(
         up=not problem,
         prog_id=link.info.prog_id if link else None,
         link_id=link.info.id if link else None,
-        problem=problem or wanted.fault,
+        problem=problem or wanted.fault or "; ".join(map(beside_text, others)),
+        adopted=link is not None and link.info.id == adopted,
     )

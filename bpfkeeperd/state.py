@@ -185,6 +185,8 @@ class AttachmentStatus:
     prog_id: int | None = None
     link_id: int | None = None
     problem: str = ""
+    adopted: bool = False
+    """Its link was made by somebody else."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,6 +67,7 @@ def _encode(memory: Memory) -> Mapping[str, object]:
             name: {"id": record.id, "made": record.made, "changes": dict(record.changes)}
             for name, record in memory.maps.items()
         },
+        "adopted": dict(memory.adopted),
         "withheld": {
             name: {"digest": version.digest, "reason": version.reason}
             for name, version in memory.withheld.items()
@@ -84,6 +85,10 @@ def _decode(data: Mapping[str, object]) -> Memory:
     for name, record in records.items():
         changes = {MapIdChange(reason): int(count) for reason, count in record["changes"].items()}
         maps[str(name)] = MapRecord(int(record["id"]), bool(record["made"]), changes)
+    adopted = data.get("adopted", {})  # not in files of former versions
+    if not isinstance(adopted, dict):
+        raise ValueError("adopted is no object")
+    links = {str(key): int(link_id) for key, link_id in adopted.items()}
     versions = data.get("withheld", {})
     if not isinstance(versions, dict):
         raise ValueError("withheld is no object")
@@ -91,4 +96,4 @@ def _decode(data: Mapping[str, object]) -> Memory:
         str(name): Withheld(str(version["digest"]), str(version["reason"]))
         for name, version in versions.items()
     }
-    return Memory(str(data["boot_id"]), maps, withheld)
+    return Memory(str(data["boot_id"]), maps, withheld, links)

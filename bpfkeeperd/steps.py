@@ -27,6 +27,8 @@ class Step(StrEnum):
     MAKE_STUB = "make_stub"
     MOVE_STUB = "move_stub"
     ATTACH = "attach"
+    ADOPT = "adopt"
+    TAKE_OVER = "take_over"
     SWAP = "swap"
     WRITE_ENTRIES = "write_entries"
     RENAME_MAP = "rename_map"

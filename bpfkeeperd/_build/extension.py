@@ -5,7 +5,9 @@ from pathlib import Path
 from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
-PARTS = ("links", "trace", "libbpf", "dump", "slots", "stats", "probes", "events", "query")
+PARTS = (
+    *("links", "trace", "libbpf", "attached", "dump", "slots", "stats", "probes", "events", "query"),
+)
 """C files with their headers; each can use what the headers have, a later one all of an earlier."""
 HEADER = "".join((HERE / f"{part}.h").read_text() for part in PARTS)
 SOURCE = "".join((HERE / f"{part}.c").read_text() for part in PARTS)
@@ -42,13 +44,13 @@ int bpf_program__fd(const struct bpf_program *prog);
 
 int bpf_prog_attach(int prog_fd, int target_fd, int attach_type, unsigned int flags);
 int bpf_prog_detach2(int prog_fd, int target_fd, int attach_type);
-int bpf_prog_query(int target_fd, int attach_type, uint32_t query_flags, uint32_t *attach_flags,
-                   uint32_t *prog_ids, uint32_t *prog_cnt);
 int bpf_obj_get(const char *path);
 int bpf_obj_pin(int fd, const char *path);
 int bpf_iter_create(int link_fd);
 int bpf_raw_tracepoint_open(const char *name, int prog_fd);
 int bpf_map_get_fd_by_id(uint32_t id);
+int bpf_link_get_fd_by_id(uint32_t id);
+int bpf_link_detach(int link_fd);
 int bpf_prog_get_fd_by_id(uint32_t id);
 int bpf_map_update_elem(int fd, const void *key, const void *value, uint64_t flags);
 int bpf_map_lookup_elem(int fd, const void *key, void *value);

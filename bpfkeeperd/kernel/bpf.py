@@ -329,28 +329,6 @@ def link_create(
     )
 
 
-def prog_attach(prog_fd: int, target_fd: int, attach_type: int) -> None:
-    """Attaches a program without a link; it takes the place of one that is there."""
-    checked(lib.bpf_prog_attach(prog_fd, target_fd, attach_type, 0), "attach a program")
-
-
-def prog_detach(prog_fd: int, target_fd: int, attach_type: int) -> None:
-    """Detaches this program, and no other (ENOENT)."""
-    checked(lib.bpf_prog_detach2(prog_fd, target_fd, attach_type), "detach a program")
-
-
-def prog_query(target_fd: int, attach_type: int) -> int:
-    """The ID of the one program that is attached to a map; 0 for none.
-
-    Raises:
-        KernelError: EINVAL before Linux 5.18.
-    """
-    program, count = ffi.new("uint32_t *"), ffi.new("uint32_t *", 1)
-    result = lib.bpf_prog_query(target_fd, attach_type, 0, ffi.NULL, program, count)
-    checked(result, "ask for the program of a map")
-    return program[0] if count[0] else 0
-
-
 def raw_tracepoint_open(name: str | None, prog_fd: int) -> int:
     """Attaches a program by BPF_RAW_TRACEPOINT_OPEN; without a name at the place that it was loaded
     for (tp_btf, fentry, fexit, fmod_ret, LSM)."""

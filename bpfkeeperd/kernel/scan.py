@@ -61,6 +61,11 @@ def scan(root: str, depth: int, kind: PinKind) -> list[Pin]:
         data = bytes(ffi.buffer(stream[0], size[0])) if size[0] else b""
     finally:
         lib.free(stream[0])
+    return parse_pins(data)
+
+
+def parse_pins(data: bytes) -> list[Pin]:
+    """The records of a stream that C made."""
     pins = []
     offset = 0
     while offset < len(data):

@@ -311,7 +311,8 @@ def attached_to_senders(world: World) -> int:
     found = kernel.pinned_map(str(world.pins / "senders"))
     assert found
     with kernel.holding(found[0]):
-        return kernel.prog_query(found[0], 7)
+        programs = kernel.attached_programs(found[0], 7).programs
+        return programs[0][0] if programs else 0
 
 
 @pytest.mark.usefixtures("without_links")
@@ -329,7 +330,7 @@ def test_without_links_a_map_is_recreated_or_taken(world: World) -> None:
         stub = kernel.program_by_id(attached)
         assert found and stub is not None
         with kernel.holding(found[0]) as map_fd, kernel.holding(stub):
-            kernel.prog_detach(stub, map_fd, 7)
+            kernel.program_detach(stub, map_fd, 7)
             keeper.look()
             assert keeper.status.drift["attachment_missing"] == 1
             assert world.reload(keeper).result is ReloadResult.OK
@@ -337,7 +338,7 @@ def test_without_links_a_map_is_recreated_or_taken(world: World) -> None:
             (program,) = (kernel.program_by_id(number) for number in world.program_ids())
             assert program is not None
             with kernel.holding(program):
-                kernel.prog_attach(program, map_fd, 7)
+                kernel.program_attach(program, map_fd, 7)
             other = attached_to_senders(world)
             assert "another program is attached to the map" in refused(world.reload(keeper))
             assert attached_to_senders(world) == other

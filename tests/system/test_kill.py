@@ -239,7 +239,8 @@ CASES = (
 
 
 def test_there_is_a_case_for_every_step() -> None:
-    assert {case.step for case in CASES} == set(Step)
+    elsewhere = {Step.ADOPT, Step.TAKE_OVER}  # see test_adoption
+    assert {case.step for case in CASES} | elsewhere == set(Step)
 
 
 def running_maps(world: World, name: str) -> dict[int, int]:

@@ -12,6 +12,7 @@ from bpfkeeperd.actions import (
     Change,
     CreateMap,
     Detach,
+    Displace,
     LinkAction,
     LoadObject,
     Making,
@@ -28,10 +29,12 @@ from bpfkeeperd.actions import (
     Swap,
 )
 from bpfkeeperd.compare import differences, layout_differences
-from bpfkeeperd.desired import Desired, WantedMap, WantedObject
+from bpfkeeperd.desired import Attachment, Desired, WantedMap, WantedObject
 from bpfkeeperd.entries import Content, MapRef
+from bpfkeeperd.hooks import HookKind
 from bpfkeeperd.layout import LinkKey, escape, is_array_name, kernel_name
-from bpfkeeperd.observed import Observed, ObservedLink, ObservedMap
+from bpfkeeperd.observed import Foreign, Observed, ObservedLink, ObservedMap
+from bpfkeeperd.plan import serves
 from bpfkeeperd.state import LinkInfo, MapInfo, MapSpec, ProgramInfo
 from bpfkeeperd.targets import Target
 
@@ -52,6 +55,13 @@ class Ideal:
     """By program ID: the maps it runs on, by their ELF names."""
     links: dict[LinkKey, ObservedLink] = field(default_factory=dict)
     targets: dict[Target, int | str] = field(default_factory=dict)
+    foreign: list[tuple[Attachment, Foreign]] = field(default_factory=list)
+    """What somebody else attached, with an attachment at the same place. The tag tells whether it
+    is what the wanted program would be."""
+    adopted: set[int] = field(default_factory=set)
+    """Links of theirs that were kept."""
+    left_out: set[str] = field(default_factory=set)
+    """Attachments that turned out to be impossible as they were made."""
     contents: dict[int, dict[int, object]] = field(default_factory=dict)
     """By map ID: what stands in the place of each wanted entry, programs and maps as their ID."""
     last_id: int = 100
@@ -60,6 +70,7 @@ class Ideal:
     formers: dict[str, str] = field(default_factory=dict)
     wanted_digests: dict[str, str] = field(default_factory=dict)
     former_names: dict[str, str] = field(default_factory=dict)
+    wanted_objects: dict[str, WantedObject] = field(default_factory=dict)
     wanted: dict[str, tuple[Content, ...]] = field(default_factory=dict)
 
     def new_id(self) -> int:
@@ -99,6 +110,9 @@ class Ideal:
             },
             used_as=dict(self.used_as),
             links=dict(self.links),
+            foreign=list(self.foreign),
+            adopted=set(),
+            left_out=set(),
             contents={map_id: dict(entries) for map_id, entries in self.contents.items()},
             restored_links=set(),
         )
@@ -121,13 +135,39 @@ class Ideal:
             programs=self.programs,
             links=self.links,
             targets=self.targets,
+            foreign=self._observe_foreign(desired),
             map_names={map_id: self.maps[map_id].name for map_id in used - pinned},
             arrays=tuple(sorted(filter(is_array_name, self.pins))),
         )
 
+    def _observe_foreign(self, desired: Desired) -> dict[LinkKey, tuple[Foreign, ...]]:
+        found = {}
+        for wanted in desired.objects.values():
+            for attachment in wanted.attachments:
+                target_id = self.targets[attachment.target]
+                link = self.links.get(attachment.key)
+                served = link and serves(link.info, attachment, target_id)
+                if isinstance(target_id, str) or (served and not attachment.take_over):
+                    continue
+                loaded = self.programs.get(attachment.key[0], {}).get(wanted.digest, {})
+                ours = loaded.get(attachment.key[1])
+                found[attachment.key] = tuple(
+                    replace(other, same=ours is not None and self._same(wanted, ours, other))
+                    for at, other in self.foreign
+                    if at.hook == attachment.hook and self.targets[at.target] == target_id
+                )
+        return found
+
+    def _same(self, wanted: WantedObject, ours: ProgramInfo, other: Foreign) -> bool:
+        if ours.id == other.program.id:
+            return True
+        uses, theirs = self.used_as[ours.id], self.used_as[other.program.id]
+        return other.program.tag == "same" and all(uses[elf] == theirs.get(elf) for elf in uses)
+
     def know(self, desired: Desired) -> None:
         """Takes note of what is said of the maps."""
         self.generational = {name for name, one in desired.maps.items() if one.generational}
+        self.wanted_objects = dict(desired.objects)
         self.wanted = {name: one.contents for name, one in desired.maps.items()}
         self.wanted_digests = {name: one.digest for name, one in desired.objects.items()}
         self.former_names = {name: one.former for name, one in desired.maps.items() if one.former}
@@ -213,6 +253,9 @@ class Ideal:
             for place, content in self._places(action.map):
                 entries[place] = self._resolved(content, new)
         for link in change.links:
+            if isinstance(link, Attach) and link.adopt:
+                self._adopt_program(link, link.adopt)
+        for link in change.links:
             self._link(link)
         for write in change.writes:
             name = write.map.name
@@ -287,6 +330,41 @@ class Ideal:
         layouts = self.layouts[map_id]
         return differences(spec, self.maps[map_id]) + layout_differences(spec, *layouts)
 
+    def _adopt_program(self, action: Attach, other: Foreign) -> None:
+        """Theirs in place of ours, if it is the same."""
+        key = action.attachment.key
+        loaded = self.programs[key[0]][action.digest]
+        wanted = self.wanted_objects[action.attachment.object]
+        if self._same(wanted, loaded[key[1]], other):
+            loaded[key[1]] = other.program
+
+    def _is_there(self, other: Foreign) -> bool:
+        return any(one.program == other.program for _, one in self.foreign)
+
+    def _displace(self, attachment: Attachment, others: tuple[Foreign, ...]) -> None:
+        assert attachment.take_over or not others, "nobody asked for it"
+        for other in others:
+            alike = other.program.name == attachment.program
+            assert other.sole or alike, "it is none of our business"
+            self.gone(other)
+
+    def gone(self, other: Foreign) -> None:
+        self.foreign = [one for one in self.foreign if one[1].program != other.program]
+
+    def _attached_among_others(self, action: Attach, prog_id: int) -> bool:
+        """Whether theirs is kept, or ours cannot be attached beside it."""
+        key, other = action.attachment.key, action.adopt
+        if other and other.link and other.program.id == prog_id and self._is_there(other):
+            self.links[key] = ObservedLink(other.link)
+            self.adopted.add(other.link.id)
+            self.gone(other)
+            return True
+        if action.sole and not action.displaced:
+            self.left_out.add(str(action.attachment))
+            return True
+        self._displace(action.attachment, action.displaced)
+        return False
+
     def _link(self, action: LinkAction) -> None:
         attachment = action.attachment
         digests = self.programs[attachment.key[0]]
@@ -296,6 +374,12 @@ class Ideal:
         match action:
             case Attach():
                 assert attachment.key not in self.restored_links, "its pin stands in the way"
+                if (action.adopt or action.displaced or action.sole) and (
+                    self._attached_among_others(action, prog_id)
+                ):
+                    return
+                if attachment.hook.kind is HookKind.XDP:
+                    assert not self._foreign_at(attachment), "the interface runs another program"
                 info = LinkInfo(
                     self.new_id(),
                     prog_id,
@@ -308,6 +392,16 @@ class Ideal:
                 assert self.links[key] == ObservedLink(expected), "somebody else changed it"
                 del self.links[key]
                 self.links[attachment.key] = ObservedLink(replace(expected, prog_id=prog_id))
+            case Displace(_, _, others):
+                assert self.links[attachment.key].pinned, "nothing would run there"
+                self._displace(attachment, others)
+
+    def _foreign_at(self, attachment: Attachment) -> bool:
+        target_id = self.targets[attachment.target]
+        return any(
+            at.hook == attachment.hook and self.targets[at.target] == target_id
+            for at, _ in self.foreign
+        )
 
     def _remove(self, removal: Removal) -> None:
         match removal:

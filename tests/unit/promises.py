@@ -1,6 +1,6 @@
 """What every plan promises, whatever the situation, on a machine on which nothing fails."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from bpfkeeperd.actions import (
@@ -97,6 +97,7 @@ def check_attachments(after: Ideal, desired: Desired, done: Plan) -> None:
     """What can be attached is; nothing else is, but for what stays until something can be."""
     names = held(done)
     refused = {refusal.name for refusal in done.refusals if refusal.kind == "attachment"}
+    refused |= after.left_out
     waiting = []
     for wanted in desired.objects.values():
         for attachment in wanted.attachments:
@@ -120,6 +121,30 @@ def check_attachments(after: Ideal, desired: Desired, done: Plan) -> None:
         ), "what left the manifest goes"
 
 
+def check_foreign(before: Ideal, after: Ideal, desired: Desired) -> None:
+    """What somebody else attached goes on, unless it is kept as ours, or may be displaced."""
+    ours = {program.id for programs in _programs(after) for program in programs.values()}
+    for at, other in before.foreign:
+        if (at, other) in after.foreign:
+            continue
+        if other.link and other.link.id in after.adopted:
+            assert other.program.id in ours, "kept as it was"
+            continue
+        assert any(
+            attachment.take_over
+            and attachment.hook == at.hook
+            and after.targets[attachment.target] == after.targets[at.target]
+            and (other.sole or other.program.name == attachment.program)
+            for wanted in desired.objects.values()
+            for attachment in wanted.attachments
+        ), "nobody asked for it"
+
+
+def _programs(ideal: Ideal) -> Iterator[Mapping[str, ProgramInfo]]:
+    for digests in ideal.programs.values():
+        yield from digests.values()
+
+
 def check_nothing_without_need(before: Ideal, after: Ideal, desired: Desired) -> None:
     """What was as it should be is not touched."""
     for wanted in desired.objects.values():
@@ -132,7 +157,9 @@ def check_nothing_without_need(before: Ideal, after: Ideal, desired: Desired) ->
             kept = {**before.programs, escape(wanted.name): {wanted.digest: loaded}}
             machine = replace(before, programs=kept, pins=after.pins)
             if runs_on_the_kept_maps(machine, wanted):
-                assert after.programs[escape(wanted.name)][wanted.digest] == loaded
+                adopted = {other.program.id for _, other in before.foreign}
+                for name, program in after.programs[escape(wanted.name)][wanted.digest].items():
+                    assert program == loaded[name] or program.id in adopted
 
 
 def check_others_go_ahead(before: Ideal, desired: Desired, names: set[str]) -> None:
@@ -171,18 +198,20 @@ def check(situation: Situation, *, force: bool = False) -> Plan:
     first = plan(desired, before.observe(desired), force=force)
     after.apply(first, desired)
     second = plan(desired, after.observe(desired))
-    if force and _lasting(second) != _lasting(first):
+    if force and not after.left_out and _lasting(second) != _lasting(first):
         # What nobody asks for any more is not held back for it, and the rest is cleared up.
         assert _lasting(second) < _lasting(first)
         last = after.copy()
         last.apply(second, desired)
         assert plan(desired, last.observe(desired)).actions == ()
     else:
-        assert second.actions == () and _lasting(second) == _lasting(first)
+        left_out = {("attachment", name) for name in after.left_out}
+        assert second.actions == () and _lasting(second) == _lasting(first) | left_out
     check_held_objects(before, after, desired, held(first))
     check_maps(before, after, desired)
     check_objects(after, desired, held(first))
     check_attachments(after, desired, first)
+    check_foreign(before, after, desired)
     for name in set(first.kept_maps) & desired.maps.keys():
         assert _alive(after, desired.maps[name]) == _alive(before, desired.maps[name])
     loads = {load.object.name for change in first.changes for load in change.loads}

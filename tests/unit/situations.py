@@ -32,7 +32,8 @@ from bpfkeeperd.entries import (
 from bpfkeeperd.hooks import XDP, Hook, HookKind, hook_of_section
 from bpfkeeperd.layout import array_name, escape, kernel_name
 from bpfkeeperd.maptypes import PROG_ARRAY
-from bpfkeeperd.observed import ObservedLink
+from bpfkeeperd.observed import Foreign, ObservedLink
+from bpfkeeperd.plan import serves
 from bpfkeeperd.resolve import resolve
 from bpfkeeperd.state import LinkInfo, MapSpec, ObjectSpec, ProgramInfo, ProgramSpec
 from bpfkeeperd.targets import CgroupTarget, InterfaceTarget, Target, XdpMode
@@ -109,7 +110,10 @@ def object_files(draw: st.DrawFn, name: str, max_entries: int) -> tuple[ObjectEn
         there = CGROUPS if hook(section).kind is HookKind.CGROUP else INTERFACES
         # The manifest takes an interface once, in whichever mode.
         targets = draw(st.lists(st.sampled_from(there), unique_by=place, max_size=2))
-        attach = tuple(AttachEntry(target) for target in targets)
+        attach = tuple(
+            AttachEntry(target, take_over=draw(st.booleans()) and draw(st.booleans()))
+            for target in targets
+        )
         entries[program] = ProgramEntry(program, attach)
     pins = dict(zip(names, used, strict=True))
     specs = [*(map_spec(map_name, max_entries) for map_name in names), *map(map_spec, private)]
@@ -276,7 +280,54 @@ def situations(draw: st.DrawFn) -> Situation:
         if section != "xdp":
             orphan = attachment(name, "former", hook(section), draw(st.sampled_from(CGROUPS)))
         _put_link(draw, ideal, orphan, draw(st.sampled_from(["serving", *LINK_STATES])))
+    for number in range(draw(st.sampled_from([0, 0, 1, 2]))):
+        _put_foreign(draw, ideal, desired, number)
     return Situation(desired, ideal)
+
+
+def _put_foreign(draw: st.DrawFn, ideal: Ideal, desired: Desired, number: int) -> None:
+    """Something that somebody else attached where an attachment is wanted."""
+    wanted = [one for entry in desired.objects.values() for one in entry.attachments]
+    if not wanted:
+        return
+    at = draw(st.sampled_from(wanted))
+    target_id = ideal.targets[at.target]
+    sole = at.hook.kind is HookKind.XDP
+    taken = sole and any(
+        serves(link.info, at, target_id)
+        for link in (*ideal.links.values(), *(ObservedLink(one) for one in _foreign_links(ideal)))
+    )
+    rivals = [
+        one for one in wanted if one.hook == at.hook and ideal.targets[one.target] == target_id
+    ]
+    if isinstance(target_id, str) or taken or (sole and len(rivals) > 1):
+        return
+    linked = draw(st.booleans()) or number == 1
+    uses = {
+        elf: ideal.pins.get(pin) or ideal.remembered.get(pin, 0)
+        for elf, pin in desired.objects[at.object].maps.items()
+    }
+    loaded = ideal.programs.get(at.key[0], {}).get(desired.objects[at.object].digest, {})
+    program = ideal.make_program(uses)
+    if at.key[1] in loaded:
+        ideal.used_as[program.id] = dict(ideal.used_as[loaded[at.key[1]].id])
+    program = replace(
+        program,
+        type=at.hook.prog_type,
+        map_ids=tuple(ideal.used_as[program.id].values()),
+        name=draw(st.sampled_from([at.program, at.program, "firewall"])),
+        tag=draw(st.sampled_from(["same", "same", "another"])),
+    )
+    link = LinkInfo(
+        ideal.new_id(), program.id, min(at.hook.rules.link_types), target_id, at.hook.attach_type
+    )
+    generic = sole and draw(st.booleans())
+    other = Foreign(program, link if linked else None, sole=sole, generic=generic)
+    ideal.foreign.append((at, other))
+
+
+def _foreign_links(ideal: Ideal) -> list[LinkInfo]:
+    return [other.link for _, other in ideal.foreign if other.link]
 
 
 def _put_map(ideal: Ideal, desired: Desired, name: str, state: str) -> None:

@@ -54,6 +54,12 @@ CLASSES = (
     "attached without a usable file",
     "another XDP mode",
     "a link waits for a target",
+    "adopted",
+    "left out when it was loaded",
+    "something else is in the way",
+    "taken over",
+    "Displace",
+    "goes on beside ours",
 )
 
 
@@ -88,7 +94,7 @@ def classes(situation: Situation, done: Plan) -> set[str]:
         "file never read, loaded": bool({*map(escape, desired.faults)} & ideal.programs.keys()),
         "objects in one change": any(len(change.loads) > 1 for change in done.changes),
         "an unchanged object follows a new map": any("is new" in load.reason for load in loads),
-        "takes over a link": any("takes over" in link.reason for link in links),
+        "takes over a link": any("takes over" in str(link) for link in links),
         "runs on a map without a pin": any("are given up" in load.reason for load in loads),
         "half pinned": any("not all" in load.reason for load in loads),
         "restored and refused": any(
@@ -98,6 +104,9 @@ def classes(situation: Situation, done: Plan) -> set[str]:
         "attached without a usable file": any(
             link.attachment.object in held(done) for link in links
         ),
+        "something else is in the way": any(refusal.foreign for refusal in done.refusals),
+        "taken over": any(isinstance(link, Attach) and link.displaced for link in links),
+        "goes on beside ours": bool(done.notes),
         "another XDP mode": any("in another mode" in text for text in reasons),
         "a link waits for a target": bool(
             {key[0] for key in ideal.links.keys() - desired.link_keys()}
@@ -118,7 +127,12 @@ def test_promises() -> None:
     @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
     @given(situations())
     def promises(situation: Situation) -> None:
-        seen.update(classes(situation, check(situation)))
+        done = check(situation)
+        seen.update(classes(situation, done))
+        after = situation.ideal.copy()
+        after.apply(done, situation.desired)
+        seen.update(["adopted"] * bool(after.adopted))
+        seen.update(["left out when it was loaded"] * bool(after.left_out))
         check(situation, force=True)
 
     for _ in range(10):  # a rare class may need another round

@@ -83,6 +83,7 @@ PURE = [
     "maprules.py",
     "resolve.py",
     "resolvemaps.py",
+    "foreign.py",
     "plan.py",
     "stubcode.py",
     "planstubs.py",
