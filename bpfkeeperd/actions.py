@@ -133,6 +133,8 @@ class Attach:
     digest: str
     """Of the object's file: where the program is pinned."""
     reason: str
+    peers: tuple[Attachment, ...] = ()
+    """All attachments of its hook, if the manifest says anything of their order."""
 
     def __str__(self) -> str:
         return f"attach {self.attachment} ({self.reason})"
@@ -245,6 +247,8 @@ class Plan:
     removals: tuple[Removal, ...] = ()
     """Of what left the manifest, and of what an interrupted reload left behind."""
     refusals: tuple[Refusal, ...] = ()
+    misplaced: tuple[str, ...] = ()
+    """What is attached, but not in the order that the manifest asks for."""
     kept_maps: tuple[str, ...] = ()
     """Maps that stay as they are, under their ID."""
 

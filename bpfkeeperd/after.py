@@ -9,8 +9,8 @@ from bpfkeeperd import kernel
 from bpfkeeperd.actions import Detach, Removal, RemoveArray, RemovePrograms, Swap
 from bpfkeeperd.desired import Attachment
 from bpfkeeperd.layout import LinkKey, escape, is_array_name
-from bpfkeeperd.observed import Observed, ObservedLink, ObservedMap
-from bpfkeeperd.state import ProgramInfo
+from bpfkeeperd.observed import Observed, ObservedLink, ObservedMap, Place
+from bpfkeeperd.state import LinkInfo, Neighbour, ProgramInfo
 
 
 @dataclass(slots=True)
@@ -21,6 +21,7 @@ class After:
     maps: dict[str, ObservedMap] = field(default_factory=dict)
     programs: dict[str, dict[str, dict[str, ProgramInfo]]] = field(default_factory=dict)
     links: dict[LinkKey, ObservedLink] = field(default_factory=dict)
+    orders: dict[Place, tuple[Neighbour, ...]] = field(default_factory=dict)
     gone_links: set[LinkKey] = field(default_factory=set)
     gone_programs: set[tuple[str, str]] = field(default_factory=set)
     """Escaped object name and digest."""
@@ -48,6 +49,10 @@ class After:
     def attached(self, attachment: Attachment, fd: int) -> None:
         """A new link, by its descriptor."""
         self.links[attachment.key] = ObservedLink(kernel.link_info(fd))
+
+    def recorded(self, key: LinkKey, info: LinkInfo) -> None:
+        """An attachment that has no link."""
+        self.links[key] = ObservedLink(info)
 
     def swapped(self, action: Swap, prog_fd: int) -> None:
         if action.key != action.attachment.key:
@@ -83,5 +88,6 @@ class After:
             maps={**self.before.maps, **self.maps},
             programs={name: digests for name, digests in programs.items() if digests},
             links={key: link for key, link in links.items() if key not in self.gone_links},
+            orders={**self.before.orders, **self.orders},
             arrays=tuple(sorted({*self.before.arrays, *made_arrays} - self.gone_arrays)),
         )

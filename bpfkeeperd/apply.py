@@ -24,12 +24,15 @@ from bpfkeeperd.actions import (
 from bpfkeeperd.after import After
 from bpfkeeperd.directories import make_directory, make_parents, remove_empty, remove_tree, unlink
 from bpfkeeperd.enact import Enactor, error_text, make_link_directory
+from bpfkeeperd.enactfilter import restore_record, take_down
 from bpfkeeperd.enactmaps import kept_map
 from bpfkeeperd.errors import KeeperError, ObjectError
 from bpfkeeperd.held import Held
+from bpfkeeperd.hooks import CLSACT_LINK
 from bpfkeeperd.layout import Layout
 from bpfkeeperd.load import Loaded, OpenObject, load_each
 from bpfkeeperd.observed import Observed
+from bpfkeeperd.pinnotes import write_note
 from bpfkeeperd.state import Failure
 from bpfkeeperd.steps import OnStep, Step
 from bpfkeeperd.transaction import Transaction
@@ -148,12 +151,17 @@ def _restore(enactor: Enactor, restore: Restore, applied: Applied) -> None:
                     make_parents(Transaction(), path, layout.root)
                     kernel.pin(fd, path)
                 applied.made_maps.add(wanted.name)
+            case RestoreLink(key, info) if info.type == CLSACT_LINK:
+                enactor.on_step(Step.RESTORE_LINK, "/".join(key))
+                restore_record(layout, key, info)
             case RestoreLink(key, info):
                 enactor.on_step(Step.RESTORE_LINK, "/".join(key))
                 fd = held.link_fd(key, info.id)
                 if fd is not None:
                     make_link_directory(layout, key)
                     kernel.pin(fd, layout.link_at(key))
+                    if noted := held.note(key):
+                        write_note(layout.link_at(key), noted)
         applied.done.append(str(restore))
     except KeeperError as error:
         applied.failures.append(Failure(str(error)))
@@ -202,6 +210,9 @@ def _remove(enactor: Enactor, removal: Removal, applied: Applied) -> None:
         match removal:
             case Detach(key):
                 enactor.on_step(Step.DETACH, "/".join(key))
+                if os.path.lexists(layout.attached_at(key)):
+                    note = take_down(layout, key)
+                    applied.notes += [note] if note else []
                 path = layout.link_at(key)
                 unlink(path)  # the pin may be gone, and the link alive in a descriptor
                 enactor.held.drop_link(key)

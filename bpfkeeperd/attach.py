@@ -5,7 +5,7 @@ import os
 from typing import assert_never
 
 from bpfkeeperd import kernel
-from bpfkeeperd.attachnet import create_network_link
+from bpfkeeperd.attachnet import Around, create_network_link, create_shared_link
 from bpfkeeperd.attachtrace import create_trace_link
 from bpfkeeperd.desired import Attachment
 from bpfkeeperd.errors import KernelError
@@ -33,6 +33,7 @@ _XDP_FLAGS = {
     XdpMode.NATIVE: XDP_FLAGS_DRV_MODE,
     XdpMode.GENERIC: XDP_FLAGS_SKB_MODE,
 }
+NOTHING_AROUND = Around()
 # What drivers answer to a program they cannot run: no XDP at all, or not with this MTU or program.
 _NOT_NATIVE = frozenset({errno.EOPNOTSUPP, errno.EINVAL})
 
@@ -44,7 +45,9 @@ def cgroup_path(path: str, mount: str | None) -> str | None:
     return f"{mount}/{path}" if mount else None
 
 
-def create_link(prog_fd: int, attachment: Attachment) -> tuple[int, str]:
+def create_link(
+    prog_fd: int, attachment: Attachment, around: Around = NOTHING_AROUND
+) -> tuple[int, str]:
     """A new link's descriptor, and what there is to say about it (empty: nothing).
 
     The attachment ends when the last reference to the link goes: pin it.
@@ -58,9 +61,11 @@ def create_link(prog_fd: int, attachment: Attachment) -> tuple[int, str]:
         case InterfaceTarget(name, netns):
             with kernel.inside_netns(kernel.netns_path(netns) if netns else None):
                 index = kernel.interface_index(name)
-                return _interface_link(prog_fd, attachment, attachment.target, index)
+                if attachment.hook.kind is not HookKind.XDP:
+                    return create_shared_link(prog_fd, attachment, index, around)
+                return _xdp_link(prog_fd, attachment, attachment.target, index)
         case NetnsTarget() | NetfilterTarget() | MapTarget():
-            return create_network_link(prog_fd, attachment), ""
+            return create_network_link(prog_fd, attachment, around), ""
         case (
             FunctionTarget()
             | TracepointTarget()
@@ -83,11 +88,9 @@ def _cgroup_link(prog_fd: int, attachment: Attachment, path: str) -> int:
         return _create(prog_fd, cgroup, attachment, 0)
 
 
-def _interface_link(
+def _xdp_link(
     prog_fd: int, attachment: Attachment, target: InterfaceTarget, index: int
 ) -> tuple[int, str]:
-    if attachment.hook.kind is not HookKind.XDP:
-        return _create(prog_fd, index, attachment, 0), ""
     try:
         return _create(prog_fd, index, attachment, _XDP_FLAGS[target.mode]), ""
     except KernelError as error:
@@ -112,8 +115,6 @@ def _create(prog_fd: int, target: int, attachment: Attachment, flags: int) -> in
                     "the interface runs another XDP program, or this one in another mode:"
                     " detach that first"
                 )
-            case errno.EINVAL, HookKind.TCX:
-                remedy = "the kernel may lack TCX, which came with Linux 6.6"
             case errno.E2BIG, HookKind.CGROUP:
                 remedy = "a cgroup takes 64 programs of a kind: detach some"
             case errno.EPERM, HookKind.CGROUP:

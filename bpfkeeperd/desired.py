@@ -1,16 +1,19 @@
 """What should be: maps, objects and attachments, as values. Pure."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import assert_never
 
 from bpfkeeperd.entries import AttachEntry, Content, Manifest, MapDefinition, MapRef, MismatchPolicy
-from bpfkeeperd.hooks import Hook
-from bpfkeeperd.layout import LinkKey, escape
+from bpfkeeperd.hooks import PROG_TYPE_SCHED_CLS, Hook, HookKind, hook_of_section
+from bpfkeeperd.layout import LinkKey, escape, filter_handle
 from bpfkeeperd.maptypes import PROG_ARRAY, STRUCT_OPS
 from bpfkeeperd.progtypes import ProgramKind
 from bpfkeeperd.state import MapSpec, ObjectSpec
 from bpfkeeperd.targets import (
+    CLSACT_PRIORITY,
+    NF_FAMILIES,
+    NF_HOOKS,
     BinaryTarget,
     CgroupTarget,
     FunctionTarget,
@@ -54,8 +57,36 @@ class Attachment:
                 return name.rpartition("/")[2]
             case IteratorTarget(name):
                 return name
+            case InterfaceTarget() if self.hook.prog_type == PROG_TYPE_SCHED_CLS:
+                return filter_detail(self.handle, self.priority)
+            case NetfilterTarget():
+                return netfilter_detail(self.target, self.target.priority)
             case _:
                 return ""
+
+    @property
+    def details(self) -> tuple[str, ...]:
+        """All that it can say: programs of netfilter move to and fro between two priorities as they
+        are swapped, because each takes one of them."""
+        match self.target:
+            case NetfilterTarget(priority=priority):
+                return self.detail, netfilter_detail(self.target, priority + 1)
+            case _:
+                return (self.detail,)
+
+    @property
+    def handle(self) -> int:
+        """Of its filter of tc."""
+        return filter_handle(self.key)
+
+    @property
+    def priority(self) -> int:
+        """Of its filter of tc."""
+        match self.target:
+            case InterfaceTarget(priority=int(priority)):
+                return priority
+            case _:
+                return CLSACT_PRIORITY
 
     def __str__(self) -> str:
         return f"{self.object}/{self.program} at {self.hook.name} of {self.target_name}"
@@ -163,15 +194,37 @@ class Desired:
         """Object, program, target and link of what objects that cannot be read should serve."""
         for name in self.faults:
             for program in self.manifest.objects[name].programs.values():
+                hook = hook_of_section(program.type) if program.type else None
                 for attach in program.attach:
-                    key = escape(name), escape(program.name), escape(target_name(attach.target))
-                    yield name, program.name, attach.target, key
+                    target = hook_target(attach.target, hook)
+                    key = escape(name), escape(program.name), escape(target_name(target))
+                    yield name, program.name, target, key
 
     def link_keys(self) -> frozenset[LinkKey]:
         """Of all attachments."""
         return frozenset(
             attachment.key for wanted in self.objects.values() for attachment in wanted.attachments
         )
+
+
+def filter_detail(handle: int, priority: int) -> str:
+    """`LinkInfo.detail` of a filter of tc."""
+    return f"{handle:#x}/{priority}"
+
+
+def netfilter_detail(target: NetfilterTarget, priority: int) -> str:
+    """`LinkInfo.detail` of a link of netfilter."""
+    family, hook = NF_FAMILIES[target.family], NF_HOOKS[target.hook]
+    return f"{family}/{hook}/{priority}/{int(target.defrag)}"
+
+
+def hook_target(target: Target, hook: Hook | None) -> Target:
+    """A target as a hook has it: a filter of tc always has a priority."""
+    match target:
+        case InterfaceTarget(priority=None) if hook and hook.kind is HookKind.CLSACT:
+            return replace(target, priority=CLSACT_PRIORITY)
+        case _:
+            return target
 
 
 def target_name(target: Target) -> str:

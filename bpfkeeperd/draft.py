@@ -37,6 +37,8 @@ class Draft:
     """Orphans that another attachment takes over, or that stand in its way."""
     spared_links: set[LinkKey] = field(default_factory=set)
     """Orphans that stay until the attachment that replaces them can be made."""
+    dead_links: dict[LinkKey, str] = field(default_factory=dict)
+    """Of attachments whose target is gone: let go of all the same, and why."""
     restores: list[Restore] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
 

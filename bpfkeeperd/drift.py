@@ -29,6 +29,7 @@ KINDS = (
     "object_held_back",
     "attachment_missing",
     "attachment_replaced",
+    "attachment_misplaced",
     "attachment_pin_lost",
     "target_missing",
     "leftover",
@@ -40,6 +41,7 @@ def drift(plan: Plan) -> Mapping[str, int]:
     counts = dict.fromkeys(KINDS, 0)
     for action in plan.actions:
         counts[_kind(action)] += 1
+    counts["attachment_misplaced"] = len(plan.misplaced)
     for refusal in plan.refusals:
         match refusal.kind:
             case "map":

@@ -18,14 +18,18 @@ from bpfkeeperd.actions import (
 )
 from bpfkeeperd.after import After
 from bpfkeeperd.attach import create_link
+from bpfkeeperd.attachnet import Around, note_netns, order_at
+from bpfkeeperd.desired import Attachment
 from bpfkeeperd.directories import exchange, make_directory, remove_empty, remove_tree, unlink
+from bpfkeeperd.enactfilter import FilterEnactor, is_filter
 from bpfkeeperd.enactmaps import MapEnactor
 from bpfkeeperd.errors import KeeperError, KernelError
 from bpfkeeperd.held import Held
-from bpfkeeperd.hooks import SwapWay
+from bpfkeeperd.hooks import CLSACT_LINK, SwapWay
 from bpfkeeperd.layout import Layout, LinkKey, escape
 from bpfkeeperd.load import Loaded
 from bpfkeeperd.observed import Observed
+from bpfkeeperd.ordering import owners, place_of_hook
 from bpfkeeperd.steps import OnStep, Step
 from bpfkeeperd.transaction import Transaction
 
@@ -41,9 +45,11 @@ class Enactor:
     after: After
     notes: list[str] = field(default_factory=list)
     maps: MapEnactor = field(init=False)
+    filters: FilterEnactor = field(init=False)
 
     def __post_init__(self) -> None:
         self.maps = MapEnactor(self.layout, self.observed, self.held, self.on_step, self.after)
+        self.filters = FilterEnactor(self.layout, self.on_step, self.after, self.notes)
 
     def enact(self, loaded: Loaded) -> None:
         """Does a change whose objects are loaded, or undoes what it did of it.
@@ -140,8 +146,13 @@ class Enactor:
 
     def _attach(self, transaction: Transaction, action: Attach, loaded: Loaded) -> None:
         attachment = action.attachment
+        program = self._program_fd(transaction, action, loaded)
+        if is_filter(attachment):
+            self.filters.attach(transaction, attachment, program)
+            return
         self.on_step(Step.ATTACH, attachment)
-        fd, note = create_link(self._program_fd(transaction, action, loaded), attachment)
+        around = Around(None, action.peers, self._owners(action.peers))
+        fd, note = create_link(program, attachment, around)
         transaction.close_later(fd)
         if note:
             self.notes.append(note)
@@ -154,14 +165,26 @@ class Enactor:
             aside = f"{self.layout.staging}/links/old{number}"
             kernel.pin(fd, staged)
             transaction.on_undo(lambda: unlink(staged))
+            note_netns(staged, attachment)
             self.on_step(Step.COMMIT_LINK, attachment)
             exchange(transaction, staged, path, aside)
         else:
             kernel.pin(fd, path)
             transaction.on_undo(lambda: unlink(path))
+            note_netns(path, attachment)
         self.after.attached(attachment, fd)
+        if action.peers:
+            self.after.orders[place_of_hook(attachment)] = order_at(attachment)
+
+    def _owners(self, peers: tuple[Attachment, ...]) -> dict[int, Attachment]:
+        return owners(peers, {**self.observed.links, **self.after.links})
 
     def _swap(self, transaction: Transaction, action: Swap, loaded: Loaded) -> None:
+        if action.link.type == CLSACT_LINK:
+            new = self._program_fd(transaction, action, loaded)
+            old = transaction.close_later(self._old_program_fd(action))
+            self.filters.swap(transaction, action, new, old)
+            return
         match action.attachment.hook.rules.swap:
             case SwapWay.UPDATE:
                 self._update(transaction, action, loaded)
@@ -175,7 +198,8 @@ class Enactor:
         for that moment both run."""
         attachment = action.attachment
         self.on_step(Step.SWAP, attachment)
-        fd, note = create_link(self._program_fd(transaction, action, loaded), attachment)
+        program = self._program_fd(transaction, action, loaded)
+        fd, note = create_link(program, attachment, Around(action.link))
         transaction.close_later(fd)
         if note:
             self.notes.append(note)
@@ -188,6 +212,7 @@ class Enactor:
         )
         kernel.pin(fd, staged)
         transaction.on_undo(lambda: unlink(staged))
+        note_netns(staged, attachment)
         self.on_step(Step.COMMIT_LINK, attachment)
         if former == path:
             exchange(transaction, staged, path, aside)

@@ -12,7 +12,7 @@ from bpfkeeperd.fieldkinds import (
     Text,
     Word,
 )
-from bpfkeeperd.targets import PERF_EVENTS, XdpMode
+from bpfkeeperd.targets import NF_FAMILIES, NF_HOOKS, PERF_EVENTS, XdpMode
 from bpfkeeperd.values import (
     binary,
     cgroup,
@@ -29,8 +29,6 @@ TARGETS = (
     "netfilter",
 )
 """The fields of an attachment that say where; ``netns`` does where it stands alone."""
-NF_FAMILIES = ("ipv4", "ipv6")
-NF_HOOKS = ("prerouting", "local_in", "forward", "local_out", "postrouting")
 
 _ATTACH_KINDS = "attach: [{cgroup: PATH}], attach: [{interface: NAME}] or attach: auto"
 

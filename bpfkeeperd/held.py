@@ -12,17 +12,20 @@ from typing import Self
 from bpfkeeperd import kernel
 from bpfkeeperd.layout import Layout, LinkKey
 from bpfkeeperd.observed import Observed
+from bpfkeeperd.pinnotes import PinNote, read_note
 from bpfkeeperd.state import LinkInfo, MapInfo
+from bpfkeeperd.targetnames import is_network
 
 
 class Held:
     """Maps by name, links by key; a context manager that closes them all."""
 
-    __slots__ = ("_links", "_maps")
+    __slots__ = ("_links", "_maps", "_notes")
 
     def __init__(self) -> None:
         self._maps: dict[str, tuple[int, int]] = {}  # name: (map ID, descriptor)
         self._links: dict[LinkKey, tuple[int, int]] = {}
+        self._notes: dict[LinkKey, PinNote] = {}
 
     def map_fd(self, name: str, map_id: int) -> int | None:
         """The held descriptor, if it is of this map; it stays this object's."""
@@ -33,6 +36,10 @@ class Held:
         """The held descriptor, if it is of this link; it stays this object's."""
         held = self._links.get(key)
         return held[1] if held and held[0] == link_id else None
+
+    def note(self, key: LinkKey) -> PinNote | None:
+        """What was noted on the pin of a held link."""
+        return self._notes.get(key)
 
     def map_info(self, name: str) -> MapInfo | None:
         """Of the map that is held under a name, pinned or not."""
@@ -63,15 +70,18 @@ class Held:
                 self._maps[name] = (opened[1].id, opened[0])
         for key, link in observed.links.items():
             held_link = self._links.get(key)
-            if not link.pinned or (held_link and held_link[0] == link.info.id):
+            if not link.pinned or not link.info.id or (held_link and held_link[0] == link.info.id):
                 continue
             fd = kernel.pinned(layout.link_at(key), kernel.PinKind.LINK)
             if fd is not None:
                 self.drop_link(key)
                 self._links[key] = (link.info.id, fd)
+                if is_network(key) and (noted := read_note(layout.link_at(key))):
+                    self._notes[key] = noted
 
     def drop_link(self, key: LinkKey) -> None:
         """Lets go of a link that was detached."""
+        self._notes.pop(key, None)
         held = self._links.pop(key, None)
         if held:
             os.close(held[1])

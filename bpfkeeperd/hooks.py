@@ -132,7 +132,11 @@ KINDS: Mapping[HookKind, KindRules] = {
         frozenset({6}), SwapWay.UPDATE, (InterfaceTarget,), "interface: NAME", "5.9", exclusive=True
     ),
     HookKind.TCX: KindRules(
-        frozenset({11}), SwapWay.UPDATE, (InterfaceTarget,), "interface: NAME", "6.6"
+        frozenset({11, CLSACT_LINK}),  # the latter on a kernel without TCX
+        SwapWay.UPDATE,
+        (InterfaceTarget,),
+        "interface: NAME",
+        "6.6",
     ),
     HookKind.CLSACT: KindRules(
         frozenset({CLSACT_LINK}), SwapWay.REPLACE, (InterfaceTarget,), "interface: NAME", "4.5"

@@ -7,6 +7,7 @@ bpffs refuses a dot anywhere in a name and ends a name at 255 bytes, so whatever
 import functools
 import hashlib
 import re
+import zlib
 
 LinkKey = tuple[str, str, str]
 """Object, program and target, escaped: the names of a link's pin."""
@@ -104,10 +105,16 @@ def global_data_fault(elf_name: str) -> str | None:
     return NEVER_KEPT if elf_name.startswith((".rodata", ".kconfig")) else None
 
 
+def filter_handle(key: LinkKey) -> int:
+    """The handle of a program's filters of tc: another for each program, so that no two of them are
+    at one place."""
+    return zlib.crc32(f"{key[0]}/{key[1]}".encode()) or 1
+
+
 class Layout:
     """The paths under one pin root."""
 
-    __slots__ = ("arrays", "leftover", "links", "objects", "own", "root", "staging")
+    __slots__ = ("arrays", "attached", "leftover", "links", "objects", "own", "root", "staging")
 
     def __init__(self, root: str) -> None:
         self.root = root
@@ -115,6 +122,8 @@ class Layout:
         self.objects = f"{self.own}/objects"
         self.links = f"{self.own}/links"
         self.arrays = f"{self.own}/arrays"
+        self.attached = f"{self.own}/attached"
+        """For attachments without a link in the kernel: pins of the attached programs."""
         self.staging = f"{self.own}/staging"
         self.leftover = f"{self.own}/leftover"
 
@@ -135,3 +144,7 @@ class Layout:
 
     def link_at(self, key: LinkKey) -> str:
         return f"{self.links}/{key[0]}/{key[1]}/{key[2]}"
+
+    def attached_at(self, key: LinkKey) -> str:
+        """The record of an attachment without a link."""
+        return f"{self.attached}/{key[0]}/{key[1]}/{key[2]}"

@@ -14,6 +14,7 @@ from bpfkeeperd.held import Held
 from bpfkeeperd.layout import OWN_DIRECTORY, Layout, LinkKey, escape
 from bpfkeeperd.observecontents import with_contents
 from bpfkeeperd.observed import Observed, ObservedLink, ObservedMap
+from bpfkeeperd.observenet import observe_filters, observe_orders, with_netns
 from bpfkeeperd.observetargets import observe_targets
 from bpfkeeperd.state import LinkInfo, MapInfo, ProgramInfo
 
@@ -103,6 +104,7 @@ def observe(desired: Desired, layout: Layout, held: Held, last_ids: Mapping[str,
             links[pin.path[0], pin.path[1], pin.path[2]] = ObservedLink(link)
     for key, info in held.link_infos(besides=links).items():
         links[key] = ObservedLink(info, pinned=False)
+    links = with_netns(desired, layout, held, links)
     former = functools.partial(_former, desired, layout, programs, last_ids)
     maps = {
         name: _observe_map(layout, name, held, last_ids, former)
@@ -121,11 +123,13 @@ def observe(desired: Desired, layout: Layout, held: Held, last_ids: Mapping[str,
         for content in wanted_map.contents
         if (target := content.target)
     ]
+    targets = observe_targets([*attachments, *unread, *named], maps)
     return Observed(
         maps=maps,
         programs=programs,
-        links=links,
-        targets=observe_targets([*attachments, *unread, *named], maps),
+        links=links | observe_filters(desired, layout, targets),
+        targets=targets,
+        orders=observe_orders(desired, targets),
         map_names=_unpinned_names(maps.values(), programs),
         empty_links=tuple(empty_links),
         arrays=tuple(

@@ -25,14 +25,19 @@ from bpfkeeperd.draft import Draft, hold_back
 from bpfkeeperd.entries import MismatchPolicy
 from bpfkeeperd.generations import leave_out_entries, renew_arrays, renew_data, write_entries
 from bpfkeeperd.grouping import group
-from bpfkeeperd.layout import LinkKey, escape, kernel_name, unescape
-from bpfkeeperd.observed import Observed, ObservedLink
+from bpfkeeperd.hooks import KINDS, HookKind
+from bpfkeeperd.layout import LinkKey, escape, kernel_name
+from bpfkeeperd.observed import Observed, ObservedLink, Place
+from bpfkeeperd.ordering import ordered_places, place_of_hook, status_of_order
 from bpfkeeperd.state import LinkInfo, ProgramInfo
+from bpfkeeperd.targetnames import netns_of
 
 _OTHER_MODE = (
     "the interface runs XDP in another mode, and it has one mode at a time: take the attachment out"
     " of the manifest and reload, then put it in again with the new mode"
 )
+_NETFILTER = KINDS[HookKind.NETFILTER].link_types
+_HOLDS_NETNS = "its network namespace lost its name, and a netfilter link keeps it alive for ever"
 _NO_PROGRAMS: Mapping[str, ProgramInfo] = {}
 
 
@@ -49,9 +54,10 @@ def plan(desired: Desired, observed: Observed, *, force: bool = False) -> Plan:
     leave_out_entries(draft)
     write_entries(draft)
     orphans = _orphan_links(draft)
+    places = ordered_places(desired)
     for wanted_object in desired.objects.values():
         for attachment in wanted_object.attachments:
-            _decide_attachment(draft, wanted_object, attachment, orphans)
+            _decide_attachment(draft, wanted_object, attachment, orphans, places)
     _restore_held_links(draft)
     changes, removals = group(draft, orphans)
     return Plan(
@@ -59,6 +65,12 @@ def plan(desired: Desired, observed: Observed, *, force: bool = False) -> Plan:
         changes=changes,
         removals=removals,
         refusals=tuple(_refusals(draft)),
+        misplaced=tuple(
+            f"{attachment}: {text}"
+            for peers in places.values()
+            for attachment in peers
+            if (text := status_of_order(attachment, places, observed))
+        ),
         kept_maps=tuple(
             name
             for name, found in observed.maps.items()
@@ -83,7 +95,7 @@ def serves(info: LinkInfo, attachment: Attachment, target_id: int | str | None) 
         info.target_id == target_id
         and info.type in rules.link_types
         and (not rules.typed or info.attach_type == attachment.hook.attach_type)
-        and (not info.detail or attachment.detail in ("", info.detail))
+        and (not info.detail or attachment.detail == "" or info.detail in attachment.details)
     )
 
 
@@ -226,6 +238,7 @@ def _decide_attachment(
     wanted: WantedObject,
     attachment: Attachment,
     orphans: Mapping[LinkKey, ObservedLink],
+    places: Mapping[Place, tuple[Attachment, ...]],
 ) -> None:
     key = attachment.key
     link = draft.observed.links.get(key)
@@ -238,6 +251,8 @@ def _decide_attachment(
         if in_place or held or isinstance(target_id, str):  # else its place is needed
             draft.restores.append(RestoreLink(key, link.info))
     if isinstance(target_id, str):
+        if link and link.info.type in _NETFILTER and not link.info.target_id:
+            draft.dead_links[key] = _HOLDS_NETNS
         draft.refusals.append(Refusal("attachment", str(attachment), target_id))
         # A mistyped target must not take down what runs: that stays until the new one is there.
         draft.spared_links |= {orphan for orphan in orphans if orphan[:2] == key[:2]}
@@ -258,7 +273,7 @@ def _decide_attachment(
         usable = orphan.pinned and orphan_key not in draft.taken_links
         if not usable or not serves(orphan.info, attachment, target_id):
             continue
-        if _netns(orphan_key) != _netns(key):  # interface indexes repeat in each namespace
+        if netns_of(orphan_key) != netns_of(key):  # interface indexes repeat in each namespace
             continue
         draft.taken_links.add(orphan_key)
         if _same_mode(orphan_key, key):
@@ -268,15 +283,8 @@ def _decide_attachment(
             draft.refusals.append(Refusal("attachment", str(attachment), _OTHER_MODE))
         return
     reason = "its target came back or the link was detached" if link else "not attached yet"
-    actions.append(Attach(attachment, wanted.digest, reason))
-
-
-def _netns(key: LinkKey) -> str:
-    """The network namespace in a target's name; empty for none."""
-    target = unescape(key[2])
-    for mode in ("+native", "+generic"):
-        target = target.removesuffix(mode)
-    return target.partition("@")[2]
+    peers = places.get(place_of_hook(attachment), ())
+    actions.append(Attach(attachment, wanted.digest, reason, peers))
 
 
 def _same_mode(one: LinkKey, other: LinkKey) -> bool:

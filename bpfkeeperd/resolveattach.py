@@ -4,7 +4,7 @@ manifest. Pure."""
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from bpfkeeperd.desired import Attachment, attachment
+from bpfkeeperd.desired import Attachment, attachment, hook_target
 from bpfkeeperd.entries import AttachEntry, ProgramEntry, SwapChoice
 from bpfkeeperd.errors import Problem
 from bpfkeeperd.hooks import Hook, HookKind, SwapWay, hook_of_section
@@ -44,7 +44,7 @@ def program_attachments(
     for attach in _entries(entry, hook, place, origin, problems):
         fault = _fault(attach, origin, program.section, hook)
         if not fault and hook:
-            target = _with_map(attach.target, maps)
+            target = hook_target(_with_map(attach.target, maps), hook)
             if hook.kind is HookKind.TRACING and isinstance(target, FunctionTarget):
                 fault = _function_fault(target, place, origin)
             behind_stub = _exact(hook, exact)

@@ -8,6 +8,7 @@ from bpfkeeperd.desired import Attachment, Desired, WantedMap, WantedObject, tar
 from bpfkeeperd.entries import MismatchPolicy
 from bpfkeeperd.layout import escape
 from bpfkeeperd.observed import Observed, ObservedMap
+from bpfkeeperd.ordering import ordered_places, status_of_order
 from bpfkeeperd.plan import serves
 from bpfkeeperd.state import AttachmentStatus, MapInfo, MapStatus, ReloadStatus, Status
 
@@ -25,8 +26,11 @@ def status(
     for name, wanted in desired.maps.items():
         found = observed.maps.get(name, ObservedMap())
         maps.append(_map_status(wanted, found, memory.maps.get(name), reuses.get(name, 0)))
+    places = ordered_places(desired)
     attachments = [
-        _attachment_status(wanted, attachment, observed)
+        _attachment_status(
+            wanted, attachment, observed, status_of_order(attachment, places, observed)
+        )
         for wanted in desired.objects.values()
         for attachment in wanted.attachments
     ]
@@ -103,9 +107,10 @@ def _pinned_status(
 
 
 def _attachment_status(
-    wanted: WantedObject, attachment: Attachment, observed: Observed
+    wanted: WantedObject, attachment: Attachment, observed: Observed, order: str
 ) -> AttachmentStatus:
-    """Up: a living link at the wanted hook and target runs a kept program of this name."""
+    """Up: a living link at the wanted hook and target runs a kept program of this name. ``order``
+    is what is wrong with its place among others."""
     link = observed.links.get(attachment.key)
     target_id = observed.targets.get(attachment.target)
     program = escape(attachment.program)
@@ -131,5 +136,5 @@ def _attachment_status(
         up=not problem,
         prog_id=link.info.prog_id if link else None,
         link_id=link.info.id if link else None,
-        problem=problem or wanted.fault,
+        problem=problem or wanted.fault or order,
     )

@@ -22,6 +22,7 @@ class Step(StrEnum):
     PIN_PROGRAMS = "pin_programs"
     STAGE_PROGRAMS = "stage_programs"
     CARRY_DATA = "carry_data"
+    RECORD = "record"
     ATTACH = "attach"
     SWAP = "swap"
     WRITE_ENTRIES = "write_entries"

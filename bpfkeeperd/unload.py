@@ -5,6 +5,7 @@ import os
 from bpfkeeperd import kernel
 from bpfkeeperd.churn import Memory
 from bpfkeeperd.directories import pins_below, remove_empty, remove_tree
+from bpfkeeperd.enactfilter import take_down
 from bpfkeeperd.errors import KeeperError
 from bpfkeeperd.kernel import PinKind
 from bpfkeeperd.layout import OWN_DIRECTORY, PARTS_MAX, Layout, unescape
@@ -26,6 +27,12 @@ def unload(layout: Layout, memory: Memory, *, with_maps: bool) -> tuple[list[str
                 name, program, target = (unescape(part) for part in pin.path)
                 os.unlink(f"{layout.links}/{'/'.join(pin.path)}")
                 lines.append(f"detached {name}/{program} from {target}")
+        for pin in kernel.scan(layout.attached, depth=3, kind=PinKind.PROGRAM):
+            if len(pin.path) == 3:
+                key = pin.path[0], pin.path[1], pin.path[2]
+                name, program, target = (unescape(part) for part in key)
+                left = take_down(layout, key)
+                lines.append(left or f"detached {name}/{program} from {target}")
         if os.path.isdir(layout.own):
             remove_tree(layout.own)
             lines.append("unloaded all programs")

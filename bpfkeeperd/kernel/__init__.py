@@ -33,6 +33,16 @@ from bpfkeeperd.kernel.bpf import (
     rename,
 )
 from bpfkeeperd.kernel.dump import MapReader, Printer, map_for_reading, pinned_for_reading
+from bpfkeeperd.kernel.net import (
+    Filter,
+    Shared,
+    filter_program,
+    has_tcx,
+    make_clsact,
+    put_filter,
+    remove_filter,
+    shared_hook,
+)
 from bpfkeeperd.kernel.objects import OpenObject, load_objects, open_object
 from bpfkeeperd.kernel.places import (
     boot_id,
@@ -56,17 +66,21 @@ from bpfkeeperd.kernel.slots import map_slots
 
 __all__ = [
     "TRACE_ITER",
+    "Filter",
     "MapReader",
     "OpenObject",
     "Pin",
     "PinKind",
     "Printer",
+    "Shared",
     "boot_id",
     "btf_data",
     "btf_layouts",
     "btf_load",
     "cgroup2_mount",
     "cpu_numbers",
+    "filter_program",
+    "has_tcx",
     "holding",
     "inside_netns",
     "interface_index",
@@ -79,6 +93,7 @@ __all__ = [
     "link_update",
     "load_objects",
     "machine",
+    "make_clsact",
     "map_by_id",
     "map_contains",
     "map_create",
@@ -102,9 +117,12 @@ __all__ = [
     "possible_cpus",
     "program_by_id",
     "program_info",
+    "put_filter",
     "raw_tracepoint_open",
     "release_memory",
+    "remove_filter",
     "rename",
     "scan",
+    "shared_hook",
     "stack_depth",
 ]
