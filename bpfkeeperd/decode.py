@@ -159,6 +159,8 @@ def _noun(kind: Kind) -> str:
             return "a list"
         case MapOf() | Struct():
             return "a mapping"
+        case Word(choices=(one,)):
+            return one
         case Text() | Word():
             return "text"
         case Integer():
@@ -309,7 +311,7 @@ def _word(kind: Word, text: str) -> str | Fault:
         return text
     if text in kind.refused:
         return kind.refused[text]
-    return Fault(f"cannot be {shown(text)}", _did_you_mean(text, kind.choices))
+    return Fault(f"cannot be {shown(text)}", kind.write or _did_you_mean(text, kind.choices))
 
 
 def _did_you_mean(word: str, known: Sequence[str]) -> str:

@@ -36,6 +36,8 @@ class Word:
     choices: tuple[str, ...]
     refused: Mapping[str, Fault] = field(default_factory=dict)
     """Words that one could expect here, and what to say about each."""
+    write: str = ""
+    """What to write instead of a wrong one, where the words alone do not say it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ TARGETS = (
 """The fields of an attachment that say where; ``netns`` does where it stands alone."""
 
 _ATTACH_KINDS = "attach: [{cgroup: PATH}], attach: [{interface: NAME}] or attach: auto"
+_AUTO = Word(("auto",), write=f"write {_ATTACH_KINDS}")
 
 ATTACH = Struct(
     (
@@ -142,7 +143,9 @@ PROGRAM = Struct(
     (
         Field(
             "attach",
-            Either((ListOf(ATTACH, _ATTACH_KINDS), Word(("auto",)))),
+            Either(
+                (ListOf(ATTACH, _ATTACH_KINDS), Word(("auto",), write=f"write {_ATTACH_KINDS}"))
+            ),
             "The targets; the hook is in the program's section name. `auto`: the section names the"
             " place, too. None: the program is loaded and pinned only.",
         ),

@@ -83,10 +83,23 @@ def _of_struct(kind: Struct) -> Schema:
     if required:
         schema["required"] = required
     if kind.one_of:
-        schema["oneOf"] = [{"required": [name]} for name in kind.one_of]
+        chosen = [{"required": [name]} for name in kind.one_of]
+        others = [{"required": [name], "not": {"anyOf": chosen}} for name in kind.alone]
+        schema["oneOf"] = [*chosen, *others]
+    beside = {field.name: _beside(kind, field) for field in kind.fields if field.beside}
+    if beside:
+        schema["dependentSchemas"] = beside
     if needs:
         schema["dependentRequired"] = needs
     return schema
+
+
+def _beside(kind: Struct, field: Field) -> Schema:
+    """One of the fields that go with it is there, or none where it stands alone."""
+    anyone: list[Schema] = [{"required": [name]} for name in field.beside]
+    if field.name in kind.alone:
+        anyone.append({"not": {"anyOf": [{"required": [name]} for name in kind.one_of]}})
+    return {"anyOf": anyone}
 
 
 def _of_field(field: Field) -> Schema:

@@ -8,7 +8,7 @@ from bpfkeeperd.compare import Machine
 from bpfkeeperd.desired import Desired, ObjectSource, target_name
 from bpfkeeperd.entries import MismatchPolicy
 from bpfkeeperd.errors import ManifestError
-from bpfkeeperd.hooks import HOOKS, hook_of_section
+from bpfkeeperd.hooks import HOOKS, PLACED_HOOKS, Hook, HookKind, hook_of_section
 from bpfkeeperd.manifest import parse_manifest
 from bpfkeeperd.resolve import resolve
 from bpfkeeperd.state import MapSpec, ObjectSpec, ProgramSpec
@@ -163,8 +163,7 @@ def test_everything_that_does_not_exist_is_told_at_once() -> None:
         (
             "trace",
             "{cgroup: web.slice}",
-            'its section "kprobe/do_nanosleep" names no hook that this version attaches'
-            " (cgroup, xdp, tcx): leave out attach and it is loaded and pinned",
+            'its section "kprobe/do_nanosleep" belongs to a function: write function: NAME',
         ),
         (
             "optional",
@@ -197,7 +196,7 @@ def test_a_target_that_does_not_fit_the_hook(name: str, attach: str, remedy: str
         ),
         (
             "{type: cgroup_skb, attach: [{cgroup: web.slice}]}",
-            "its type cgroup_skb names no hook that this version attaches (cgroup, xdp, tcx): leave"
+            "its type cgroup_skb names no hook that a program is attached to from here: leave"
             " out attach and it is loaded and pinned, or write the hook, as in type: tcx/ingress",
         ),
     ],
@@ -221,17 +220,37 @@ def test_global_data_without_btf_is_a_fault_of_the_object_alone() -> None:
     assert [*desired.objects] == ["web"]
 
 
-@pytest.mark.parametrize("hook", HOOKS, ids=lambda hook: hook.name)
-def test_every_hook_can_be_attached(hook: object) -> None:
-    section = str(getattr(hook, "name", ""))
-    target = "cgroup: web.slice" if "cgroup" in section or section == "sockops" else ""
+WRITTEN = {
+    HookKind.CGROUP: "cgroup: web.slice",
+    HookKind.XDP: "interface: eth0",
+    HookKind.TCX: "interface: eth0",
+    HookKind.CLSACT: "interface: eth0, priority: 7",
+    HookKind.NETKIT: "interface: eth0, netns: blue",
+    HookKind.NETNS: "netns: blue",
+    HookKind.NETFILTER: "netfilter: ipv6/forward, priority: -5, netns: blue, defrag: true",
+    HookKind.SOCKMAP: "map: sockets",
+    HookKind.TRACING: "function: tcp_connect",
+    HookKind.RAW_TRACEPOINT: "tracepoint: sched_switch",
+    HookKind.TRACEPOINT: "tracepoint: sched/sched_switch",
+    HookKind.KPROBE: "function: tcp_connect, offset: 4",
+    HookKind.KPROBE_MULTI: 'function: "tcp_*"',
+    HookKind.UPROBE: "binary: /bin/sh, symbol: main, offset: 4, pid: 1",
+    HookKind.UPROBE_MULTI: 'binary: /bin/sh, symbol: "*"',
+    HookKind.PERF_EVENT: "perf_event: cpu-clock, frequency: 99, cpu: 0",
+    HookKind.ITERATOR: "map: sockets",
+}
+
+
+@pytest.mark.parametrize("hook", (*HOOKS, *PLACED_HOOKS), ids=lambda hook: hook.name)
+def test_every_hook_can_be_attached(hook: Hook) -> None:
+    target = WRITTEN[hook.kind]
     desired = desire(
-        "objects: {web: {file: /lib/web.o, programs: {p: {attach:"
-        f" [{{{target or 'interface: eth0'}}}]}}}}}}}}",
-        web=file(program("p", section)),
+        f"objects: {{web: {{file: /lib/web.o, programs: {{p: {{attach: [{{{target}}}]}}}}}}}}",
+        web=file(program("p", hook.name)),
     )
     (attachment,) = desired.objects["web"].attachments
     assert attachment.hook == hook
+    assert isinstance(attachment.target, hook.rules.targets)
 
 
 @pytest.mark.parametrize(
@@ -250,7 +269,13 @@ def test_every_hook_can_be_attached(hook: object) -> None:
         ("cgroup/connect4", "cgroup/connect4"),
         ("cgroup/connect", None),
         ("tc", None),
-        ("kprobe/x", None),
+        ("kprobe/x", "kprobe"),
+        ("?tp/sched/sched_switch", "tracepoint"),
+        ("raw_tp/sched_switch", "raw_tracepoint"),
+        ("fentry.s/x", "fentry.s"),
+        ("uprobe.multi//bin/sh:x", "uprobe.multi"),
+        ("lsm_cgroup/socket_bind", "lsm_cgroup"),
+        ("kprobes/x", None),
         ("", None),
     ],
 )
