@@ -200,6 +200,11 @@ class Desired:
                     key = escape(name), escape(program.name), escape(target_name(target))
                     yield name, program.name, target, key
 
+    @property
+    def attachments(self) -> list[Attachment]:
+        """Of all objects."""
+        return [each for wanted in self.objects.values() for each in wanted.attachments]
+
     def link_keys(self) -> frozenset[LinkKey]:
         """Of all attachments."""
         return frozenset(

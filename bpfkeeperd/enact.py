@@ -148,7 +148,9 @@ class Enactor:
         attachment = action.attachment
         program = self._program_fd(transaction, action, loaded)
         if is_filter(attachment):
-            self.filters.attach(transaction, attachment, program)
+            self.filters.attach(
+                transaction, attachment, program, self.observed.links.get(attachment.key)
+            )
             return
         self.on_step(Step.ATTACH, attachment)
         around = Around(None, action.peers, self._owners(action.peers))

@@ -19,6 +19,7 @@ from bpfkeeperd.directories import exchange, make_directory, remove_empty, unlin
 from bpfkeeperd.errors import KeeperError, KernelError
 from bpfkeeperd.hooks import CLSACT_LINK, HookKind
 from bpfkeeperd.layout import Layout, LinkKey, escape
+from bpfkeeperd.observed import ObservedLink
 from bpfkeeperd.observenet import netns_inode, place_of
 from bpfkeeperd.pinnotes import PinNote, read_note, write_note
 from bpfkeeperd.state import LinkInfo
@@ -47,7 +48,14 @@ class FilterEnactor:
     after: After
     notes: list[str] = field(default_factory=list)
 
-    def attach(self, transaction: Transaction, attachment: Attachment, prog_fd: int) -> None:
+    def attach(
+        self,
+        transaction: Transaction,
+        attachment: Attachment,
+        prog_fd: int,
+        known: ObservedLink | None,
+    ) -> None:
+        """Makes a filter; ``known`` is what is attached under its name, but not as it should."""
         netns = _netns(attachment)
         with _inside(netns):
             place = _place(attachment, kernel.interface_index(_interface(attachment)))
@@ -62,6 +70,11 @@ class FilterEnactor:
         with _inside(netns):
             made = self._put(place, prog_fd, attachment)
         transaction.on_undo(functools.partial(_take_back, netns, place, prog_id))
+        if known and known.info.target_id:
+            egress = known.info.attach_type == _EGRESS
+            former = kernel.Filter(known.info.target_id, egress, place.handle, place.priority)
+            old_id = known.info.prog_id
+            transaction.on_success(lambda: _let_go(netns, former, old_id))
         if made:
             self.notes.append(
                 f"{attachment.target_name} has a clsact qdisc now, which stays when the last filter"
@@ -234,6 +247,11 @@ def _take_back(netns: str, place: kernel.Filter, prog_id: int) -> None:
     with _inside(netns):
         if kernel.filter_program(place) == prog_id:
             kernel.remove_filter(place)
+
+
+def _let_go(netns: str, place: kernel.Filter, prog_id: int) -> None:
+    with contextlib.suppress(KernelError):  # it went with its interface
+        _take_back(netns, place, prog_id)
 
 
 def _put_back(netns: str, place: kernel.Filter, prog_id: int, old: int) -> None:

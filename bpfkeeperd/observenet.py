@@ -69,12 +69,7 @@ def observe_filters(
     desired: Desired, layout: Layout, targets: Mapping[Target, int | str]
 ) -> dict[LinkKey, ObservedLink]:
     """Filters of tc: those that are recorded, and those that the manifest wants."""
-    wanted = {
-        each.key: each
-        for each_object in desired.objects.values()
-        for each in each_object.attachments
-        if each.hook.kind is HookKind.CLSACT
-    }
+    wanted = {each.key: each for each in desired.attachments if each.hook.kind is HookKind.CLSACT}
     records = {record.key: record for record in _records(desired, layout)}
     for key, attachment in wanted.items():
         index = targets.get(attachment.target)
@@ -97,7 +92,7 @@ def observe_orders(
 ) -> dict[Place, tuple[Neighbour, ...]]:
     """Who is at each hook of which the manifest says anything about the order."""
     by_netns: dict[str | None, list[tuple[Place, int]]] = {}
-    for place in ordered_places(desired):
+    for place in ordered_places(desired.attachments):
         index = targets.get(place[0])
         if isinstance(index, int):
             by_netns.setdefault(_netns(place[0]), []).append((place, index))
@@ -141,11 +136,7 @@ def _netns(target: Target) -> str | None:
 
 def _netns_names(desired: Desired) -> dict[LinkKey, str]:
     """Of what the manifest wants; names of pins are cut where they are too long."""
-    return {
-        each.key: _netns(each.target) or ""
-        for each_object in desired.objects.values()
-        for each in each_object.attachments
-    }
+    return {each.key: _netns(each.target) or "" for each in desired.attachments}
 
 
 def _records(desired: Desired, layout: Layout) -> Iterable[_Record]:
@@ -167,8 +158,12 @@ def _records(desired: Desired, layout: Layout) -> Iterable[_Record]:
 def _look(netns: str, records: Iterable[_Record], wanted: Mapping[LinkKey, Attachment]) -> None:
     try:
         with kernel.inside_netns(kernel.netns_path(netns) if netns else None):
-            for record in records:
-                record.found = _found(record, wanted.get(record.key))
+            taken = set[tuple[int, int, str]]()
+            for record in records:  # those that are wanted alone are behind the others
+                found = _found(record, wanted.get(record.key))
+                if found and (record.prog_id or _filter(found) not in taken):
+                    taken.add(_filter(found))
+                    record.found = found
     except KernelError:
         for record in records:
             record.found = _gone(record)
@@ -187,6 +182,11 @@ def _found(record: _Record, attachment: Attachment | None) -> LinkInfo | None:
             detail = filter_detail(handle, priority)
             return LinkInfo(0, prog_id, CLSACT_LINK, record.index, side, detail)
     return _gone(record)
+
+
+def _filter(info: LinkInfo) -> tuple[int, int, str]:
+    """A filter of a namespace; an interface that was renamed has another in no pin's name."""
+    return info.target_id, info.attach_type, info.detail
 
 
 def _gone(record: _Record) -> LinkInfo | None:

@@ -4,10 +4,10 @@ The manifest says of a program which one it runs before or after. That holds for
 the other one comes later, it takes its place in front of the first. `*` is first or last of all.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from bpfkeeperd.desired import Attachment, Desired
+from bpfkeeperd.desired import Attachment
 from bpfkeeperd.layout import LinkKey
 from bpfkeeperd.observed import Observed, ObservedLink, Place
 from bpfkeeperd.state import Neighbour
@@ -27,10 +27,9 @@ class Slot:
     """Why that is not what the manifest asks for."""
 
 
-def ordered_places(desired: Desired) -> dict[Place, tuple[Attachment, ...]]:
-    """All attachments of each hook of which the manifest says anything about the order."""
+def ordered_places(every: Collection[Attachment]) -> dict[Place, tuple[Attachment, ...]]:
+    """The attachments of each hook of which the manifest says anything about the order."""
     places: dict[Place, list[Attachment]] = {}
-    every = [each for wanted in desired.objects.values() for each in wanted.attachments]
     for each in every:
         if each.before or each.after:
             places.setdefault(place_of_hook(each), [])
@@ -87,10 +86,14 @@ def misplaced(
         *((number, "before") for number in sooner if number > mine[0]),
         *((number, "after") for number in later if number < mine[0]),
     ]
+    if not _rank(own):  # that another is not the last of all is said of that one
+        wrong = [
+            (number, side) for number, side in wrong if not _rank(_owner(there, number, owned))
+        ]
     if not wrong:
         return ""
     number, side = wrong[0]
-    other = owned.get(there[number].link_id)
+    other = _owner(there, number, owned)
     name = _label(other) if other else there[number].name or f"program ID {there[number].prog_id}"
     return (
         f"it runs {side} {name}, against the order in the manifest: a program that is attached"
@@ -159,6 +162,12 @@ def _rank(attachment: Attachment | None) -> int:
     if attachment is None:
         return 0
     return (attachment.after == ANY) - (attachment.before == ANY)
+
+
+def _owner(
+    there: Sequence[Neighbour], number: int, owned: Mapping[int, Attachment]
+) -> Attachment | None:
+    return owned.get(there[number].link_id)
 
 
 def _bounds(

@@ -54,7 +54,7 @@ def plan(desired: Desired, observed: Observed, *, force: bool = False) -> Plan:
     leave_out_entries(draft)
     write_entries(draft)
     orphans = _orphan_links(draft)
-    places = ordered_places(desired)
+    places = ordered_places(desired.attachments)
     for wanted_object in desired.objects.values():
         for attachment in wanted_object.attachments:
             _decide_attachment(draft, wanted_object, attachment, orphans, places)

@@ -13,6 +13,7 @@ from bpfkeeperd.maprules import fault_text, violations
 from bpfkeeperd.progtypes import PROGRAM_KINDS, ProgramKind
 from bpfkeeperd.resolveattach import load_function, program_attachments
 from bpfkeeperd.resolvemaps import wanted_maps
+from bpfkeeperd.resolveorder import order_problems
 from bpfkeeperd.state import ObjectSpec
 from bpfkeeperd.suggest import did_you_mean
 
@@ -49,6 +50,7 @@ def resolve(
         else:
             faults[name] = source
     maps = wanted_maps(manifest, objects, faults, machine, problems)
+    problems += order_problems(manifest, objects)
     if problems:
         problems.sort(key=lambda problem: (problem.mark.file, problem.mark.line))
         raise ManifestError(tuple(problems))

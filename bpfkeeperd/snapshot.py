@@ -26,7 +26,7 @@ def status(
     for name, wanted in desired.maps.items():
         found = observed.maps.get(name, ObservedMap())
         maps.append(_map_status(wanted, found, memory.maps.get(name), reuses.get(name, 0)))
-    places = ordered_places(desired)
+    places = ordered_places(desired.attachments)
     attachments = [
         _attachment_status(
             wanted, attachment, observed, status_of_order(attachment, places, observed)
