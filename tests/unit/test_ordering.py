@@ -100,14 +100,14 @@ def test_one_that_is_not_there_is_told_of() -> None:
 
 
 def test_an_order_of_others_that_leaves_no_place() -> None:
-    peers = (wanted("a", after="another"), wanted("b", before="someone"), wanted("c", after="o/a"))
-    peers = (*peers, wanted("d", before="o/b"), wanted("e", before="o/d", after="o/c"))
+    a, b, c = wanted("a", after="another"), wanted("b", before="someone"), wanted("c", after="o/a")
+    peers = (a, b, c, wanted("d", before="o/b", after="o/c"))
     hook = Hook(*peers)
     hook.there = [FOREIGN, Neighbour(901, 0, "another")]
-    for own in peers[:4]:
+    for own in peers:
         hook.add(own)
     assert hook.notes and "the programs that are there are in another order" in hook.notes[0]
-    assert any(hook.wrong(own) for own in peers[:4])
+    assert any(hook.wrong(own) for own in peers)
 
 
 def test_somebody_else_came_in_between() -> None:
