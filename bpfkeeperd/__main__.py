@@ -46,6 +46,9 @@ def _parser() -> argparse.ArgumentParser:
     sub = command(
         "plan", commands.plan, "Show what a reload would do; changes nothing.", "json", "force"
     )
+    sub.add_argument(
+        "--verify", action="store_true", help="have the verifier judge every program to be loaded"
+    )
     sub.add_argument("--exit-code", action="store_true", help="exit with 3 when there is something")
     command("apply", commands.apply, "Do it once, without a daemon.", "json", "force")
     sub = command(
@@ -54,13 +57,14 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--wait", action="store_true", help="wait, and say what came of it")
     sub.add_argument("-q", "--quiet", action="store_true", help="say nothing; the exit code tells")
     sub.add_argument(
-        "--timeout", type=float, default=300, metavar="SECONDS", help="of --wait; default: 300"
+        "--timeout", type=float, default=600, metavar="SECONDS", help="of --wait; default: 600"
     )
     command("status", commands.status, "Show maps, attachments and drift as they are.", "json")
     command("maps", commands.maps, "Show the kept maps and how full they are.", "json")
     sub = command("dump", commands.dump, "Show the contents of a map, whoever made it.", "json")
     sub.add_argument("map", metavar="MAP", help="a kept map, the path of a pin, or id:NUMBER")
     sub.add_argument("--limit", type=_count, metavar="N", help="show no more than N entries")
+    _add_wait(command("wait", commands.wait, "Wait until a map's name has another ID; print it."))
     sub = command(
         "unload", commands.unload, "Detach and unload everything; maps stay, but with --maps."
     )
@@ -70,6 +74,18 @@ def _parser() -> argparse.ArgumentParser:
     command("schema", commands.schema, "Print the manifest's JSON Schema, for editors.")
     _add_explain(subparsers)
     return parser
+
+
+def _add_wait(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("map", metavar="MAP", help="a kept map, or the path of a pin")
+    sub.add_argument("--id", type=_map_id, metavar="N", help="the ID known; default: that of now")
+    sub.add_argument("--timeout", type=float, metavar="SECONDS", help="then fail; default: never")
+
+
+def _map_id(text: str) -> int:
+    if not (text.isascii() and text.isdecimal()):
+        raise argparse.ArgumentTypeError(f"not a map ID: {text!r}")
+    return int(text)
 
 
 def _count(text: str) -> int:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from bpfkeeperd.desired import Attachment, WantedMap, WantedObject
+from bpfkeeperd.health import Trial
 from bpfkeeperd.hooks import SwapWay
 from bpfkeeperd.layout import LinkKey, unescape
 from bpfkeeperd.maptypes import type_name
@@ -217,6 +218,8 @@ class Change:
     writes: tuple[WriteEntries, ...] = ()
     removals: tuple[Removal, ...] = ()
     """Of what the change replaces; done last, when nothing can fail any more."""
+    trials: tuple[Trial, ...] = ()
+    """Programs that have to show that they work, before that."""
 
     @property
     def actions(self) -> tuple[Action, ...]:
@@ -225,6 +228,10 @@ class Change:
     @property
     def makes(self) -> tuple[Making, ...]:
         return tuple(action for action in self.maps if not isinstance(action, RenameMap))
+
+    @property
+    def swaps(self) -> int:
+        return sum(isinstance(action, Swap) for action in self.links)
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,6 +264,11 @@ class Plan:
         """In the order in which they are done."""
         changes = (action for change in self.changes for action in change.actions)
         return (*self.restores, *changes, *self.removals)
+
+    @property
+    def trials(self) -> tuple[Trial, ...]:
+        """Programs that have to show that they work, before anything is removed."""
+        return tuple(trial for change in self.changes for trial in change.trials)
 
 
 def _key_text(key: LinkKey) -> str:

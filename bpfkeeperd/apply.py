@@ -1,12 +1,15 @@
-"""Carries out a plan. Each change is a transaction: what fails is undone, the others go ahead."""
+"""Carries out a plan. A change that fails is undone, the others go ahead; all of them are undone
+when a swap fails, or a program does not show that it works."""
 
 import os
+from collections.abc import Iterable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 
 from bpfkeeperd import kernel
 from bpfkeeperd.actions import (
     REPLACED,
+    Change,
     CreateMap,
     Detach,
     MapAction,
@@ -23,7 +26,7 @@ from bpfkeeperd.actions import (
 )
 from bpfkeeperd.after import After
 from bpfkeeperd.directories import make_directory, make_parents, remove_empty, remove_tree, unlink
-from bpfkeeperd.enact import Enactor, error_text, make_link_directory
+from bpfkeeperd.enact import Enactor, SwapError, error_text, make_link_directory, not_undone
 from bpfkeeperd.enactfilter import restore_record, take_down
 from bpfkeeperd.enactmaps import kept_map
 from bpfkeeperd.errors import KeeperError, ObjectError
@@ -36,6 +39,7 @@ from bpfkeeperd.pinnotes import write_note
 from bpfkeeperd.state import Failure
 from bpfkeeperd.steps import OnStep, Step
 from bpfkeeperd.transaction import Transaction
+from bpfkeeperd.trial import Patience, Trials, UnhealthyError
 
 
 @dataclass(slots=True)
@@ -54,6 +58,10 @@ class Applied:
     """New name to old."""
     observed: Observed | None = None
     """What is now; None when it takes another look to know."""
+    rolled_back: bool = False
+    """All changes were undone."""
+    unhealthy: str = ""
+    """Why the new version as a whole is not to be tried again by itself."""
 
     def took_place(self, action: MapAction) -> None:
         name = action.map.name
@@ -80,10 +88,12 @@ def apply(
     held: Held,
     open_object: OpenObject,
     on_step: OnStep,
+    patience: Patience,
 ) -> Applied:
     """Does everything a plan says, in its order.
 
-    What fails of a change is undone; everything else goes ahead.
+    What fails of a change is undone; everything else goes ahead. A failing swap, and a program that
+    does not show its health, undo all changes.
 
     Raises:
         KernelError: the keeper's own directories cannot be made; nothing was done.
@@ -92,7 +102,9 @@ def apply(
     _sweep(layout, observed, on_step)
     if plan.actions:
         enactor = Enactor(layout, observed, held, on_step, After(observed), applied.notes)
-        _carry_out(enactor, plan, open_object, applied)
+        enactor.swaps = sum(change.swaps for change in plan.changes)
+        trials = Trials(enactor, plan.changes)
+        _carry_out(trials, plan, open_object, applied, patience)
     else:
         applied.observed = observed
     if not applied.failures and not plan.refusals and os.path.isdir(layout.leftover):
@@ -100,16 +112,18 @@ def apply(
     return applied
 
 
-def _carry_out(enactor: Enactor, plan: Plan, open_object: OpenObject, applied: Applied) -> None:
-    layout = enactor.layout
+def _carry_out(
+    trials: Trials, plan: Plan, open_object: OpenObject, applied: Applied, patience: Patience
+) -> None:
+    enactor, layout = trials.enactor, trials.enactor.layout
     for directory in (layout.own, layout.objects, layout.links, layout.staging):
         make_directory(directory)
     for kind in ("maps", "old_maps", "programs", "old_programs", "links"):
         make_directory(f"{layout.staging}/{kind}")
     for restore in plan.restores:
         _restore(enactor, restore, applied)
-    _make_changes(enactor, plan, open_object, applied)
-    for removal in plan.removals:
+    _make_changes(trials, plan, open_object, applied, patience)
+    for removal in plan.removals if not applied.rolled_back else ():
         _remove(enactor, removal, applied)
     remove_tree(layout.staging)
     if not applied.failures and not plan.restores:
@@ -167,33 +181,85 @@ def _restore(enactor: Enactor, restore: Restore, applied: Applied) -> None:
         applied.failures.append(Failure(str(error)))
 
 
-def _make_changes(enactor: Enactor, plan: Plan, open_object: OpenObject, applied: Applied) -> None:
-    """One change after the other, each as soon as the verifier has judged all of its programs."""
+def _make_changes(
+    trials: Trials, plan: Plan, open_object: OpenObject, applied: Applied, patience: Patience
+) -> None:
+    """One change after the other, each as soon as the verifier has judged all of its programs.
+
+    They are one transaction, which ends when all programs on trial have shown that they work.
+    """
+    enactor = trials.enactor
     with ExitStack() as stack:
+        stack.callback(enactor.reload.close)
 
         def kept_map(name: str) -> int:
             return _kept_map(enactor, stack, name)
 
         loaded = [stack.enter_context(Loaded(change)) for change in plan.changes]
+        stack.enter_context(trials)
         judged = stack.enter_context(
             closing(load_each(loaded, open_object, kept_map, enactor.on_step))
         )
-        for item in judged:
-            try:
-                if item.error:
-                    raise item.error
-                enactor.enact(item)
-            except KeeperError as error:
-                detail = error.detail if isinstance(error, ObjectError) else ""
-                applied.failures.append(Failure(str(error), detail))
-                continue
-            change = item.change
-            for action in change.maps:
-                applied.took_place(action)
-            done = (*change.maps, *change.loads, *change.links, *change.writes)
-            applied.done += map(str, done)
-            for removal in change.removals:
-                _remove(enactor, removal, applied)
+        try:
+            enacted = _enact(trials, judged, applied)
+            with patience.letting_look():
+                fault = trials.verdict(patience.pause)
+            if fault:
+                raise UnhealthyError(fault)
+        except (SwapError, UnhealthyError) as error:
+            _roll_back(enactor, applied, error)
+            return
+        except BaseException:
+            enactor.reload.undo()
+            raise
+        enactor.reload.settle()
+        for change in enacted:
+            _settled(enactor, change, applied)
+        applied.done += trials.notes
+
+
+def _enact(trials: Trials, judged: Iterable[Loaded], applied: Applied) -> list[Change]:
+    """The changes that went well.
+
+    Raises:
+        SwapError, UnhealthyError: nothing may remain.
+    """
+    enacted = []
+    for item in judged:
+        try:
+            if item.error:
+                raise item.error
+            trials.check(item.change)
+            trials.enactor.enact(item)
+        except SwapError:
+            raise
+        except KeeperError as error:
+            detail = error.detail if isinstance(error, ObjectError) else ""
+            applied.failures.append(Failure(str(error), detail))
+            continue
+        enacted.append(item.change)
+        trials.begin(item)
+    return enacted
+
+
+def _roll_back(enactor: Enactor, applied: Applied, error: SwapError | UnhealthyError) -> None:
+    """Undoes all changes, last first."""
+    text = str(error)
+    if isinstance(error, UnhealthyError):
+        applied.unhealthy = text
+        text += "; the whole reload was rolled back: what ran before goes on running"
+    applied.failures.append(Failure(text + not_undone(enactor.reload.undo())))
+    applied.rolled_back = True
+
+
+def _settled(enactor: Enactor, change: Change, applied: Applied) -> None:
+    """A change that stays: what it replaced goes."""
+    for action in change.maps:
+        applied.took_place(action)
+    done = (*change.maps, *change.loads, *change.links, *change.writes)
+    applied.done += map(str, done)
+    for removal in change.removals:
+        _remove(enactor, removal, applied)
 
 
 def _kept_map(enactor: Enactor, stack: ExitStack, name: str) -> int:

@@ -18,12 +18,23 @@ class MapRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Withheld:
+    """A version of an object that was loaded and rolled back."""
+
+    digest: str
+    """As of `WantedObject`."""
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Memory:
     """What bpffs cannot hold, kept in the state file."""
 
     boot_id: str = ""
     """The boot in which the IDs below mean something."""
     maps: Mapping[str, MapRecord] = field(default_factory=dict)
+    withheld: Mapping[str, Withheld] = field(default_factory=dict)
+    """By object, what is not tried again before somebody asks for a reload."""
 
     def last_ids(self, boot_id: str) -> dict[str, int]:
         """The last ID of each name; none when they are from before this boot."""
@@ -92,4 +103,4 @@ def follow(
     if boot_id != memory.boot_id:  # an ID of another boot may be anybody's in this one
         for name in maps.keys() - pinned.keys():
             maps[name] = replace(maps[name], id=0, made=False)
-    return Memory(boot_id, maps), tuple(changes)
+    return replace(memory, boot_id=boot_id, maps=maps), tuple(changes)

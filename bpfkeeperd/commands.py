@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 from bpfkeeperd.errors import BusyError, KeeperError, ManifestError
 
 if TYPE_CHECKING:  # what a command needs is imported by that command, and takes its time there
+    from bpfkeeperd.actions import Plan
     from bpfkeeperd.churn import Memory
     from bpfkeeperd.state import InnerStatus, MapStatus, Outcome, Status
+    from bpfkeeperd.verify import Judged
 
 OK, FAILED, BAD_MANIFEST, CHANGES, CONFIG = 0, 1, 2, 3, 78
 """Exit codes; CONFIG (EX_CONFIG) is that of `run` for a manifest that is wrong, which tells the
@@ -45,44 +47,77 @@ def check(options: Namespace) -> int:
 
 
 def plan(options: Namespace) -> int:
-    from bpfkeeperd.actions import REPLACED, RemovePrograms
     from bpfkeeperd.keeper import look
     from bpfkeeperd.layout import Layout
     from bpfkeeperd.lock import reading
     from bpfkeeperd.manifest import read_manifest
-    from bpfkeeperd.state import counted
 
     manifest = read_manifest(options.config)
+    judged: tuple[Judged, ...] = ()
     with reading(Layout(manifest.pin_root).own):
         seen = look(manifest, _memory(options, manifest.pin_root), force=options.force)
-    actions = [
+        if options.verify:
+            from bpfkeeperd.verify import verify
+
+            judged = verify(manifest, seen)
+    if options.json:
+        print(json.dumps(_plan_rows(seen.plan, judged if options.verify else None), indent=2))
+    else:
+        _print_plan(seen.plan, judged, verbose=options.verbose)
+    if any(found.fault for found in judged):
+        return FAILED
+    if options.exit_code and _shown_actions(seen.plan):
+        return CHANGES
+    return FAILED if seen.plan.refusals else OK
+
+
+def _shown_actions(plan: "Plan") -> list[str]:
+    from bpfkeeperd.actions import REPLACED, RemovePrograms
+
+    return [
         str(action)
-        for action in seen.plan.actions
+        for action in plan.actions
         if not (isinstance(action, RemovePrograms) and action.reason == REPLACED)
     ]
-    refusals = [str(refusal) for refusal in seen.plan.refusals]
-    if options.json:
-        kept = list(seen.plan.kept_maps)
-        print(json.dumps({"actions": actions, "refusals": refusals, "kept": kept}, indent=2))
-    else:
-        for line in actions:
-            print(line)
-        for line in refusals:
-            print(f"NOT DONE: {line}")
-        if seen.plan.kept_maps:
-            kept_maps = counted(len(seen.plan.kept_maps), "map")
-            print(f"keep {kept_maps}: {', '.join(seen.plan.kept_maps)}")
-        if not actions and not refusals:
-            print("nothing to do")
-    if options.exit_code and actions:
-        return CHANGES
-    return FAILED if refusals else OK
+
+
+def _plan_rows(plan: "Plan", judged: "tuple[Judged, ...] | None") -> dict[str, object]:
+    """A plan for JSON."""
+    rows: dict[str, object] = {
+        "actions": _shown_actions(plan),
+        "trials": [str(trial) for trial in plan.trials],
+        "refusals": [str(refusal) for refusal in plan.refusals],
+        "kept": list(plan.kept_maps),
+    }
+    if judged is not None:
+        rows["verified"] = [asdict(found) for found in judged]
+    return rows
+
+
+def _print_plan(plan: "Plan", judged: "tuple[Judged, ...]", *, verbose: bool) -> None:
+    from bpfkeeperd.state import counted
+
+    actions = _shown_actions(plan)
+    for line in (*actions, *plan.trials):
+        print(line)
+    for refusal in plan.refusals:
+        print(f"NOT DONE: {refusal}")
+    if plan.kept_maps:
+        print(f"keep {counted(len(plan.kept_maps), 'map')}: {', '.join(plan.kept_maps)}")
+    if not actions and not plan.refusals:
+        print("nothing to do")
+    for found in judged:
+        print(found)
+        if verbose and found.log:
+            print(found.log)
 
 
 def apply(options: Namespace) -> int:
     from bpfkeeperd.keeper import Keeper
     from bpfkeeperd.steps import failpoint
 
+    # As Ctrl-C: what is on trial is rolled back.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     keeper = Keeper(options.config, state_directory(options), failpoint())
     try:
         outcome, changes = keeper.reload(force=options.force)
@@ -180,6 +215,19 @@ def dump(options: Namespace) -> int:
     return OK
 
 
+def wait(options: Namespace) -> int:
+    from bpfkeeperd.follow import next_id, pin_path
+
+    path = pin_path(options.map, options.config)
+    found = next_id(path, known=options.id, timeout_seconds=options.timeout)
+    if found is None:
+        text = f"map {options.map} has no other ID after {options.timeout:g} s"
+        print(f"bpfkeeperd: {text}", file=sys.stderr)
+        return FAILED
+    print(found)
+    return OK
+
+
 def unload(options: Namespace) -> int:
     from bpfkeeperd.layout import Layout
     from bpfkeeperd.lock import RootLock
@@ -249,7 +297,7 @@ def _look(options: Namespace) -> "tuple[Status, list[str]]":
     manifest = read_manifest(options.config)
     memory = _memory(options, manifest.pin_root)
     with reading(Layout(manifest.pin_root).own):
-        seen = look(manifest, memory)
+        seen = look(manifest, memory, withhold=True)
     now = snapshot(
         seen.desired,
         seen.observed,

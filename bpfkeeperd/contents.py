@@ -141,6 +141,16 @@ def encode(
     return found, faults.problems
 
 
+def encode_key(
+    place: Place, spec: MapSpec, node: Node, shape: Shape | None = None
+) -> tuple[bytes | None, tuple[Problem, ...]]:
+    """One key of a map, and what is wrong with it; as `encode` takes those of entries."""
+    faults = Faults([place.mark.file])
+    shape = shape or _shape(spec.key_layout, spec.key_size)
+    key = _Encoder(spec, type_name(spec.type), shape, plain(1), faults).key(node, place)
+    return key, faults.problems
+
+
 def _shape(layout: str | None, size: int) -> Shape:
     return (shape_of_layout(layout, size) if layout else None) or plain(size)
 

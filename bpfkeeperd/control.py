@@ -181,4 +181,5 @@ def _decode(data: Mapping[str, Any]) -> Outcome:
         notes=tuple(data["notes"]),
         kept_maps=data["kept_maps"],
         duration_seconds=data["duration_seconds"],
+        rolled_back=data["rolled_back"],
     )

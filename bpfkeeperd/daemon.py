@@ -31,6 +31,7 @@ class Daemon:
 
     def __init__(self, manifest_file: str, state_directory: str, run_directory: str) -> None:
         self._stopping = False
+        self._told_alive = 0.0
         self._reload_asked = False
         self._force = False
         self._clients: dict[int, tuple[socket.socket, float]] = {}  # that said nothing yet
@@ -45,7 +46,8 @@ class Daemon:
         self._wake_reader, self._wake_writer = socket.socketpair()
         self._wake_reader.setblocking(False)
         self._wake_writer.setblocking(False)
-        self._keeper = Keeper(manifest_file, state_directory, _alive_at_each(failpoint()))
+        on_step = _alive_at_each(failpoint())
+        self._keeper = Keeper(manifest_file, state_directory, on_step, self._pause)
         self._control_path = control_path(run_directory, manifest_file)
 
     def run(self) -> bool:
@@ -80,6 +82,18 @@ class Daemon:
         signal.signal(signal.SIGHUP, lambda *_: self._ask_reload())
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._stop())
+
+    def _pause(self, seconds: float) -> bool:
+        """Waits in the middle of a reload; False at once when the daemon is told to stop.
+
+        A signal wakes it up; requests wait for the end of the reload.
+        """
+        if time.monotonic() - self._told_alive > 1:
+            self._told_alive = time.monotonic()
+            service.notify_long_work()
+        if not self._stopping and select.select([self._wake_reader], [], [], seconds)[0]:
+            self._wake_reader.recv(4096)
+        return not self._stopping
 
     def _ask_reload(self) -> None:
         self._reload_asked = True

@@ -6,7 +6,7 @@ What a value looks like is settled here, what values mean together is settled in
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import assert_never
+from typing import TypeGuard, assert_never
 
 from bpfkeeperd.errors import Mark
 from bpfkeeperd.fieldkinds import (
@@ -247,10 +247,15 @@ def _struct(kind: Struct, pairs: Pairs, place: Place, faults: Faults) -> Record:
     for field in kind.fields:
         if field.name not in given and field.default is not None:
             fields[field.name] = Value(place.mark, field.default)
-        elif field.name not in given and isinstance(field.kind, Struct) and not field.required:
+        elif field.name not in given and _can_be_empty(field.kind):
             nested = _struct(field.kind, (), place.under(field.name, place.mark), faults)
             fields[field.name] = Value(place.mark, nested)
     return Record(fields, bool(faulty))
+
+
+def _can_be_empty(kind: Kind) -> TypeGuard[Struct]:
+    """Whether there is a struct with its defaults where nothing is written."""
+    return isinstance(kind, Struct) and not any(field.required for field in kind.fields)
 
 
 def _check_presence(kind: Struct, given: Mapping[str, Mark], place: Place, faults: Faults) -> None:

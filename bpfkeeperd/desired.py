@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import assert_never
 
 from bpfkeeperd.entries import AttachEntry, Content, Manifest, MapDefinition, MapRef, MismatchPolicy
+from bpfkeeperd.health import Health
 from bpfkeeperd.hooks import PROG_TYPE_SCHED_CLS, Hook, HookKind, hook_of_section
 from bpfkeeperd.layout import LinkKey, escape, filter_handle
 from bpfkeeperd.maptypes import PROG_ARRAY, STRUCT_OPS
@@ -134,6 +135,8 @@ class WantedObject:
     """Of programs whose section name does not say it."""
     functions: Mapping[str, str] = field(default_factory=dict)
     """What programs are loaded for (fentry, LSM and the like), where the manifest says it."""
+    health: Mapping[str, Health] = field(default_factory=dict)
+    """By program: what it has to show after it was loaded."""
     fault: str = ""
     """Why the file of now cannot be used; programs and maps are then those last loaded."""
 

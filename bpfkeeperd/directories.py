@@ -37,6 +37,14 @@ def exchange(transaction: Transaction, staged: str, path: str, aside: str) -> No
     transaction.on_undo(lambda: os.rename(aside, path))
 
 
+def take_rights(staged: str, path: str) -> None:
+    """Gives a staged pin the owner and mode of the one whose place it is to take, so that who could
+    open that can open this."""
+    found = os.stat(path, follow_symlinks=False)
+    os.chown(staged, found.st_uid, found.st_gid, follow_symlinks=False)
+    os.chmod(staged, stat.S_IMODE(found.st_mode))
+
+
 def pins_below(directory: str, depth: int) -> list[str]:
     """The pins in a directory and those under it, by their paths from there; none without it."""
     found = []

@@ -30,8 +30,13 @@ from bpfkeeperd.layout import Layout, LinkKey, escape
 from bpfkeeperd.load import Loaded
 from bpfkeeperd.observed import Observed
 from bpfkeeperd.ordering import owners, place_of_hook
+from bpfkeeperd.state import LinkInfo
 from bpfkeeperd.steps import OnStep, Step
 from bpfkeeperd.transaction import Transaction
+
+
+class SwapError(KeeperError):
+    """A program could not be swapped: nothing of the reload may remain."""
 
 
 @dataclass(slots=True)
@@ -44,33 +49,43 @@ class Enactor:
     on_step: OnStep
     after: After
     notes: list[str] = field(default_factory=list)
+    swaps: int = 0
+    """How many swaps the whole reload has."""
+    reload: Transaction = field(default_factory=Transaction)
+    """All changes that went well so far."""
     maps: MapEnactor = field(init=False)
     filters: FilterEnactor = field(init=False)
+    _swaps_tried: int = 0
+    _swapped: int = 0
+    """And not undone."""
+    _old_programs: dict[int, int] = field(default_factory=dict)
+    """By their ID: many links may run the same one."""
 
     def __post_init__(self) -> None:
         self.maps = MapEnactor(self.layout, self.observed, self.held, self.on_step, self.after)
         self.filters = FilterEnactor(self.layout, self.on_step, self.after, self.notes)
 
     def enact(self, loaded: Loaded) -> None:
-        """Does a change whose objects are loaded, or undoes what it did of it.
+        """Does a change whose objects are loaded, as a part of the reload's transaction.
 
         Raises:
-            KeeperError: it failed and was undone; the message says what could not be.
+            SwapError: a swap failed; what was done of the change is in the transaction, to be
+                undone with all the rest.
+            KeeperError: it failed otherwise and was undone; the message says what could not be.
         """
         transaction = Transaction()
+        swapped = self._swapped
         try:
             self._enact(loaded, transaction)
+        except SwapError:
+            raise
         except (KeeperError, OSError) as error:
+            self._swapped = swapped
             why = f"{_subject(loaded.change)}: {error_text(error)}"
             text = f"{why}; rolled back: what ran before goes on running"
-            undone = transaction.undo()
-            if undone:
-                text += f"; could not be undone: {'; '.join(undone)}"
-            raise KeeperError(text) from None
-        else:
-            transaction.settle()
+            raise KeeperError(text + not_undone(transaction.undo())) from None
         finally:
-            transaction.close()
+            self.reload.absorb(transaction)
 
     def _enact(self, loaded: Loaded, transaction: Transaction) -> None:
         change = loaded.change
@@ -89,7 +104,7 @@ class Enactor:
                 case Attach():
                     self._attach(transaction, link, loaded)
                 case Swap():
-                    self._swap(transaction, link, loaded)
+                    self._swap_counted(transaction, link, loaded)
         for write in change.writes:
             self.maps.write(transaction, write, loaded)
         for map_action in change.maps:
@@ -181,10 +196,27 @@ class Enactor:
     def _owners(self, peers: tuple[Attachment, ...]) -> dict[int, Attachment]:
         return owners(peers, {**self.observed.links, **self.after.links})
 
+    def _swap_counted(self, transaction: Transaction, action: Swap, loaded: Loaded) -> None:
+        """A swap, of which a failure tells how far the reload had come."""
+        self._swaps_tried += 1
+        try:
+            self._swap(transaction, action, loaded)
+        except (KeeperError, OSError) as error:
+            before = ""
+            if self._swapped:
+                were = "was" if self._swapped == 1 else "were"
+                before = f"; the {self._swapped} swapped before {were} swapped back"
+            raise SwapError(
+                f"{_subject(loaded.change)}: swap {self._swaps_tried} of {self.swaps} failed:"
+                f" {error_text(error)}{before}; nothing of this reload remains: what ran before"
+                " goes on running"
+            ) from None
+        self._swapped += 1
+
     def _swap(self, transaction: Transaction, action: Swap, loaded: Loaded) -> None:
         if action.link.type == CLSACT_LINK:
             new = self._program_fd(transaction, action, loaded)
-            old = transaction.close_later(self._old_program_fd(action))
+            old = self._old_program_fd(action)
             self.filters.swap(transaction, action, new, old)
             return
         match action.attachment.hook.rules.swap:
@@ -205,9 +237,9 @@ class Enactor:
         transaction.close_later(fd)
         if note:
             self.notes.append(note)
-        number = kernel.link_info(fd).id
-        staged = f"{self.layout.staging}/links/new{number}"
-        aside = f"{self.layout.staging}/links/old{number}"
+        info = kernel.link_info(fd)
+        staged = f"{self.layout.staging}/links/new{info.id}"
+        aside = f"{self.layout.staging}/links/old{info.id}"
         former, path = (
             self.layout.link_at(action.key),
             self._link_place(transaction, attachment.key),
@@ -226,9 +258,25 @@ class Enactor:
             transaction.on_success(lambda: remove_empty(former, self.layout.links))
         transaction.on_success(lambda: unlink(aside))
         transaction.on_success(lambda: self.held.drop_link(action.key))
+        transaction.before_waiting(lambda: self._end_overlap(action, aside, info))
         if attachment.key != action.key:
             self.after.gone_links.add(action.key)
         self.after.attached(attachment, fd)
+
+    def _end_overlap(self, action: Swap, aside: str, new: LinkInfo) -> None:
+        """Detaches the old program while the new one is on trial, and would attach it again."""
+        old = self._old_program_fd(action)
+        self.on_step(Step.DETACH, action.attachment)
+
+        def attach_again() -> None:
+            fd, _ = create_link(old, action.attachment, Around(new))
+            with kernel.holding(fd):
+                kernel.pin(fd, aside)
+                note_netns(aside, action.attachment)
+
+        unlink(aside)
+        self.held.drop_link(action.key)
+        self.reload.on_undo(attach_again)
 
     def _update(self, transaction: Transaction, action: Swap, loaded: Loaded) -> None:
         attachment = action.attachment
@@ -239,7 +287,7 @@ class Enactor:
             if opened is None:
                 raise KeeperError(f"the link of {attachment} went away: reload again")
             link = transaction.close_later(opened)
-        old = transaction.close_later(self._old_program_fd(action))
+        old = self._old_program_fd(action)
         self.on_step(Step.SWAP, attachment)
         try:
             kernel.link_update(link, new, old)
@@ -270,8 +318,11 @@ class Enactor:
         return path
 
     def _old_program_fd(self, action: Swap) -> int:
-        """The program that a link runs now: to compare with, and to swap back to."""
+        """The program that a link runs now: to compare with, and to swap back to until the reload
+        is over."""
         wanted = action.link.prog_id
+        if wanted in self._old_programs:
+            return self._old_programs[wanted]
         try:
             fd = kernel.program_by_id(wanted)
         except KernelError:  # EPERM without CAP_SYS_ADMIN: it is pinned too, if it is ours
@@ -287,6 +338,7 @@ class Enactor:
                 f"cannot open program ID {wanted}, which {action.attachment} runs now, to be able"
                 " to swap back: it takes CAP_SYS_ADMIN"
             )
+        self._old_programs[wanted] = self.reload.close_later(fd)
         return fd
 
     def _commit_programs(self, transaction: Transaction, load: LoadObject) -> None:
@@ -313,6 +365,11 @@ def _subject(change: Change) -> str:
 def make_link_directory(layout: Layout, key: LinkKey) -> None:
     make_directory(f"{layout.links}/{key[0]}")
     make_directory(f"{layout.links}/{key[0]}/{key[1]}")
+
+
+def not_undone(failed: list[str]) -> str:
+    """How a message goes on where something could not be undone."""
+    return f"; could not be undone: {'; '.join(failed)}" if failed else ""
 
 
 def error_text(error: KeeperError | OSError) -> str:

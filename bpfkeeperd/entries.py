@@ -45,6 +45,31 @@ class AttachEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class CounterEntry:
+    """A counter in a kept map; what its key means depends on the map (see resolvehealth)."""
+
+    map: str
+    key: Node
+    member: str | None = None
+    offset: int | None = None
+    """In bytes of the value, instead of a member."""
+    size: int | None = None
+    mark: Mark = field(default=NOWHERE, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class HealthEntry:
+    """How a program is judged after it was loaded or swapped in."""
+
+    seconds: int
+    moves: CounterEntry | None = None
+    runs: bool = False
+    """What must move is the program's own run count."""
+    still: CounterEntry | None = None
+    mark: Mark = field(default=NOWHERE, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
 class ProgramEntry:
     """What the manifest wants of one program; without ``attach`` it is loaded and pinned only."""
 
@@ -52,6 +77,7 @@ class ProgramEntry:
     attach: tuple[AttachEntry, ...] = ()
     type: str | None = None
     """A program type or a hook (see progtypes), where the section name says nothing."""
+    health: HealthEntry | None = None
     mark: Mark = field(default=NOWHERE, compare=False)
     attach_auto: Mark | None = field(default=None)
     """``attach: auto``, and where that stands: the section name says where, too."""

@@ -12,6 +12,7 @@ from bpfkeeperd.fieldkinds import (
     Text,
     Word,
 )
+from bpfkeeperd.fieldshealth import HEALTH
 from bpfkeeperd.targets import NF_FAMILIES, NF_HOOKS, PERF_EVENTS, XdpMode
 from bpfkeeperd.values import (
     binary,
@@ -162,6 +163,7 @@ PROGRAM = Struct(
             " have both run for a moment.",
             default=SwapChoice.DEFAULT,
         ),
+        HEALTH,
     ),
     example="{attach: [{cgroup: PATH}]}",
     elsewhere=dict.fromkeys(

@@ -1,6 +1,6 @@
 """What of a plan must succeed or fail together, and what goes when all is done. Pure."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from bpfkeeperd.actions import (
     REPLACED,
@@ -9,8 +9,10 @@ from bpfkeeperd.actions import (
     Removal,
     RemoveArray,
     RemovePrograms,
+    Swap,
 )
 from bpfkeeperd.draft import Draft
+from bpfkeeperd.health import Trial
 from bpfkeeperd.layout import LinkKey, escape
 from bpfkeeperd.observed import ObservedLink
 
@@ -32,10 +34,26 @@ def group(
             links=tuple(action for name in objects for action in draft.links.get(name, ())),
             writes=tuple(draft.writes[name] for name in maps if name in draft.writes),
             removals=tuple(own),
+            trials=tuple(trial for name in objects for trial in _trials(draft, name)),
         )
         if change.actions:
             changes.append(change)
     return tuple(changes), tuple(removal for rest in removals.values() for removal in rest)
+
+
+def _trials(draft: Draft, name: str) -> Iterator[Trial]:
+    """The programs of an object that are to be judged: those swapped in, or loaded to be run.
+
+    One whose targets are not there cannot show anything.
+    """
+    wanted = draft.desired.objects[name]
+    links = draft.links.get(name, ())
+    for program, health in wanted.health.items():
+        swapped = any(isinstance(a, Swap) and a.attachment.program == program for a in links)
+        attached = any(action.attachment.program == program for action in links)
+        wanted_somewhere = any(a.program == program for a in wanted.attachments)
+        if swapped or (name in draft.loads and (attached or not wanted_somewhere)):
+            yield Trial(name, program, health)
 
 
 def _components(draft: Draft) -> list[tuple[list[str], list[str]]]:

@@ -1,5 +1,6 @@
 """The pipeline, run: manifest and objects, observation, plan, apply, and what is remembered."""
 
+import functools
 import time
 from bisect import bisect_left
 from collections import Counter
@@ -16,7 +17,7 @@ from bpfkeeperd.errors import KeeperError, ManifestError
 from bpfkeeperd.held import Held
 from bpfkeeperd.inner import with_inner_maps
 from bpfkeeperd.layout import Layout, escape
-from bpfkeeperd.lock import RootLock, writing
+from bpfkeeperd.lock import RootLock, letting_look, writing
 from bpfkeeperd.manifest import parse_manifest, read_files
 from bpfkeeperd.observe import check_pin_root, make_pin_root, observe
 from bpfkeeperd.observed import Observed
@@ -27,6 +28,8 @@ from bpfkeeperd.sources import Specs, read_sources
 from bpfkeeperd.state import Failure, Outcome, ReloadResult, ReloadStatus, Status
 from bpfkeeperd.statefile import read_state, state_path, write_state
 from bpfkeeperd.steps import OnStep, Step
+from bpfkeeperd.trial import Patience, Pause, sleep
+from bpfkeeperd.withheld import former, withheld_versions, without
 
 DURATION_BUCKETS_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
@@ -40,14 +43,21 @@ class Look:
     plan: Plan
 
 
-def look(manifest: Manifest, memory: Memory, *, force: bool = False) -> Look:
+def look(
+    manifest: Manifest, memory: Memory, *, force: bool = False, withhold: bool = False
+) -> Look:
     """What a reload of this manifest would find and do; for those who keep nothing.
+
+    ``withhold``: what would be done without being asked to, which is not to try again what did not
+    show its health.
 
     Raises:
         ManifestError, PinRootError, KernelError: as `resolve`, `check_pin_root` and `observe`.
     """
     with read_sources(manifest, {}) as sources:
         desired = resolve(manifest, sources.found, kernel.machine())
+        if withhold:
+            desired = without(desired, memory.withheld)
     check_pin_root(manifest.pin_root)
     with Held() as held:
         last_ids = memory.last_ids(kernel.boot_id())
@@ -66,12 +76,15 @@ class Keeper:
         PinRootError, BusyError: it cannot be kept at this pin root, or somebody else does.
     """
 
-    def __init__(self, manifest_file: str, state_directory: str, on_step: OnStep) -> None:
+    def __init__(
+        self, manifest_file: str, state_directory: str, on_step: OnStep, pause: Pause = sleep
+    ) -> None:
         self.manifest_file = manifest_file
         self.status = Status()
         self.desired: Desired | None = None
         self.notes: list[str] = []
         self._on_step = on_step
+        self._pause = pause
         self._texts: list[tuple[str, bytes]] = []
         self.manifest = manifest = self._read_manifest()
         self._layout = Layout(manifest.pin_root)
@@ -82,6 +95,7 @@ class Keeper:
         self._good: dict[str, WantedObject] = {}  # as last loaded
         self._state_path = state_path(state_directory, manifest.pin_root)
         self._memory, note = read_state(self._state_path)
+        self._written = self._memory
         if note:
             self.notes.append(note)
         self._results: Counter[ReloadResult] = Counter()
@@ -122,7 +136,7 @@ class Keeper:
             desired = resolve(manifest, sources.found, kernel.machine(), self._good)
             make_pin_root(manifest.pin_root)
             self._lock.refresh()
-            with writing(self._layout.own):
+            with writing(self._layout.own) as lock:
                 observed = self._observe(desired)
                 todo = plan(desired, observed, force=force)
                 applied = apply(
@@ -132,10 +146,16 @@ class Keeper:
                     held=self._held,
                     open_object=sources.open,
                     on_step=self._on_step,
+                    patience=Patience(self._pause, functools.partial(letting_look, lock)),
                 )
         if manifest.metrics_listen != self.manifest.metrics_listen:
             applied.notes.append("metrics.listen has changed: it takes effect with a restart")
-        self.manifest, self.desired = manifest, desired
+        withheld = {}
+        if applied.unhealthy:
+            withheld = withheld_versions(todo, applied.unhealthy)
+            desired = former(self.desired, desired, withheld)
+        self.manifest, self.desired = desired.manifest, desired
+        self._memory = replace(self._memory, withheld=withheld)
         self._reuses.update(todo.kept_maps)
         left = replace(todo, restores=(), changes=(), removals=())
         changes: tuple[IdChange, ...] = ()
@@ -154,6 +174,7 @@ class Keeper:
             refusals=refusals,
             notes=tuple(applied.notes),
             kept_maps=len(todo.kept_maps),
+            rolled_back=applied.rolled_back,
         )
         return outcome, changes
 
@@ -204,9 +225,9 @@ class Keeper:
             renewed=applied.renewed_maps,
             renamed=applied.renamed_maps,
         )
-        if memory != self._memory:
+        if memory != self._written:
             self._on_step(Step.WRITE_STATE, self._state_path)
-            self._memory = memory
+            self._memory = self._written = memory
             try:
                 write_state(self._state_path, memory)
             except KeeperError as error:  # the maps are kept all the same

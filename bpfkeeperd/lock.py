@@ -3,7 +3,7 @@
 import fcntl
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
@@ -79,7 +79,7 @@ def is_held(root: str) -> bool:
 
 
 @contextmanager
-def reading(directory: str) -> Iterator[None]:
+def reading(directory: str) -> Iterator[int | None]:
     """Waits until no reload is under way, and keeps one from starting; nothing is written.
 
     A directory that is not there, or not for this user, cannot be in use: there is nothing to wait
@@ -89,20 +89,37 @@ def reading(directory: str) -> Iterator[None]:
 
 
 @contextmanager
-def writing(directory: str) -> Iterator[None]:
-    """Keeps readers out while a reload is under way; a reader that hangs is not waited for."""
+def writing(directory: str) -> Iterator[int | None]:
+    """Keeps readers out while a reload is under way; a reader that hangs is not waited for.
+
+    What it gives is for `letting_look`.
+    """
     yield from _locked(directory, fcntl.LOCK_EX, patience_seconds=1)
 
 
-def _locked(directory: str, operation: int, patience_seconds: float) -> Iterator[None]:
+@contextmanager
+def letting_look(lock: int | None) -> Iterator[None]:
+    """Lets readers in while a reload does nothing but wait."""
+    if lock is not None:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            _flock(lock, fcntl.LOCK_EX, patience_seconds=1)
+
+
+def _locked(
+    directory: str, operation: int, patience_seconds: float
+) -> Generator[int | None, None, None]:
     try:
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
-        yield
+        yield None
         return
     try:
         _flock(fd, operation, patience_seconds)
-        yield
+        yield fd
     finally:
         os.close(fd)
 

@@ -19,6 +19,7 @@ from bpfkeeperd.entries import (
 from bpfkeeperd.errors import KeeperError, Mark
 from bpfkeeperd.fieldkinds import Struct
 from bpfkeeperd.files import read_file
+from bpfkeeperd.healthentry import health_entry
 from bpfkeeperd.nodes import Faults, MappingNode, Node, Place, ScalarNode
 from bpfkeeperd.ownmaps import map_entries
 from bpfkeeperd.targets import CgroupTarget, InterfaceTarget, Target
@@ -233,10 +234,12 @@ def _program(object_name: str, name: str, member: Member, faults: Faults) -> Pro
                 mark=item.mark,
             )
         )
+    place = f"objects.{short(object_name)}.programs.{short(name)}.health"
     return ProgramEntry(
         name,
         tuple(entries),
         record.text("type"),
+        health_entry(record, place, faults),
         member.mark,
         attach_auto=record.fields["attach"].mark if record.text("attach") == "auto" else None,
         swap=SwapChoice(record.text("swap") or SwapChoice.DEFAULT),

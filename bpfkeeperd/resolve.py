@@ -12,6 +12,7 @@ from bpfkeeperd.layout import array_name, name_fault
 from bpfkeeperd.maprules import fault_text, violations
 from bpfkeeperd.progtypes import PROGRAM_KINDS, ProgramKind
 from bpfkeeperd.resolveattach import load_function, program_attachments
+from bpfkeeperd.resolvehealth import with_health
 from bpfkeeperd.resolvemaps import wanted_maps
 from bpfkeeperd.resolveorder import order_problems
 from bpfkeeperd.state import ObjectSpec
@@ -51,6 +52,8 @@ def resolve(
             faults[name] = source
     maps = wanted_maps(manifest, objects, faults, machine, problems)
     problems += order_problems(manifest, objects)
+    all_known = not faults and not any(wanted.fault for wanted in objects.values())
+    objects = with_health(manifest, objects, maps, problems, known=all_known)
     if problems:
         problems.sort(key=lambda problem: (problem.mark.file, problem.mark.line))
         raise ManifestError(tuple(problems))

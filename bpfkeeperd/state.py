@@ -241,6 +241,8 @@ class Outcome:
     notes: tuple[str, ...] = ()
     kept_maps: int = 0
     duration_seconds: float = 0.0
+    rolled_back: bool = False
+    """All changes of the reload were undone."""
 
     @property
     def summary(self) -> str:
@@ -255,6 +257,8 @@ class Outcome:
         if wrong:
             parts.append(counted(wrong, "problem"))
         how = "applied" if self.result is ReloadResult.OK else "applied in part"
+        if self.rolled_back:
+            how = "rolled back"
         return f"{how} in {self.duration_seconds * 1000:.0f} ms: {', '.join(parts)}"
 
 

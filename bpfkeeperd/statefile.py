@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Mapping
 
-from bpfkeeperd.churn import MapRecord, Memory
+from bpfkeeperd.churn import MapRecord, Memory, Withheld
 from bpfkeeperd.errors import KeeperError
 from bpfkeeperd.layout import escape
 from bpfkeeperd.state import MapIdChange
@@ -67,6 +67,10 @@ def _encode(memory: Memory) -> Mapping[str, object]:
             name: {"id": record.id, "made": record.made, "changes": dict(record.changes)}
             for name, record in memory.maps.items()
         },
+        "withheld": {
+            name: {"digest": version.digest, "reason": version.reason}
+            for name, version in memory.withheld.items()
+        },
     }
 
 
@@ -80,4 +84,11 @@ def _decode(data: Mapping[str, object]) -> Memory:
     for name, record in records.items():
         changes = {MapIdChange(reason): int(count) for reason, count in record["changes"].items()}
         maps[str(name)] = MapRecord(int(record["id"]), bool(record["made"]), changes)
-    return Memory(str(data["boot_id"]), maps)
+    versions = data.get("withheld", {})
+    if not isinstance(versions, dict):
+        raise ValueError("withheld is no object")
+    withheld = {
+        str(name): Withheld(str(version["digest"]), str(version["reason"]))
+        for name, version in versions.items()
+    }
+    return Memory(str(data["boot_id"]), maps, withheld)

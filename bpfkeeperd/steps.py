@@ -30,6 +30,8 @@ class Step(StrEnum):
     COMMIT_MAP = "commit_map"
     COMMIT_PROGRAMS = "commit_programs"
     COMMIT_LINK = "commit_link"
+    COUNT_RUNS = "count_runs"
+    TRIAL = "trial"
     DETACH = "detach"
     REMOVE_PROGRAMS = "remove_programs"
     REMOVE_ARRAY = "remove_array"

@@ -1,4 +1,4 @@
-"""Remembers how to undo what was done."""
+"""Remembers how to undo what was done: of one change, and of a whole reload."""
 
 import os
 from collections.abc import Callable
@@ -7,13 +7,14 @@ from bpfkeeperd.errors import KeeperError
 
 
 class Transaction:
-    """One change to the kernel and bpffs, until it is settled or undone."""
+    """What was done to the kernel and bpffs, until it is settled or undone."""
 
-    __slots__ = ("_descriptors", "_settle", "_undo")
+    __slots__ = ("_descriptors", "_settle", "_undo", "_wait")
 
     def __init__(self) -> None:
         self._undo: list[Callable[[], None]] = []
         self._settle: list[Callable[[], None]] = []
+        self._wait: list[Callable[[], None]] = []
         self._descriptors: list[int] = []
 
     def on_undo(self, undo: Callable[[], None]) -> None:
@@ -23,21 +24,48 @@ class Transaction:
         """For what must wait until nothing can fail any more, and cannot fail itself."""
         self._settle.append(settle)
 
+    def before_waiting(self, step: Callable[[], None]) -> None:
+        """For what must not last until programs have shown their health: done when all changes are
+        made, and it registers its own way back. Without a trial `on_success` comes at once."""
+        self._wait.append(step)
+
+    def wait(self) -> None:
+        """All changes are made, and a verdict on them is to be waited for."""
+        while self._wait:
+            self._wait.pop(0)()
+
     def close_later(self, fd: int) -> int:
         """Closes a descriptor when the transaction is over, undone or not."""
         self._descriptors.append(fd)
         return fd
 
+    def absorb(self, later: "Transaction") -> None:
+        """Takes over what was done after it: both are settled, or undone, together."""
+        for mine, theirs in (
+            (self._undo, later._undo),
+            (self._settle, later._settle),
+            (self._wait, later._wait),
+        ):
+            mine += theirs
+            theirs.clear()
+        self._descriptors += later._descriptors
+        later._descriptors.clear()
+
     def settle(self) -> None:
+        """Does what had to wait; from now on there is nothing to undo."""
+        self._undo.clear()
         for step in self._settle:
             step()
+        self._settle.clear()
 
     def undo(self) -> list[str]:
         """Undoes everything, last first; returns what could not be undone."""
         failed = []
-        for step in reversed(self._undo):
+        self._settle.clear()
+        self._wait.clear()
+        while self._undo:
             try:
-                step()
+                self._undo.pop()()
             except KeeperError as error:
                 failed.append(str(error))
             except OSError as error:

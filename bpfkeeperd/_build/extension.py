@@ -5,7 +5,7 @@ from pathlib import Path
 from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
-PARTS = ("links", "libbpf", "dump", "slots", "net")
+PARTS = ("links", "libbpf", "dump", "slots", "stats", "net")
 """C files with their headers; each can use what the headers have, a later one all of an earlier."""
 HEADER = "".join((HERE / f"{part}.h").read_text() for part in PARTS)
 SOURCE = "".join((HERE / f"{part}.c").read_text() for part in PARTS)
@@ -58,6 +58,9 @@ struct btf *btf__load_from_kernel_by_id(uint32_t id);
 const void *btf__raw_data(const struct btf *btf, uint32_t *size);
 void btf__free(struct btf *btf);
 
+int inotify_init1(int flags);
+int inotify_add_watch(int fd, const char *path, uint32_t mask);
+
 void free(void *);
 int malloc_trim(size_t);
 """
@@ -71,6 +74,7 @@ PREAMBLE = """
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <sys/inotify.h>
 #include <bpf/bpf.h>
 #include <bpf/btf.h>
 #include <bpf/libbpf.h>

@@ -18,6 +18,7 @@ from bpfkeeperd.kernel.bpf import (
     map_contains,
     map_create,
     map_delete,
+    map_has_owner,
     map_info,
     map_keys,
     map_lookup,
@@ -44,6 +45,7 @@ from bpfkeeperd.kernel.net import (
     shared_hook,
 )
 from bpfkeeperd.kernel.objects import OpenObject, load_objects, open_object
+from bpfkeeperd.kernel.pathwatch import PathWatch
 from bpfkeeperd.kernel.places import (
     boot_id,
     cgroup2_mount,
@@ -63,12 +65,14 @@ from bpfkeeperd.kernel.places import (
 )
 from bpfkeeperd.kernel.scan import Pin, PinKind, scan
 from bpfkeeperd.kernel.slots import map_slots
+from bpfkeeperd.kernel.stats import counting_runs, program_stats
 
 __all__ = [
     "TRACE_ITER",
     "Filter",
     "MapReader",
     "OpenObject",
+    "PathWatch",
     "Pin",
     "PinKind",
     "Printer",
@@ -78,6 +82,7 @@ __all__ = [
     "btf_layouts",
     "btf_load",
     "cgroup2_mount",
+    "counting_runs",
     "cpu_numbers",
     "filter_program",
     "has_tcx",
@@ -99,6 +104,7 @@ __all__ = [
     "map_create",
     "map_delete",
     "map_for_reading",
+    "map_has_owner",
     "map_info",
     "map_keys",
     "map_lookup",
@@ -117,6 +123,7 @@ __all__ = [
     "possible_cpus",
     "program_by_id",
     "program_info",
+    "program_stats",
     "put_filter",
     "raw_tracepoint_open",
     "release_memory",

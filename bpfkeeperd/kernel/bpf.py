@@ -131,6 +131,12 @@ def taken(text: Any) -> str | None:
         lib.free(text)
 
 
+def map_has_owner(fd: int) -> bool:
+    """Whether it is settled which kind of programs a map of programs takes."""
+    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
+        return any(line.startswith("owner_prog_type:") for line in file)
+
+
 def program_info(fd: int) -> ProgramInfo:
     info = ffi.new("struct keeper_prog_info *")
     _checked(lib.keeper_prog_info(fd, info), "read a program's info")

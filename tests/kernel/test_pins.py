@@ -164,3 +164,27 @@ def test_entries_of_a_per_cpu_map_are_the_same_on_every_cpu(world: World) -> Non
     with kernel.holding(found[0]) as fd:
         value = kernel.map_lookup(fd, (1).to_bytes(4, sys.byteorder), 16 * cpus)
     assert value == (7).to_bytes(12, sys.byteorder).ljust(16, b"\0") * cpus
+
+
+@pytest.mark.parametrize("renewed", [False, True], ids=["recreated", "renewed"])
+def test_who_could_open_the_former_map_can_open_the_new_one(world: World, renewed: bool) -> None:
+    """Owner and mode of the pin are those that somebody gave to the former one."""
+    extra = "maps: {counts: {on_mismatch: recreate}}"
+    world.put("one", "globals" if renewed else "counter")
+    if renewed:
+        world.write("objects: {one: {file: one.bpf.o, pin_maps: {.bss: counts}}}\n")
+    else:
+        world.write_counter("one", extra=extra)
+    world.apply()
+    path = world.pins / "counts"
+    before = world.map_id()
+    os.chown(path, 1234, 2345)
+    os.chmod(path, 0o640)
+    if renewed:
+        world.put("one", "globals", MORE=1)
+    else:
+        world.put("one", "counter", ENTRIES=32)
+    assert world.apply().result is ReloadResult.OK
+    assert world.map_id() != before
+    found = path.stat()
+    assert (found.st_mode & 0o7777, found.st_uid, found.st_gid) == (0o640, 1234, 2345)

@@ -133,6 +133,16 @@ def detach_link(world: World) -> None:
     subprocess.run(["bpftool", "link", "detach", "id", str(link_id)], check=True)
 
 
+def judge(world: World) -> None:
+    """One of the programs has to show that it runs, which the traffic of the test lets it do."""
+    text = world.manifest_file.read_text()
+    three = "three.bpf.o, pin_maps: [others], programs: {count: {"
+    assert three in text
+    world.manifest_file.write_text(
+        text.replace(three, f"{three}health: {{seconds: 20, moves: runs}}, ")
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Case:
     """A way to reach a step."""
@@ -183,6 +193,8 @@ CASES = (
     Case(Step.COMMIT_MAP, time=3),
     Case(Step.CARRY_DATA),
     Case(Step.COMMIT_PROGRAMS, remove_program_pin),
+    Case(Step.COUNT_RUNS, judge),
+    Case(Step.TRIAL, judge),
     Case(Step.DETACH),
     Case(Step.REMOVE_PROGRAMS),
     Case(Step.REMOVE_PROGRAMS, time=2),

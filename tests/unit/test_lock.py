@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bpfkeeperd.errors import BusyError, PinRootError
-from bpfkeeperd.lock import RootLock, reading, writing
+from bpfkeeperd.lock import RootLock, letting_look, reading, writing
 
 
 def is_free(directory: Path) -> bool:
@@ -137,3 +137,23 @@ def test_what_fails_inside_gives_the_lock_back(tmp_path: Path) -> None:
         with pytest.raises(RuntimeError), lock_it(str(tmp_path)):
             raise RuntimeError
         assert is_free(tmp_path)
+
+
+def test_readers_are_let_in_while_a_reload_waits(tmp_path: Path) -> None:
+    def can_read() -> bool:
+        fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        finally:
+            os.close(fd)
+        return True
+
+    with writing(str(tmp_path)) as lock:
+        assert not can_read()
+        with letting_look(lock):
+            assert can_read()
+        assert not can_read()
+    with letting_look(None):
+        pass

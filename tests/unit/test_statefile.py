@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bpfkeeperd.churn import MapRecord, Memory
+from bpfkeeperd.churn import MapRecord, Memory, Withheld
 from bpfkeeperd.errors import KeeperError
 from bpfkeeperd.state import MapIdChange
 from bpfkeeperd.statefile import read_state, state_path, write_state
@@ -20,6 +20,7 @@ MEMORY = Memory(
         "flows": MapRecord(7, made=True, changes={MapIdChange.LOST: 2, MapIdChange.REBOOT: 1}),
         "settings": MapRecord(9),
     },
+    {"one": Withheld("5f3a", "its run count did not move")},
 )
 
 RECORDS = st.builds(
@@ -28,7 +29,12 @@ RECORDS = st.builds(
     st.booleans(),
     st.dictionaries(st.sampled_from(MapIdChange), st.integers(0, 1 << 40)),
 )
-MEMORIES = st.builds(Memory, st.text(), st.dictionaries(st.text(), RECORDS, max_size=4))
+MEMORIES = st.builds(
+    Memory,
+    st.text(),
+    st.dictionaries(st.text(), RECORDS, max_size=4),
+    st.dictionaries(st.text(), st.builds(Withheld, st.text(), st.text()), max_size=2),
+)
 
 
 def test_state_path() -> None:
@@ -83,6 +89,9 @@ def damaged_files() -> list[str]:
         json.dumps(whole | {"maps": {"flows": record["flows"] | {"changes": [1]}}}),
         json.dumps(whole | {"maps": {"flows": record["flows"] | {"changes": {"lost": None}}}}),
         json.dumps(whole).replace("7", "1e999"),
+        json.dumps(whole | {"withheld": []}),
+        json.dumps(whole | {"withheld": {"one": None}}),
+        json.dumps(whole | {"withheld": {"one": {"digest": "a"}}}),
     ]
 
 
