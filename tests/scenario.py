@@ -139,11 +139,15 @@ class World:
                 path = os.path.join(directory, name)
                 status = os.lstat(path)
                 seen[path] = (status.st_mode, status.st_uid)
-                own = directory.startswith((self.layout.objects, self.layout.links))
+                own = directory.startswith(
+                    (self.layout.objects, self.layout.links, self.layout.attached)
+                )
                 if not own and not name.endswith("debug"):
                     seen[f"map {path}"] = (map_id(Path(path)), contents(Path(path)))
         for pin in kernel.scan(self.layout.links, 3, kernel.PinKind.LINK):
             seen["links/" + "/".join(pin.path)] = pin
+        for pin in kernel.scan(self.layout.attached, 3, kernel.PinKind.PROGRAM):
+            seen["attached/" + "/".join(pin.path)] = pin
         for pin in kernel.scan(self.layout.objects, 3, kernel.PinKind.PROGRAM):
             seen["objects/" + "/".join(pin.path)] = pin
         return seen

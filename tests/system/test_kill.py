@@ -205,7 +205,8 @@ CASES = (
 
 
 def test_there_is_a_case_for_every_step() -> None:
-    assert {case.step for case in CASES} == set(Step)
+    elsewhere = {Step.RECORD}  # see test_kill_net
+    assert {case.step for case in CASES} == set(Step) - elsewhere
 
 
 def running_maps(world: World, name: str) -> dict[int, int]:
