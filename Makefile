@@ -6,19 +6,24 @@ PYTHON ?= /usr/bin/python3
 PACKAGES := clang llvm libbpf-dev libelf-dev zlib1g-dev libsystemd-dev pkg-config gcc libc6-dev \
 	python3-venv python3-dev iproute2 procps
 
+# What only `make test-kernels` needs. virtiofsd is part of qemu-system-common on some releases.
+GUEST_PACKAGES := qemu-system-x86 qemu-system-common busybox-static cpio
+KERNELS ?=
+TESTS ?=
+
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # Root leaves no byte code behind in the checkout of somebody else.
 AS_ROOT := $(if $(SUDO),sudo -E env PYTHONDONTWRITEBYTECODE=1)
 PIP_INSTALL := .venv/bin/pip install --quiet --use-pep517
 BUILD := pyproject.toml bpfkeeperd/__init__.py $(wildcard bpfkeeperd/_build/*.py bpfkeeperd/_build/*.[ch])
 BUILT := .venv build dist *.egg-info bpfkeeperd/bpf/*.bpf.o bpfkeeperd/_libbpf*.so bpfkeeperd/_libbpf.[co] \
-	.hypothesis .fuzz-*.hex .mypy_cache .pytest_cache .ruff_cache
+	.hypothesis .fuzz-*.hex .mypy_cache .pytest_cache .ruff_cache .guests
 
 # What `make fuzz` runs, and how long.
 FUZZ_TARGETS := btf elf
 FUZZ_SECONDS ?= 600
 
-.PHONY: help setup run demo-clean test lint fuzz bench clean packages objects
+.PHONY: help setup run demo-clean test test-kernels guest-packages lint fuzz bench clean packages objects
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -34,6 +39,9 @@ demo-clean: ## take down what the demo left attached and pinned
 
 test: lint ## every check and test; kernel tests need root
 	$(AS_ROOT) .venv/bin/python -m pytest -p no:cacheprovider
+
+test-kernels: setup guest-packages ## tests of hooks on other kernels, in qemu: KERNELS="6.1 6.12" TESTS=FILES
+	@$(AS_ROOT) .venv/bin/python -m tests.guests $(if $(KERNELS),--kernels "$(KERNELS)") $(TESTS)
 
 lint: setup ## formatting, lint and types
 	.venv/bin/ruff check --quiet
@@ -58,23 +66,29 @@ clean: ## remove all that was built, and the environment
 	@find bpfkeeperd tests -name __pycache__ -prune -exec rm -rf {} +
 
 # Asks dpkg first: on a machine that has everything this is quick and needs no root. bpftool, which
-# only tests use, is no package of its own on some releases: it is installed where there is one.
-packages:
+# only tests use, and virtiofsd are no packages of their own on some releases: such a program is
+# installed where there is a package of its name.
+packages: WANTED := $(PACKAGES)
+packages: OPTIONAL := bpftool
+guest-packages: WANTED := $(GUEST_PACKAGES)
+guest-packages: OPTIONAL := virtiofsd
+packages guest-packages:
 	@command -v dpkg-query >/dev/null || { \
-		echo "not Debian or Ubuntu: install the equivalents of: $(PACKAGES)"; exit 0; }; \
-	installed=$$(dpkg-query -W -f='$${Package} $${db:Status-Status}\n' $(PACKAGES) 2>/dev/null | \
+		echo "not Debian or Ubuntu: install the equivalents of: $(WANTED)"; exit 0; }; \
+	installed=$$(dpkg-query -W -f='$${Package} $${db:Status-Status}\n' $(WANTED) 2>/dev/null | \
 		sed -n 's/ installed$$//p'); \
 	missing=; \
-	for package in $(PACKAGES); do \
+	for package in $(WANTED); do \
 		echo "$$installed" | grep -qx -e "$$package" || missing="$$missing $$package"; \
 	done; \
 	if [ "$$missing" ]; then \
 		echo "installing$$missing"; \
 		$(SUDO) apt-get update -qq || echo "cannot update the package lists: using those at hand"; \
 	fi; \
-	if ! PATH="$$PATH:/usr/sbin:/sbin" command -v bpftool >/dev/null && \
-		apt-cache policy bpftool | grep -q 'Candidate: [0-9]'; then \
-		missing="$$missing bpftool"; \
+	if ! PATH="$$PATH:/usr/sbin:/sbin:/usr/libexec:/usr/lib/qemu" \
+		command -v $(OPTIONAL) >/dev/null && \
+		apt-cache policy $(OPTIONAL) | grep -q 'Candidate: [0-9]'; then \
+		missing="$$missing $(OPTIONAL)"; \
 	fi; \
 	[ -z "$$missing" ] || $(SUDO) env DEBIAN_FRONTEND=noninteractive \
 		apt-get install -qq -y --no-install-recommends \

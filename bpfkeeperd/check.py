@@ -1,4 +1,5 @@
-"""`check`: whether a manifest and its objects are right, without asking the kernel."""
+"""`check`: whether a manifest and its objects are right, and the kernel has the hooks they need, as
+far as it can be asked with the privileges at hand. Nothing is loaded to stay."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from bpfkeeperd.errors import KeeperError
 from bpfkeeperd.manifest import read_manifest
 from bpfkeeperd.maptypes import type_name
 from bpfkeeperd.resolve import resolve
-from bpfkeeperd.sources import Sources, read_sources
+from bpfkeeperd.sources import Sources, lacking_hooks, read_sources
 from bpfkeeperd.state import MapSpec, ObjectSpec, counted
 
 
@@ -67,7 +68,9 @@ def check_manifest(path: str) -> CheckReport:
 
 
 def _report(manifest: Manifest, sources: Sources) -> CheckReport:
-    desired = resolve(manifest, sources.found, kernel.machine())
+    desired = resolve(
+        manifest, sources.found, kernel.machine(), lacking=lacking_hooks(manifest, sources)
+    )
     faults = dict(desired.faults)
     objects = {}
     for name, source in sources.found.items():

@@ -24,7 +24,7 @@ from bpfkeeperd.observed import Observed
 from bpfkeeperd.plan import plan
 from bpfkeeperd.resolve import resolve
 from bpfkeeperd.snapshot import status
-from bpfkeeperd.sources import Specs, read_sources
+from bpfkeeperd.sources import Specs, lacking_hooks, read_sources
 from bpfkeeperd.state import Failure, Outcome, ReloadResult, ReloadStatus, Status
 from bpfkeeperd.statefile import read_state, state_path, write_state
 from bpfkeeperd.steps import OnStep, Step
@@ -55,7 +55,9 @@ def look(
         ManifestError, PinRootError, KernelError: as `resolve`, `check_pin_root` and `observe`.
     """
     with read_sources(manifest, {}) as sources:
-        desired = resolve(manifest, sources.found, kernel.machine())
+        desired = resolve(
+            manifest, sources.found, kernel.machine(), lacking=lacking_hooks(manifest, sources)
+        )
         if withhold:
             desired = without(desired, memory.withheld)
     check_pin_root(manifest.pin_root)
@@ -133,7 +135,8 @@ class Keeper:
                 f" keeper runs: restart it, or go back to {self.manifest.pin_root}"
             )
         with read_sources(manifest, self._specs) as sources:
-            desired = resolve(manifest, sources.found, kernel.machine(), self._good)
+            lacking = lacking_hooks(manifest, sources)
+            desired = resolve(manifest, sources.found, kernel.machine(), self._good, lacking)
             make_pin_root(manifest.pin_root)
             self._lock.refresh()
             with writing(self._layout.own) as lock:

@@ -8,10 +8,11 @@ from bpfkeeperd.compare import Machine
 from bpfkeeperd.desired import Attachment, Desired, ObjectSource, WantedObject
 from bpfkeeperd.entries import Manifest, ObjectEntry
 from bpfkeeperd.errors import ManifestError, Problem
+from bpfkeeperd.hooks import Hook
 from bpfkeeperd.layout import array_name, name_fault
 from bpfkeeperd.maprules import fault_text, violations
 from bpfkeeperd.progtypes import PROGRAM_KINDS, ProgramKind
-from bpfkeeperd.resolveattach import load_function, program_attachments
+from bpfkeeperd.resolveattach import attached_hooks, load_function, program_attachments
 from bpfkeeperd.resolvehealth import with_health
 from bpfkeeperd.resolvemaps import wanted_maps
 from bpfkeeperd.resolveorder import order_problems
@@ -24,12 +25,13 @@ def resolve(
     sources: Mapping[str, ObjectSource | str],
     machine: Machine,
     good: Mapping[str, WantedObject] | None = None,
+    lacking: Mapping[Hook, str] | None = None,
 ) -> Desired:
     """Puts manifest and object files together.
 
     ``sources`` holds, for each object, its file or why that cannot be used; ``good`` the objects as
     they were last loaded. An object with a fault is wanted as it was then, so that what runs of it
-    is not taken for left-over.
+    is not taken for left-over. ``lacking`` are hooks that the kernel cannot attach, and why.
 
     Raises:
         ManifestError: references to programs or maps the objects do not have, targets that do not
@@ -41,7 +43,7 @@ def resolve(
     for name, entry in manifest.objects.items():
         source = sources[name]
         if isinstance(source, ObjectSource) and (
-            fault := _object_fault(entry, source.spec, machine)
+            fault := _object_fault(entry, source.spec, machine, lacking or {})
         ):
             source = f"{entry.file}: {fault}"
         if isinstance(source, ObjectSource):
@@ -104,8 +106,10 @@ def _wanted_object(
     )
 
 
-def _object_fault(entry: ObjectEntry, spec: ObjectSpec, machine: Machine) -> str:
-    """Why an object cannot be loaded, or not with its maps kept; empty when it is fine.
+def _object_fault(
+    entry: ObjectEntry, spec: ObjectSpec, machine: Machine, lacking: Mapping[Hook, str]
+) -> str:
+    """Why an object cannot be loaded or attached, or not with its maps kept; empty when it is fine.
 
     It is no mistake of the manifest: the other objects go ahead.
     """
@@ -130,6 +134,11 @@ def _object_fault(entry: ObjectEntry, spec: ObjectSpec, machine: Machine) -> str
                 f" of program it is: write programs: {{{program.name}: {{type: socket_filter}}}},"
                 " or whatever it is"
             )
+    faults += [
+        f"program {name}: this kernel cannot attach {hook.name}: {lacking[hook]}"
+        for name, hook in attached_hooks(entry, spec).items()
+        if hook in lacking
+    ]
     return "; ".join(faults)
 
 

@@ -5,10 +5,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from bpfkeeperd.desired import Attachment, attachment, hook_target
-from bpfkeeperd.entries import AttachEntry, ProgramEntry, SwapChoice
+from bpfkeeperd.entries import AttachEntry, ObjectEntry, ProgramEntry, SwapChoice
 from bpfkeeperd.errors import Problem
 from bpfkeeperd.hooks import Hook, HookKind, SwapWay, hook_of_section
-from bpfkeeperd.state import ProgramSpec
+from bpfkeeperd.state import ObjectSpec, ProgramSpec
 from bpfkeeperd.targets import (
     BinaryTarget,
     FunctionTarget,
@@ -58,6 +58,18 @@ def program_attachments(
         message = f"program {program.name} cannot be attached to {len(found)} functions"
         remedy = f"a program of {origin} is loaded for one: use a program for each, or kprobe.multi"
         problems.append(Problem(entry.mark, message, remedy))
+    return found
+
+
+def attached_hooks(entry: ObjectEntry, spec: ObjectSpec) -> dict[str, Hook]:
+    """The hooks of the programs of an object that are to be attached anywhere."""
+    found = {}
+    for program in spec.programs:
+        known = entry.programs.get(program.name)
+        if known and (known.attach or known.attach_auto):
+            hook = hook_of_section(known.type) if known.type else program.hook
+            if hook:
+                found[program.name] = hook
     return found
 
 

@@ -2,11 +2,12 @@
 
 import os
 import platform
+import signal
 import subprocess
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -149,7 +150,7 @@ def child_cgroup() -> Iterator[Path]:
         yield path
     finally:
         for directory, _, _ in os.walk(path, topdown=False):
-            (Path(directory) / "cgroup.kill").write_text("1")
+            end_all_in(Path(directory))
             deadline = time.monotonic() + 5
             while True:
                 try:
@@ -159,6 +160,17 @@ def child_cgroup() -> Iterator[Path]:
                     if time.monotonic() > deadline:
                         raise
                     time.sleep(0.01)
+
+
+def end_all_in(cgroup: Path) -> None:
+    """Kills what is in a cgroup; one by one before Linux 5.14."""
+    kill = cgroup / "cgroup.kill"
+    if kill.exists():
+        kill.write_text("1")
+        return
+    for process in (cgroup / "cgroup.procs").read_text().split():
+        with suppress(ProcessLookupError):
+            os.kill(int(process), signal.SIGKILL)
 
 
 @pytest.fixture

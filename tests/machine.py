@@ -10,7 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from bpfkeeperd import kernel
+from bpfkeeperd.hooks import Hook, hook_of_section
 from bpfkeeperd.maptypes import PROG_ARRAY
 
 _SYS_BPF = {"x86_64": 321, "aarch64": 280}.get(platform.machine(), 321)
@@ -58,6 +61,28 @@ def verified_instructions(program_fd: int) -> int:
     info = ctypes.create_string_buffer(256)
     _bpf(15, struct.pack("=IIQ", program_fd, 220, ctypes.addressof(info)))
     return int(struct.unpack_from("=I", info.raw, 216)[0])
+
+
+def prog_attach(program_fd: int, target_fd: int, attach_type: int) -> int:
+    """BPF_PROG_ATTACH: 0, or the errno."""
+    attributes = struct.pack("=IIII", target_fd, program_fd, attach_type, 0)
+    return ctypes.get_errno() if _bpf(8, attributes)[0] < 0 else 0
+
+
+def skip_without(hook: Hook) -> None:
+    """Skips a test that needs a hook this kernel lacks, with the reason that the probe gives.
+
+    `tests/kernel/test_probes.py` holds the probes against really attaching.
+    """
+    if reason := kernel.lacks(hook):
+        pytest.skip(f"this kernel cannot attach {hook.name}: {reason}")
+
+
+def skip_without_section(section: str) -> None:
+    """As `skip_without`, by a program's section name."""
+    hook = hook_of_section(section)
+    assert hook, f"no hook is called {section}"
+    skip_without(hook)
 
 
 def fill_map(fd: int, keys: bytes, values: bytes, count: int) -> None:

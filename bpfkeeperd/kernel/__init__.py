@@ -63,12 +63,14 @@ from bpfkeeperd.kernel.places import (
     possible_cpus,
     stack_depth,
 )
+from bpfkeeperd.kernel.probes import Answer, can_attach, lacks
 from bpfkeeperd.kernel.scan import Pin, PinKind, scan
 from bpfkeeperd.kernel.slots import map_slots
 from bpfkeeperd.kernel.stats import counting_runs, program_stats
 
 __all__ = [
     "TRACE_ITER",
+    "Answer",
     "Filter",
     "MapReader",
     "OpenObject",
@@ -81,6 +83,7 @@ __all__ = [
     "btf_data",
     "btf_layouts",
     "btf_load",
+    "can_attach",
     "cgroup2_mount",
     "counting_runs",
     "cpu_numbers",
@@ -93,6 +96,7 @@ __all__ = [
     "is_bpffs",
     "iter_create",
     "kernel_cpus",
+    "lacks",
     "link_create",
     "link_info",
     "link_update",

@@ -5,7 +5,7 @@ import pytest
 from bpfkeeperd.hooks import HOOKS, Hook, HookKind
 from bpfkeeperd.state import ReloadResult
 from tests.kernel.test_reload import plan_now
-from tests.machine import Netns
+from tests.machine import Netns, skip_without, skip_without_section
 from tests.scenario import World
 
 CGROUP_HOOKS = [
@@ -20,6 +20,7 @@ def write(world: World, target: str) -> None:
 
 @pytest.mark.parametrize("hook", CGROUP_HOOKS, ids=lambda hook: str(hook.name))
 def test_cgroup_hook(world: World, hook: Hook) -> None:
+    skip_without(hook)
     world.put("one", "verdict", HOOK=f'"{hook.name}"')
     write(world, "{cgroup: CGROUP}")
     with world.keeper() as keeper:
@@ -46,6 +47,7 @@ def test_other_spellings_of_a_cgroup_hook(world: World, section: str) -> None:
 
 @pytest.mark.parametrize("section", ["xdp", "xdp.frags", "xdp/old_spelling", "tc/ingress"])
 def test_other_spellings_of_an_interface_hook(world: World, netns: Netns, section: str) -> None:
+    skip_without_section(section)
     world.put("one", "verdict", HOOK=f'"{section}"', VERDICT=2 if "xdp" in section else -1)
     write(world, f"{{interface: veth0, netns: {netns.here}}}")
     assert world.apply().result is ReloadResult.OK

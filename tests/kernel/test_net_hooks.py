@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -15,7 +16,7 @@ from bpfkeeperd.keeper import Keeper
 from bpfkeeperd.state import AttachmentStatus, ReloadResult
 from tests.bench.gap import quiet_pair
 from tests.kernel.test_reload import plan_now
-from tests.machine import Netns, ip
+from tests.machine import Netns, ip, skip_without_section
 from tests.scenario import World, refused
 
 PORT = 7801
@@ -133,6 +134,8 @@ def test_lifecycle(world: World, quiet: Netns, row: Row) -> None:
     def traffic() -> None:
         row.happen(quiet, 5)
 
+    if "tcx" not in row.section:  # that falls back
+        skip_without_section(row.type or row.section)
     world.put("one", HOOK=f'"{row.section}"', VERDICT=row.verdict)
     write(world, quiet, row)
     with world.keeper() as keeper:
@@ -325,6 +328,8 @@ NETFILTER = Row("netfilter", "{netfilter: ipv4/local_in, priority: 10, netns: HE
 
 def test_a_netfilter_link_does_not_keep_a_namespace_alive(world: World, quiet: Netns) -> None:
     """The kernel lets it; and the link says nothing of a namespace that has the name anew."""
+    skip_without_section("netfilter")
+    skip_without_section("tcx/ingress")
     world.put("one", HOOK='"netfilter"')
     world.put("two", HOOK='"tcx/ingress"', VERDICT=-1, MAP="others")
     two = f"{{interface: lo, netns: {quiet.here}}}"  # veth0 goes with its peer
@@ -371,6 +376,7 @@ def test_a_namespace_without_its_name_is_not_the_one_with_it(world: World, quiet
 
 
 def test_priority_that_is_taken(world: World, quiet: Netns) -> None:
+    skip_without_section("netfilter")
     world.put("one", HOOK='"netfilter"')
     write(world, quiet, NETFILTER)
     with ExitStack() as stack:
@@ -385,6 +391,63 @@ def test_priority_that_is_taken(world: World, quiet: Netns) -> None:
             assert "another BPF program has priority 10, and takes it alone" in text
     with suppress(FileNotFoundError):
         assert world.apply().result is ReloadResult.OK
+
+
+def test_without_tcx_a_filter_of_tc_serves(world: World, quiet: Netns) -> None:
+    """Everything else of it is `test_lifecycle`'s."""
+    if kernel.has_tcx():
+        pytest.skip("this kernel has TCX")
+    world.put("one", HOOK='"tcx/ingress"', VERDICT=-1)
+    write(world, quiet, Row("tcx/ingress", VETH[:-1] + ', before: "*"}', datagrams, -1))
+    with world.keeper() as keeper:
+        notes = world.reload(keeper).notes
+        assert any("this kernel lacks TCX, and filters have no order" in note for note in notes)
+        assert counted(world, lambda: quiet.send(3)) == (3, 3) and attached(keeper).up
+        assert "tc" in tc(quiet, "filter", "show", "dev", "veth0", "ingress")
+        world.write("objects: {}\n")
+        assert world.reload(keeper).result is ReloadResult.OK
+    assert tc(quiet, "filter", "show", "dev", "veth0", "ingress") == ""
+
+
+@pytest.mark.parametrize("side", ["primary", "peer"])
+def test_netkit(world: World, quiet: Netns, side: str) -> None:
+    """A pair of netkit devices, of which the primary one is here and its peer there."""
+    skip_without_section(f"netkit/{side}")
+    for name in (quiet.here, quiet.there):
+        with quiet.inside(name):
+            Path("/proc/sys/net/ipv6/conf/default/disable_ipv6").write_text("1")
+    ip("-n", quiet.here, "link", "add", "first0", "type", "netkit")
+    with quiet.inside(quiet.here):
+        (peer,) = {name for _, name in socket.if_nameindex()} - {"lo", "veth0", "first0"}
+    ip("-n", quiet.here, "link", "set", peer, "netns", quiet.there, "name", "second0")
+    places = ((quiet.here, "first0", "10.78.0.1"), (quiet.there, "second0", "10.78.0.2"))
+    for netns, name, address in places:
+        ip("-n", netns, "address", "add", f"{address}/24", "dev", name)
+        ip("-n", netns, "link", "set", name, "up")
+    source, address = (quiet.here, "10.78.0.2") if side == "primary" else (quiet.there, "10.78.0.1")
+
+    def traffic() -> None:
+        with quiet.inside(source), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            for _ in range(5):
+                sender.sendto(b"x", (address, 9))
+
+    world.put("one", HOOK=f'"netkit/{side}"', VERDICT=-1)
+    row = Row(f"netkit/{side}", "{interface: first0, netns: HERE}", datagrams, -1)
+    write(world, quiet, row)
+    with world.keeper() as keeper:
+        outcome = world.reload(keeper)
+        assert outcome.result is ReloadResult.OK, outcome
+        first = attached(keeper)
+        assert counted(world, traffic) == (5, 5)
+    with world.keeper() as keeper:
+        assert world.reload(keeper).done == ()
+        world.put("one", HOOK=f'"netkit/{side}"', VERDICT=-1, STEP=1000)
+        assert world.reload(keeper).result is ReloadResult.OK
+        assert counted(world, traffic) == (5, 5000)
+        assert attached(keeper).link_id == first.link_id
+        world.write("objects: {one: {file: one.bpf.o, pin_maps: [counts]}}\n")
+        assert world.reload(keeper).result is ReloadResult.OK
+        assert counted(world, traffic) == (0, 0)
 
 
 def test_second_flow_dissector(world: World, quiet: Netns) -> None:

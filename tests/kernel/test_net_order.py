@@ -9,14 +9,15 @@ from bpfkeeperd import kernel
 from bpfkeeperd.state import ReloadResult
 from tests.bench.gap import quiet_pair
 from tests.kernel.test_reload import plan_now
-from tests.machine import Netns, map_value
-from tests.scenario import World, refused
+from tests.machine import Netns, map_value, skip_without_section
+from tests.scenario import World
 
 WHO = {"one": 1, "two": 2, "three": 3}
 
 
 @pytest.fixture
 def quiet(request: pytest.FixtureRequest) -> Iterator[Netns]:
+    skip_without_section("tcx/ingress")
     with quiet_pair(f"keeper-order-{abs(hash(request.node.nodeid)) % 10**8}") as pair:
         yield pair
 
@@ -125,14 +126,3 @@ def test_one_that_is_not_there(world: World, quiet: Netns) -> None:
         (note,) = outcome.notes
         assert note.endswith("is attached at the end: nobody is not there")
     assert met(world, quiet) == ["one", "two"]
-
-
-def test_netkit(world: World, quiet: Netns) -> None:
-    """On a kernel without it, or at an interface of another kind: what it takes."""
-    world.put("one", "order", WHO=1, PROGRAM="one", VERSION=1)
-    world.write(
-        "objects:\n  one: {file: one.bpf.o, pin_maps: [met], programs: {one: {type: netkit/primary,"
-        f" attach: [{{interface: veth0, netns: {quiet.here}}}]}}}}}}\n"
-    )
-    with world.keeper() as keeper:
-        assert "it must be the primary one of a pair of netkit" in refused(world.reload(keeper))

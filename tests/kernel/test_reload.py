@@ -13,7 +13,7 @@ from bpfkeeperd.keeper import look
 from bpfkeeperd.manifest import read_manifest
 from bpfkeeperd.state import MapIdChange, ReloadResult
 from bpfkeeperd.statefile import read_state, state_path
-from tests.machine import Netns, inside_cgroup, send_datagrams
+from tests.machine import Netns, inside_cgroup, send_datagrams, skip_without_section
 from tests.scenario import World
 
 
@@ -246,6 +246,7 @@ def test_cgroup_relative_to_the_mount(world: World) -> None:
 
 @pytest.mark.parametrize("hook", ["xdp", "tcx/ingress", "tcx/egress"])
 def test_interface_hooks(world: World, netns: Netns, hook: str) -> None:
+    skip_without_section(hook)
     verdict = {"xdp": 2, "tcx/ingress": -1, "tcx/egress": -1}[hook]
     world.put("one", HOOK=f'"{hook}"', VERDICT=verdict)
     manifest = (

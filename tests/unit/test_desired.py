@@ -498,3 +498,25 @@ def test_problems_are_in_the_order_of_files_and_lines() -> None:
         "/etc/conf.d/a.yaml:2:36",
         "/etc/conf.d/a.yaml:3:8",
     ]
+
+
+def test_a_hook_that_the_kernel_lacks_is_a_fault_of_its_object() -> None:
+    """Only where a program is to be attached there; the other objects go ahead."""
+    text = (
+        "objects:\n"
+        "  bad: {file: bad.o, programs: {drop: {attach: [{interface: eth0}]}}}\n"
+        "  good: {file: good.o, programs: {count: {attach: [{cgroup: a}]}, drop: {}}}\n"
+        "  typed:\n"
+        "    file: typed.o\n"
+        "    programs: {trace: {type: xdp, attach: [{interface: eth0}]}}\n"
+    )
+    manifest = parse_manifest([("/etc/k.yaml", f"version: 1\n{text}".encode())])
+    sources = {"bad": WEB, "good": WEB, "typed": WEB}
+    lacking = {hook: "it has none" for hook in HOOKS if hook.kind is HookKind.XDP}
+    desired = resolve(manifest, sources, MACHINE, lacking=lacking)
+    said = "this kernel cannot attach xdp: it has none"
+    assert desired.faults == {
+        "bad": f"/etc/bad.o: program drop: {said}",
+        "typed": f"/etc/typed.o: program trace: {said}",
+    }
+    assert list(desired.objects) == ["good"]

@@ -1,0 +1,62 @@
+"""``python -m tests.guests``: test files on other kernels, and a table of how it went."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from tests.guests.boot import CHECKOUT, Result, run_tests
+from tests.guests.fetch import RELEASES, FetchError, fetch_kernel
+
+DIRECTORY = CHECKOUT / ".guests"
+KERNELS = ("6.1", "6.12")
+TESTS = (
+    "tests/kernel/test_probes.py",
+    "tests/kernel/test_hooks.py",
+    "tests/kernel/test_net_hooks.py",
+    "tests/kernel/test_net_order.py",
+    "tests/kernel/test_pins.py",
+    "tests/kernel/test_reload.py",
+)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.guests", description=__doc__)
+    parser.add_argument("--kernels", default=" ".join(KERNELS), help=f"of {', '.join(RELEASES)}")
+    parser.add_argument("--timeout", type=float, default=900, help="seconds for each guest")
+    parser.add_argument("tests", nargs="*", default=TESTS, help="what to give to pytest")
+    arguments = parser.parse_args()
+    kernels = arguments.kernels.replace(",", " ").split()
+    if unknown := [name for name in kernels if name not in RELEASES]:
+        parser.error(f"unknown kernel {', '.join(unknown)}: there are {', '.join(RELEASES)}")
+    results = {}
+    for name in kernels:
+        directory = DIRECTORY / name
+        directory.mkdir(parents=True, exist_ok=True)
+        print(f"== Linux {name}", flush=True)
+        results[name] = _one(name, directory, [*arguments.tests], arguments.timeout)
+    print(table(results))
+    return 0 if results and all(result.ok for result in results.values()) else 1
+
+
+def _one(name: str, directory: Path, tests: list[str], timeout_seconds: float) -> Result:
+    try:
+        kernel = fetch_kernel(RELEASES[name], directory)
+        return run_tests(kernel, directory, ["-q", "--color=no", *tests], timeout_seconds)
+    except (FetchError, OSError) as error:
+        return Result(trouble=str(error))
+
+
+def table(results: dict[str, Result]) -> str:
+    """Kernels and counts, then what failed and why tests were skipped."""
+    lines = ["", "KERNEL  PASSED  FAILED  SKIPPED  BOOT s  ALL s"]
+    for name, r in results.items():
+        counts = f"{name:6}  {r.passed:6}  {r.failed:6}  {r.skipped:7}"
+        lines.append(f"{counts}  {r.boot_seconds:6.1f}  {r.seconds:5.0f}  {r.trouble}".rstrip())
+    for name, r in results.items():
+        lines += [f"{name} failed: {failure}" for failure in r.failures]
+        lines += [f"{name} skipped: {reason}" for reason in r.skips]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
