@@ -73,6 +73,8 @@ class Row:
     happen: Callable[[Netns, int], None]
     verdict: int = 1
     type: str = ""
+    exact: bool = True
+    """It happens once for each packet or connection."""
 
     def __str__(self) -> str:
         return f"{self.type or self.section}{'-generic' if 'generic' in self.target else ''}"
@@ -96,7 +98,7 @@ ROWS = (
     Row("tcx/ingress", VETH, datagrams, -1, type="clsact/ingress"),
     Row("sk_lookup", "{netns: HERE}", connections),
     Row("sk_lookup", "{netns: /run/netns/HERE}", connections),
-    Row("flow_dissector", "{netns: HERE}", spread, 0),
+    Row("flow_dissector", "{netns: HERE}", spread, 0, exact=False),
     Row("netfilter", "{netfilter: ipv4/local_in, priority: 10, netns: HERE}", datagrams),
     Row("netfilter", "{netfilter: ipv4/local_out, priority: -5, netns: HERE}", backwards),
     Row(
@@ -134,6 +136,12 @@ def test_lifecycle(world: World, quiet: Netns, row: Row) -> None:
     def traffic() -> None:
         row.happen(quiet, 5)
 
+    def check_served(step: int, why: str = "") -> None:
+        """By one version, for each packet."""
+        events, steps = counted(world, traffic)
+        assert steps == events * step, f"not by the new program alone: {events}, {steps}"
+        assert events == 5 or (events > 5 and not row.exact), why
+
     if "tcx" not in row.section:  # that falls back
         skip_without_section(row.type or row.section)
     world.put("one", HOOK=f'"{row.section}"', VERDICT=row.verdict)
@@ -142,17 +150,18 @@ def test_lifecycle(world: World, quiet: Netns, row: Row) -> None:
         outcome = world.reload(keeper)
         assert outcome.result is ReloadResult.OK, outcome
         first = attached(keeper)
-        assert first.up and counted(world, traffic) == (5, 5)
+        assert first.up
+        check_served(1)
         keeper.look()
         assert attached(keeper) == first
-    assert counted(world, traffic) == (5, 5), "not served without the keeper"
+    check_served(1, "not served without the keeper")
     with world.keeper() as keeper:
         assert world.reload(keeper).done == (), "not adopted as it was"
         assert attached(keeper) == first
         for step in (1000, 1, 1000):
             world.put("one", HOOK=f'"{row.section}"', VERDICT=row.verdict, STEP=step)
             assert world.reload(keeper).result is ReloadResult.OK
-            assert counted(world, traffic) == (5, 5 * step), "not by the new program, once"
+            check_served(step)
             assert plan_now(world) == ()
         after = attached(keeper)
         assert after.up and after.prog_id != first.prog_id
@@ -315,12 +324,19 @@ def test_interface_of_a_filter_goes_and_comes_back(world: World, quiet: Netns) -
         assert "cannot open network namespace" in refused(world.reload(keeper))
         quiet.make()
         assert world.reload(keeper).result is ReloadResult.OK
-        quiet.send(3)
-        assert world.events()[0] >= 3 and attached(keeper).up
+        check_soon_served(world, quiet)
+        assert attached(keeper).up
         quiet.remove()
         world.write("objects: {}\n")
         assert world.reload(keeper).result is ReloadResult.OK
     assert not world.layout_files("attached")
+
+
+def check_soon_served(world: World, pair: Netns) -> None:
+    """Of a pair that is new: packets wait until addresses are resolved."""
+    before = world.events()[0]
+    pair.send(3)
+    world.wait(lambda: world.events()[0] >= before + 3)
 
 
 NETFILTER = Row("netfilter", "{netfilter: ipv4/local_in, priority: 10, netns: HERE}", datagrams)
@@ -349,11 +365,11 @@ def test_a_netfilter_link_does_not_keep_a_namespace_alive(world: World, quiet: N
         world.wait(lambda: [pin.target_id for pin in world.link_pins("two")] == [0])
         quiet.make()
         assert world.reload(keeper).result is ReloadResult.OK
-        assert counted(world, lambda: quiet.send(3)) == (3, 3)
+        check_soon_served(world, quiet)
         quiet.remove()
         quiet.make()  # both at once: the same name, the same inode or not
         assert world.reload(keeper).result is ReloadResult.OK
-        assert counted(world, lambda: quiet.send(3)) == (3, 3), "it counts in the one that is gone"
+        check_soon_served(world, quiet)
         world.wait(lambda: 0 not in [pin.target_id for pin in world.link_pins("two")])
     assert plan_now(world) == ()
 
@@ -369,9 +385,7 @@ def test_a_namespace_without_its_name_is_not_the_one_with_it(world: World, quiet
         quiet.remove()
         quiet.make()
         assert world.reload(keeper).result is ReloadResult.OK
-        before = world.events()[0]
-        quiet.send(3)
-        assert world.events()[0] >= before + 3, "attached to the interface of before"
+        check_soon_served(world, quiet)
     assert plan_now(world) == ()
 
 
