@@ -11,7 +11,7 @@ from tests.bench.gap import quiet_pair
 from tests.kernel.test_net_hooks import tc
 from tests.kernel.test_reload import plan_now
 from tests.kernel.test_rollback import fail_at_each_step
-from tests.machine import Netns
+from tests.machine import Netns, skip_without_section
 from tests.scenario import World
 
 
@@ -36,14 +36,14 @@ def filters(pair: Netns) -> list[str]:
 
 
 def test_filters(world: World, quiet: Netns) -> None:
-    """One is swapped, one has to be made, one has another name for its place."""
+    """One has to be made, one is swapped."""
     here, path = quiet.here, f"/run/netns/{quiet.here}"
     tc(quiet, "qdisc", "add", "dev", "lo", "clsact")  # a new one would stay
     put(world, "clsact/ingress", 1, f"{{interface: veth0, netns: {here}}}")
     with world.keeper() as keeper:
         assert world.reload(keeper).result is ReloadResult.OK
         swapped = f"{{interface: veth0, netns: {here}}}"
-        put(world, "clsact/ingress", 1000, swapped, f"{{interface: lo, netns: {path}}}")
+        put(world, "clsact/ingress", 1000, f"{{interface: lo, netns: {path}}}", swapped)
         look = functools.partial(filters, quiet)
         failed = fail_at_each_step(world, keeper, force=False, elsewhere=look)
         before = world.events()
@@ -68,6 +68,7 @@ def test_a_filter_that_changes_sides(world: World, quiet: Netns) -> None:
 
 
 def test_netfilter(world: World, quiet: Netns) -> None:
+    skip_without_section("netfilter")
     target = f"{{netfilter: ipv4/local_in, priority: 10, netns: {quiet.here}}}"
     put(world, "netfilter", 1, target)
     with world.keeper() as keeper:
