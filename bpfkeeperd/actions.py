@@ -36,6 +36,20 @@ class RestoreLink:
 
 
 @dataclass(frozen=True, slots=True)
+class RestoreProgram:
+    """The pin of a loaded program is gone, the program is alive: pin it again."""
+
+    object: str
+    """Escaped."""
+    digest: str
+    program: str
+    """Escaped."""
+
+    def __str__(self) -> str:
+        return f"restore the pin of program {unescape(self.object)}/{unescape(self.program)}"
+
+
+@dataclass(frozen=True, slots=True)
 class CreateMap:
     map: WantedMap
 
@@ -204,7 +218,7 @@ Making = CreateMap | RecreateMap | RenewMap
 MapAction = Making | RenameMap
 LinkAction = Attach | Swap
 Removal = Detach | RemovePrograms | RemoveArray
-Restore = RestoreMap | RestoreLink
+Restore = RestoreMap | RestoreLink | RestoreProgram
 Action = Restore | MapAction | LoadObject | LinkAction | WriteEntries | Removal
 
 

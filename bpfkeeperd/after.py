@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from bpfkeeperd import kernel
 from bpfkeeperd.actions import Detach, Removal, RemoveArray, RemovePrograms, Swap
 from bpfkeeperd.desired import Attachment
+from bpfkeeperd.hooks import NETKIT_PEER
 from bpfkeeperd.layout import LinkKey, escape, is_array_name
 from bpfkeeperd.observed import Observed, ObservedLink, ObservedMap, Place
 from bpfkeeperd.state import LinkInfo, Neighbour, ProgramInfo
@@ -48,7 +49,11 @@ class After:
 
     def attached(self, attachment: Attachment, fd: int) -> None:
         """A new link, by its descriptor."""
-        self.links[attachment.key] = ObservedLink(kernel.link_info(fd))
+        info = kernel.link_info(fd)
+        index = self.before.targets.get(attachment.target)
+        if attachment.hook.attach_type == NETKIT_PEER and isinstance(index, int):
+            info = replace(info, target_id=index)
+        self.links[attachment.key] = ObservedLink(info)
 
     def recorded(self, key: LinkKey, info: LinkInfo) -> None:
         """An attachment that has no link."""

@@ -2,7 +2,7 @@
 when a swap fails, or a program does not show that it works."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 
@@ -23,6 +23,7 @@ from bpfkeeperd.actions import (
     Restore,
     RestoreLink,
     RestoreMap,
+    RestoreProgram,
 )
 from bpfkeeperd.after import After
 from bpfkeeperd.directories import make_directory, make_parents, remove_empty, remove_tree, unlink
@@ -78,6 +79,22 @@ class Applied:
             case CreateMap():
                 pass
         self.made_maps.add(name)
+
+
+def together(parts: Sequence[Applied]) -> Applied:
+    """What came of several plans, one after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    whole = Applied()  # it takes another look to know what is now
+    for part in parts:
+        whole.done += part.done
+        whole.failures += part.failures
+        whole.notes += part.notes
+        whole.made_maps |= part.made_maps
+        whole.recreated_maps |= part.recreated_maps
+        whole.renewed_maps |= part.renewed_maps
+        whole.renamed_maps |= part.renamed_maps
+    return whole
 
 
 def apply(
@@ -176,6 +193,13 @@ def _restore(enactor: Enactor, restore: Restore, applied: Applied) -> None:
                     kernel.pin(fd, layout.link_at(key))
                     if noted := held.note(key):
                         write_note(layout.link_at(key), noted)
+            case RestoreProgram(name, digest, program):
+                enactor.on_step(Step.RESTORE_PROGRAM, f"{name}/{program}")
+                fd = held.program_fd((name, digest, program))
+                if fd is not None:
+                    make_directory(f"{layout.objects}/{name}")
+                    make_directory(f"{layout.objects}/{name}/{digest}")
+                    kernel.pin(fd, f"{layout.objects}/{name}/{digest}/{program}")
         applied.done.append(str(restore))
     except KeeperError as error:
         applied.failures.append(Failure(str(error)))

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from collections.abc import Callable
 from typing import assert_never
 
 from bpfkeeperd import kernel
@@ -23,6 +24,9 @@ from bpfkeeperd.targets import (
     TracepointTarget,
     XdpMode,
 )
+
+MapOpener = Callable[[str], int]
+"""A kept map's name to its descriptor, which stays the callee's."""
 
 # enum bpf_xdp_flags of include/uapi/linux/if_link.h
 XDP_FLAGS_SKB_MODE = 2
@@ -46,9 +50,11 @@ def cgroup_path(path: str, mount: str | None) -> str | None:
 
 
 def create_link(
-    prog_fd: int, attachment: Attachment, around: Around = NOTHING_AROUND
+    prog_fd: int, attachment: Attachment, map_fd: MapOpener, around: Around = NOTHING_AROUND
 ) -> tuple[int, str]:
     """A new link's descriptor, and what there is to say about it (empty: nothing).
+
+    ``map_fd`` opens a map that is a target.
 
     The attachment ends when the last reference to the link goes: pin it.
 
@@ -64,6 +70,8 @@ def create_link(
                 if attachment.hook.kind is not HookKind.XDP:
                     return create_shared_link(prog_fd, attachment, index, around)
                 return _xdp_link(prog_fd, attachment, attachment.target, index)
+        case MapTarget() if attachment.hook.kind is HookKind.ITERATOR:
+            return create_trace_link(prog_fd, attachment, map_fd), ""
         case NetnsTarget() | NetfilterTarget() | MapTarget():
             return create_network_link(prog_fd, attachment, around), ""
         case (
@@ -73,7 +81,7 @@ def create_link(
             | PerfEventTarget()
             | IteratorTarget()
         ):
-            return create_trace_link(prog_fd, attachment), ""
+            return create_trace_link(prog_fd, attachment, map_fd), ""
         case _:
             assert_never(attachment.target)
 

@@ -152,11 +152,9 @@ def order_at(attachment: Attachment) -> tuple[Neighbour, ...]:
 
 
 def note_netns(path: str, attachment: Attachment) -> None:
-    """Notes on the pin of a link in which network namespace it is, where its info does not tell."""
+    """Notes on the pin of a link in which network namespace it is, where nothing else tells."""
     match attachment.target:
         case NetfilterTarget(netns=netns):
-            write_note(path, PinNote(netns_inode(netns), 0))
-        case InterfaceTarget(netns=str(netns)):
             write_note(path, PinNote(netns_inode(netns), 0))
         case _:
             pass

@@ -285,14 +285,14 @@ def explain_errno(options: Namespace) -> int:
 
 def _look(options: Namespace) -> "tuple[Status, list[str]]":
     """The status of now, and what the manifest wants and cannot be had."""
-    from bpfkeeperd.drift import drift
+    from bpfkeeperd.drift import differences
     from bpfkeeperd.inner import with_inner_maps
     from bpfkeeperd.keeper import look
     from bpfkeeperd.layout import Layout
     from bpfkeeperd.lock import reading
     from bpfkeeperd.manifest import read_manifest
     from bpfkeeperd.snapshot import status as snapshot
-    from bpfkeeperd.state import ReloadStatus
+    from bpfkeeperd.state import HealStatus, ReloadStatus
 
     manifest = read_manifest(options.config)
     memory = _memory(options, manifest.pin_root)
@@ -303,8 +303,9 @@ def _look(options: Namespace) -> "tuple[Status, list[str]]":
         seen.observed,
         memory,
         reuses={},
-        drift=drift(seen.plan),
+        drifting=differences(seen.plan),
         reloads=ReloadStatus(),
+        heals=HealStatus(),
     )
     now = with_inner_maps(now, Layout(manifest.pin_root))
     return now, [str(refusal) for refusal in seen.plan.refusals]

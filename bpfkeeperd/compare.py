@@ -27,6 +27,8 @@ class Machine:
     """None: not known, nothing is refused for it."""
     numa_nodes: frozenset[int] | None = None
     """Those that are online; None: not known, any will do."""
+    online_cpus: tuple[int, ...] = (0,)
+    """Where perf events can be counted now."""
 
     def limit(self, limit: Limit) -> int:
         """A limit of the table as a number."""

@@ -1,11 +1,11 @@
 """The daemon: one loop that waits for signals, requests and the next look."""
 
 import gc
+import math
 import select
 import signal
 import socket
 import time
-from collections.abc import Mapping
 from contextlib import ExitStack
 
 from bpfkeeperd import kernel, service
@@ -14,11 +14,13 @@ from bpfkeeperd.control import ControlServer, answer, control_path, read_request
 from bpfkeeperd.counting import MapCounter
 from bpfkeeperd.errors import KeeperError
 from bpfkeeperd.httpserver import MetricsServer
+from bpfkeeperd.journal import DriftLog, log_changes, log_healed, log_outcome
 from bpfkeeperd.keeper import Keeper
 from bpfkeeperd.metrics import Metrics
 from bpfkeeperd.service import MessageId, fields, log
 from bpfkeeperd.state import Outcome, ReloadResult
 from bpfkeeperd.steps import OnStep, Step, failpoint
+from bpfkeeperd.watch import Watch
 
 LOOK_SECONDS = 30.0
 """How often the daemon looks for drift."""
@@ -38,8 +40,11 @@ class Daemon:
         self._waiting: list[socket.socket] = []  # for the next reload's outcome
         self._told: list[socket.socket] = []  # for that of the one under way
         self._id_changes: tuple[IdChange, ...] = ()
-        self._drift: Mapping[str, int] = {}
+        self._drift = DriftLog()
         self._look_problem = ""
+        self._heal_at: float | None = None
+        self._watch: Watch | None = None
+        self._watch_problem = ""
         self._metrics: MetricsServer | None = None
         self._metrics_problem = ""
         self._counter: MapCounter | None = None
@@ -66,6 +71,7 @@ class Daemon:
                 self._tell(outcome)
                 return False
             self._counter = self._open_counter(stack)
+            self._watch = self._open_watch(stack)
             stack.callback(self._end_metrics)
             self._serve_metrics()
             gc.collect()
@@ -110,6 +116,24 @@ class Daemon:
         finally:
             kernel.release_memory()
 
+    def _open_watch(self, stack: ExitStack) -> Watch | None:
+        try:
+            watch = Watch()
+        except (KeeperError, OSError) as error:
+            log.warning("drift is found by the timer only: %s", error)
+            return None
+        stack.callback(watch.close)
+        self._follow(watch)
+        return watch
+
+    def _follow(self, watch: Watch) -> None:
+        """Watches where changes matter now."""
+        places = self._keeper.places
+        problem = watch.follow(places, time.monotonic()) if places else ""
+        if problem and problem != self._watch_problem:
+            log.warning("%s", problem)
+        self._watch_problem = problem
+
     def _serve_metrics(self) -> None:
         """Serves metrics if it can. Keeping maps is worth more than showing them: when the address
         is taken, the daemon goes on without, and tries again with every look."""
@@ -147,13 +171,15 @@ class Daemon:
                 service.notify_ready(outcome.summary)
                 self._tell(outcome)
                 next_look = time.monotonic() + LOOK_SECONDS
-            elif time.monotonic() >= next_look:
+            elif time.monotonic() >= next_look or self._is_look_due(time.monotonic()):
                 self._look()
                 self._serve_metrics()
                 next_look = time.monotonic() + LOOK_SECONDS
             if watchdog:
                 service.notify_watchdog()
-            timeout = max(0.0, min(tick, next_look - time.monotonic()))
+            wake_at = self._watch.wake_at if self._watch else None
+            dues = [due for due in (next_look, self._heal_at, wake_at) if due is not None]
+            timeout = max(0.0, min(tick, min(dues) - time.monotonic()))
             if self._clients:
                 timeout = min(timeout, REQUEST_SECONDS)
             if not self._reload_asked and not self._stopping:
@@ -163,8 +189,12 @@ class Daemon:
         poll = select.poll()
         for fd in (self._wake_reader.fileno(), control.fileno(), *self._clients):
             poll.register(fd, select.POLLIN)
-        for fd, _ in poll.poll(timeout_seconds * 1000):
-            if fd == self._wake_reader.fileno():
+        if self._watch:
+            self._watch.register(poll)
+        for fd, _ in poll.poll(math.ceil(timeout_seconds * 1000)):
+            if self._watch and self._watch.owns(fd):
+                self._watch.notice(fd, time.monotonic())
+            elif fd == self._wake_reader.fileno():
                 self._wake_reader.recv(4096)
             elif fd == control.fileno():
                 client = control.accept()
@@ -196,7 +226,10 @@ class Daemon:
         self._told, self._waiting = self._waiting, []
         outcome, self._id_changes = self._keeper.reload(force=force)
         self._look_problem = ""
-        self._drift = self._keeper.status.drift
+        self._heal_at = None
+        self._drift.reloaded(self._keeper.status)
+        if self._watch:
+            self._follow(self._watch)
         return outcome
 
     def _tell(self, outcome: Outcome) -> None:
@@ -204,27 +237,38 @@ class Daemon:
         for client in self._told:
             answer(client, outcome)
         self._told = []
-        _log_outcome(outcome)
-        _log_changes(self._id_changes)
+        log_outcome(outcome)
+        log_changes(self._id_changes)
+
+    def _is_look_due(self, now: float) -> bool:
+        """Whether something was noticed, or is to be put right now that was left for later."""
+        noticed = self._watch is not None and self._watch.due(now)
+        return noticed or (self._heal_at is not None and now >= self._heal_at)
 
     def _look(self) -> None:
-        """Reports what changed since the last look: drift, and map IDs."""
+        """Puts right what drifted, and reports it, and what changed since the last look."""
+        started = time.monotonic()
+        self._heal_at = None
         try:
-            _log_changes(self._keeper.look())
+            healed = self._keeper.heal(started)
         except (KeeperError, OSError) as error:
             if str(error) != self._look_problem:
                 self._look_problem = str(error)
                 log.error("%s", error, extra=fields(MessageId.DRIFT))
+            if self._watch:
+                self._follow(self._watch)
             return
         if self._look_problem:
             self._look_problem = ""
             log.info("the pin root can be read again")
-        drift = self._keeper.status.drift
-        if drift != self._drift:
-            kinds = [f"{kind} {count}" for kind, count in drift.items() if count]
-            text = ", ".join(kinds) or "none any more"
-            log.warning("drift from the manifest: %s", text, extra=fields(MessageId.DRIFT))
-            self._drift = drift
+        self._heal_at = healed.again_at
+        if self._watch:
+            now = time.monotonic()
+            self._watch.looked(now, now - started, idle=not healed.actions)
+            self._follow(self._watch)
+        log_changes(healed.changes)
+        log_healed(healed)
+        self._drift.looked(self._keeper.status, healed.impossible)
 
 
 def _alive_at_each(on_step: OnStep) -> OnStep:
@@ -240,39 +284,3 @@ def _alive_at_each(on_step: OnStep) -> OnStep:
             service.notify_long_work()
 
     return alive
-
-
-def _log_outcome(outcome: Outcome) -> None:
-    for line in outcome.done:
-        log.info("%s", line)
-    for note in outcome.notes:
-        log.warning("%s", note)
-    for failure in outcome.failures:
-        log.error("%s", failure.message)
-        if failure.detail:
-            log.debug("%s", failure.detail)
-    for refusal in outcome.refusals:
-        log.error("%s", refusal)
-    values = fields(
-        {
-            ReloadResult.OK: MessageId.RELOAD_OK,
-            ReloadResult.FAILED: MessageId.RELOAD_FAILED,
-            ReloadResult.REJECTED: MessageId.RELOAD_REJECTED,
-        }[outcome.result],
-        result=outcome.result,
-        kept_maps=outcome.kept_maps,
-    )
-    level = log.info if outcome.result is ReloadResult.OK else log.error
-    level("%s", outcome.summary, extra=values)
-
-
-def _log_changes(changes: tuple[IdChange, ...]) -> None:
-    for change in changes:
-        values = fields(
-            MessageId.MAP_ID_CHANGED,
-            map=change.name,
-            old_id=change.old,
-            new_id=change.new,
-            reason=change.reason,
-        )
-        log.warning("%s", change, extra=values)

@@ -1,5 +1,6 @@
 """What should be: maps, objects and attachments, as values. Pure."""
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import assert_never
@@ -7,7 +8,7 @@ from typing import assert_never
 from bpfkeeperd.entries import AttachEntry, Content, Manifest, MapDefinition, MapRef, MismatchPolicy
 from bpfkeeperd.health import Health
 from bpfkeeperd.hooks import PROG_TYPE_SCHED_CLS, Hook, HookKind, hook_of_section
-from bpfkeeperd.layout import LinkKey, escape, filter_handle
+from bpfkeeperd.layout import LinkKey, escape, filter_handle, unescape
 from bpfkeeperd.maptypes import PROG_ARRAY, STRUCT_OPS
 from bpfkeeperd.progtypes import ProgramKind
 from bpfkeeperd.state import MapSpec, ObjectSpec
@@ -187,6 +188,9 @@ class Desired:
     objects: Mapping[str, WantedObject]
     faults: Mapping[str, str]
     """Objects whose file cannot be used, and of which it is not known what was loaded."""
+    matches: Mapping[Target, tuple[Target, ...]] = field(default_factory=dict)
+    """Targets that are patterns, and what matched them; of objects that can be read, the
+    attachments are at the matches then."""
 
     def unread_maps(self) -> list[str]:
         """Maps that the manifest names for objects that cannot be read."""
@@ -199,9 +203,10 @@ class Desired:
             for program in self.manifest.objects[name].programs.values():
                 hook = hook_of_section(program.type) if program.type else None
                 for attach in program.attach:
-                    target = hook_target(attach.target, hook)
-                    key = escape(name), escape(program.name), escape(target_name(target))
-                    yield name, program.name, target, key
+                    for one in self.matches.get(attach.target, (attach.target,)):
+                        target = hook_target(one, hook)
+                        key = escape(name), escape(program.name), escape(target_name(target))
+                        yield name, program.name, target, key
 
     @property
     def attachments(self) -> list[Attachment]:
@@ -266,6 +271,18 @@ def target_name(target: Target) -> str:
             return f"iterator:{name}"
         case _:
             assert_never(target)
+
+
+def netns_of(key: LinkKey) -> str | None:
+    """The network namespace in the name of a link's target; empty for none, None where the name is
+    too long to tell."""
+    if "~" in key[2]:
+        return None
+    name = unescape(key[2])
+    for more in (XdpMode.NATIVE, XdpMode.GENERIC, "defrag"):
+        name = name.removesuffix(f"+{more}")
+    name = re.sub("#-?[0-9]+$", "", name)
+    return name.partition("@")[2]
 
 
 def _at(netns: str | None) -> str:

@@ -1,6 +1,6 @@
 """What a plan says about now: how many differences of which kind from the manifest. Pure."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from bpfkeeperd.actions import (
     Action,
@@ -16,15 +16,18 @@ from bpfkeeperd.actions import (
     RenewMap,
     RestoreLink,
     RestoreMap,
+    RestoreProgram,
     Swap,
     WriteEntries,
 )
+from bpfkeeperd.state import Difference
 
 KINDS = (
     "map_missing",
     "map_differs",
     "map_pin_lost",
     "entries_differ",
+    "program_pin_lost",
     "object_not_loaded",
     "object_held_back",
     "attachment_missing",
@@ -38,29 +41,41 @@ KINDS = (
 
 def drift(plan: Plan) -> Mapping[str, int]:
     """Every kind with its number; all zero when everything is as the manifest says."""
+    return count(differences(plan))
+
+
+def count(found: Sequence[Difference]) -> Mapping[str, int]:
     counts = dict.fromkeys(KINDS, 0)
-    for action in plan.actions:
-        counts[_kind(action)] += 1
-    counts["attachment_misplaced"] = len(plan.misplaced)
-    for refusal in plan.refusals:
-        match refusal.kind:
-            case "map":
-                counts["map_differs"] += 1
-            case "object":
-                counts["object_held_back"] += 1
-            case "entry":
-                counts["entries_differ"] += 1
-            case _:
-                counts["target_missing"] += 1
+    for difference in found:
+        counts[difference.kind] += 1
     return counts
 
 
-def _kind(action: Action) -> str:
+def differences(plan: Plan) -> tuple[Difference, ...]:
+    """Everything that is not as the manifest says."""
+    found = [Difference(kind_of(action), str(action)) for action in plan.actions]
+    found += [Difference("attachment_misplaced", text) for text in plan.misplaced]
+    found += [Difference(_REFUSED[refusal.kind], str(refusal)) for refusal in plan.refusals]
+    return tuple(found)
+
+
+_REFUSED = {
+    "map": "map_differs",
+    "object": "object_held_back",
+    "entry": "entries_differ",
+    "attachment": "target_missing",
+}
+
+
+def kind_of(action: Action) -> str:
+    """What an action puts right, as one of `KINDS`."""
     match action:
         case RestoreMap():
             return "map_pin_lost"
         case RestoreLink():
             return "attachment_pin_lost"
+        case RestoreProgram():
+            return "program_pin_lost"
         case CreateMap():
             return "map_missing"
         case RecreateMap() | RenewMap() | RenameMap():

@@ -17,7 +17,7 @@ from bpfkeeperd.actions import (
     Swap,
 )
 from bpfkeeperd.after import After
-from bpfkeeperd.attach import create_link
+from bpfkeeperd.attach import MapOpener, create_link
 from bpfkeeperd.attachnet import Around, note_netns, order_at
 from bpfkeeperd.desired import Attachment
 from bpfkeeperd.directories import exchange, make_directory, remove_empty, remove_tree, unlink
@@ -159,17 +159,24 @@ class Enactor:
             raise KeeperError(f"cannot attach {attachment}: its program is not pinned any more")
         return transaction.close_later(fd)
 
+    def _create_link(
+        self, transaction: Transaction, action: LinkAction, loaded: Loaded, around: Around
+    ) -> tuple[int, str]:
+        """See `attach.create_link`."""
+        fd = self._program_fd(transaction, action, loaded)
+        map_fd = self.maps.opener(transaction, loaded)
+        return create_link(fd, action.attachment, map_fd, around)
+
     def _attach(self, transaction: Transaction, action: Attach, loaded: Loaded) -> None:
         attachment = action.attachment
-        program = self._program_fd(transaction, action, loaded)
         if is_filter(attachment):
-            self.filters.attach(
-                transaction, attachment, program, self.observed.links.get(attachment.key)
-            )
+            program = self._program_fd(transaction, action, loaded)
+            known = self.observed.links.get(attachment.key)
+            self.filters.attach(transaction, attachment, program, known)
             return
         self.on_step(Step.ATTACH, attachment)
         around = Around(None, action.peers, self._owners(action.peers))
-        fd, note = create_link(program, attachment, around)
+        fd, note = self._create_link(transaction, action, loaded, around)
         transaction.close_later(fd)
         if note:
             self.notes.append(note)
@@ -232,8 +239,7 @@ class Enactor:
         for that moment both run."""
         attachment = action.attachment
         self.on_step(Step.SWAP, attachment)
-        program = self._program_fd(transaction, action, loaded)
-        fd, note = create_link(program, attachment, Around(action.link))
+        fd, note = self._create_link(transaction, action, loaded, Around(action.link))
         transaction.close_later(fd)
         if note:
             self.notes.append(note)
@@ -256,20 +262,23 @@ class Enactor:
             os.rename(former, aside)
             transaction.on_undo(lambda: os.rename(aside, former))
             transaction.on_success(lambda: remove_empty(former, self.layout.links))
-        transaction.on_success(lambda: unlink(aside))
+        # The pin last: the kernel takes a link down later when its last pin goes, and at once, for
+        # which a probe waits 0.1 s, when its last descriptor does.
         transaction.on_success(lambda: self.held.drop_link(action.key))
-        transaction.before_waiting(lambda: self._end_overlap(action, aside, info))
+        transaction.on_success(lambda: unlink(aside))
+        map_fd = self.maps.opener(transaction, loaded)
+        transaction.before_waiting(lambda: self._end_overlap(action, aside, map_fd, info))
         if attachment.key != action.key:
             self.after.gone_links.add(action.key)
         self.after.attached(attachment, fd)
 
-    def _end_overlap(self, action: Swap, aside: str, new: LinkInfo) -> None:
+    def _end_overlap(self, action: Swap, aside: str, map_fd: MapOpener, new: LinkInfo) -> None:
         """Detaches the old program while the new one is on trial, and would attach it again."""
         old = self._old_program_fd(action)
         self.on_step(Step.DETACH, action.attachment)
 
         def attach_again() -> None:
-            fd, _ = create_link(old, action.attachment, Around(new))
+            fd, _ = create_link(old, action.attachment, map_fd, Around(new))
             with kernel.holding(fd):
                 kernel.pin(fd, aside)
                 note_netns(aside, action.attachment)

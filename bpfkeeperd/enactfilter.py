@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from bpfkeeperd import kernel
 from bpfkeeperd.actions import Swap
 from bpfkeeperd.after import After
-from bpfkeeperd.desired import Attachment
+from bpfkeeperd.desired import Attachment, netns_of
 from bpfkeeperd.directories import exchange, make_directory, remove_empty, unlink
 from bpfkeeperd.errors import KeeperError, KernelError
 from bpfkeeperd.hooks import CLSACT_LINK, HookKind
@@ -24,7 +24,6 @@ from bpfkeeperd.observenet import netns_inode, place_of
 from bpfkeeperd.pinnotes import PinNote, read_note, write_note
 from bpfkeeperd.state import LinkInfo
 from bpfkeeperd.steps import OnStep, Step
-from bpfkeeperd.targetnames import netns_of, was_cut
 from bpfkeeperd.targets import InterfaceTarget
 from bpfkeeperd.transaction import Transaction
 
@@ -161,10 +160,11 @@ def take_down(layout: Layout, key: LinkKey) -> str:
     path = layout.attached_at(key)
     note = read_note(path)
     left = ""
-    if note and note.netns == netns_inode(netns_of(key)):
+    netns = netns_of(key)
+    if note and netns is not None and note.netns == netns_inode(netns):
         known = _known_programs(layout, key)
         handle, priority = place_of(key)
-        with _inside(netns_of(key)):
+        with _inside(netns):
             for egress in (False, True):
                 place = kernel.Filter(note.interface, egress, handle, priority)
                 running = kernel.filter_program(place)
@@ -172,7 +172,7 @@ def take_down(layout: Layout, key: LinkKey) -> str:
                     kernel.remove_filter(place)
                 elif running is not None:
                     left = f"the filter of {'/'.join(key)} runs somebody else's program: it stays"
-    elif was_cut(key):
+    elif netns is None:
         left = f"a filter of {'/'.join(key[:2])} stays: its name is too long to tell where it is"
     unlink(path)
     remove_empty(path, layout.attached)

@@ -138,11 +138,16 @@ class MapEnactor:
         fd, opened = kept_map(self.layout, self.observed, self.held, name)
         return transaction.close_later(fd) if opened else fd
 
-    def _resolver(self, transaction: Transaction, loaded: Loaded) -> Resolver:
+    def opener(self, transaction: Transaction, loaded: Loaded) -> Callable[[str], int]:
+        """A kept map's name to its descriptor: of the one that a change makes, where it does."""
+
         def map_fd(name: str) -> int:
             fd = loaded.new_maps.get(name)
             return self.kept_fd(transaction, name) if fd is None else fd
 
+        return map_fd
+
+    def _resolver(self, transaction: Transaction, loaded: Loaded) -> Resolver:
         def program_fd(object_name: str, program: str) -> int:
             opened = loaded.objects.get(object_name)
             if opened:
@@ -152,7 +157,9 @@ class MapEnactor:
                 raise KeeperError(f"program {object_name}/{program} is not loaded")
             return transaction.close_later(fd)
 
-        return Resolver(program_fd=functools.cache(program_fd), map_fd=map_fd)
+        return Resolver(
+            program_fd=functools.cache(program_fd), map_fd=self.opener(transaction, loaded)
+        )
 
 
 def way_back(transaction: Transaction, fd: int, content: Content) -> Callable[[], None]:

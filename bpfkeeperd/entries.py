@@ -235,6 +235,8 @@ class Manifest:
     """None: no metrics endpoint (``listen: none``)."""
     on_mismatch: MismatchPolicy = MismatchPolicy.FAIL
     """For maps without an entry of their own."""
+    heal: bool = True
+    """What drifts is put right without a reload."""
     maps: Mapping[str, MapEntry] = field(default_factory=dict)
     objects: Mapping[str, ObjectEntry] = field(default_factory=dict)
 

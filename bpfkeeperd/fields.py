@@ -246,6 +246,13 @@ MANIFEST = Struct(
             default=DEFAULT_PIN_ROOT,
         ),
         Field("metrics", METRICS, "The Prometheus endpoint."),
+        Field(
+            "heal",
+            Boolean(),
+            "What drifts from the manifest as it was last loaded is put right at once; `false`: it"
+            " is reported only.",
+            default=True,
+        ),
         Field("defaults", DEFAULTS, "What holds where a map does not say otherwise."),
         _MAPS,
         _OBJECTS,
@@ -258,7 +265,7 @@ DROP_IN = Struct(
     (Field("version", _VERSION, "The version of this grammar."), _MAPS, _OBJECTS),
     example="objects: {NAME: {file: PATH}}",
     elsewhere=dict.fromkeys(
-        ("pin_root", "metrics", "defaults"),
+        ("pin_root", "metrics", "heal", "defaults"),
         "write it in the main file, a drop-in has maps and objects only",
     ),
 )

@@ -44,7 +44,7 @@ ATTACH = Struct(
         ),
         Field(
             "interface",
-            Text(interface, r"^[^\s/:]{1,15}$"),
+            Text(interface, r"^[^\s/:]{1,64}$"),
             "A network interface, by name; a pattern as for cgroups.",
         ),
         Field(

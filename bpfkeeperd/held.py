@@ -1,7 +1,7 @@
 """Descriptors that a daemon holds of everything it keeps.
 
 A pin is one reference and can be removed by hand or with its whole bpffs. A held descriptor keeps a
-map with its contents, and a link with its program, alive until the pin is restored.
+map with its contents, a link with its program, and a program alive until the pin is restored.
 """
 
 import os
@@ -13,19 +13,25 @@ from bpfkeeperd import kernel
 from bpfkeeperd.layout import Layout, LinkKey
 from bpfkeeperd.observed import Observed
 from bpfkeeperd.pinnotes import PinNote, read_note
-from bpfkeeperd.state import LinkInfo, MapInfo
-from bpfkeeperd.targetnames import is_network
+from bpfkeeperd.state import LinkInfo, MapInfo, ProgramInfo
+from bpfkeeperd.targetnames import is_netfilter
+
+ProgramPlace = tuple[str, str, str]
+"""Object, digest, program: the names of a program's pin."""
 
 
 class Held:
-    """Maps by name, links by key; a context manager that closes them all."""
+    """Maps by name, links by key, programs by place; a context manager that closes them all."""
 
-    __slots__ = ("_links", "_maps", "_notes")
+    __slots__ = ("_links", "_maps", "_notes", "_programs", "homes")
 
     def __init__(self) -> None:
         self._maps: dict[str, tuple[int, int]] = {}  # name: (map ID, descriptor)
         self._links: dict[LinkKey, tuple[int, int]] = {}
         self._notes: dict[LinkKey, PinNote] = {}
+        self._programs: dict[ProgramPlace, tuple[int, int]] = {}
+        self.homes: dict[int, tuple[int, int]] = {}
+        """Link ID to the network namespace (device, inode) that the link was found in."""
 
     def map_fd(self, name: str, map_id: int) -> int | None:
         """The held descriptor, if it is of this map; it stays this object's."""
@@ -40,6 +46,16 @@ class Held:
     def note(self, key: LinkKey) -> PinNote | None:
         """What was noted on the pin of a held link."""
         return self._notes.get(key)
+
+    def program_fd(self, place: ProgramPlace) -> int | None:
+        """The held descriptor; it stays this object's."""
+        held = self._programs.get(place)
+        return held[1] if held else None
+
+    def program_info(self, place: ProgramPlace) -> ProgramInfo | None:
+        """Of a program that is held, pinned or not."""
+        held = self._programs.get(place)
+        return kernel.program_info(held[1]) if held else None
 
     def map_info(self, name: str) -> MapInfo | None:
         """Of the map that is held under a name, pinned or not."""
@@ -76,8 +92,28 @@ class Held:
             if fd is not None:
                 self.drop_link(key)
                 self._links[key] = (link.info.id, fd)
-                if is_network(key) and (noted := read_note(layout.link_at(key))):
+                if is_netfilter(key) and (noted := read_note(layout.link_at(key))):
                     self._notes[key] = noted
+
+        self._follow_programs(observed, layout)
+
+    def _follow_programs(self, observed: Observed, layout: Layout) -> None:
+        """Those that are not wanted any more are let go of: nothing else would free them."""
+        found = {
+            (name, digest, program): info.id
+            for name, digests in observed.programs.items()
+            for digest, programs in digests.items()
+            for program, info in programs.items()
+        }
+        for place in [
+            place for place, held in self._programs.items() if found.get(place) != held[0]
+        ]:
+            os.close(self._programs.pop(place)[1])
+        for place in found.keys() - self._programs.keys():
+            path = f"{layout.objects}/{'/'.join(place)}"
+            fd = kernel.pinned(path, kernel.PinKind.PROGRAM)
+            if fd is not None:
+                self._programs[place] = (found[place], fd)
 
     def drop_link(self, key: LinkKey) -> None:
         """Lets go of a link that was detached."""
@@ -87,8 +123,10 @@ class Held:
             os.close(held[1])
 
     def close(self) -> None:
-        for _, fd in (*self._maps.values(), *self._links.values()):
-            os.close(fd)
+        for held in (self._maps, self._links, self._programs):
+            for _, fd in held.values():
+                os.close(fd)
+        self._programs.clear()
         self._maps.clear()
         self._links.clear()
 

@@ -101,6 +101,8 @@ class KindRules:
     """A target takes one program at a time."""
     typed: bool = True
     """The kernel tells the attach type of a link."""
+    opaque: bool = False
+    """Not every kernel tells where an attachment is: it is known by its pin then."""
 
     @property
     def noun(self) -> str:
@@ -202,6 +204,7 @@ KINDS: Mapping[HookKind, KindRules] = {
         "binary: PATH, symbol: NAME",
         "5.15",
         typed=False,
+        opaque=True,
     ),
     HookKind.UPROBE_MULTI: KindRules(
         frozenset({12}),
@@ -210,6 +213,7 @@ KINDS: Mapping[HookKind, KindRules] = {
         "binary: PATH, symbol: PATTERN",
         "6.6",
         typed=False,
+        opaque=True,
     ),
     HookKind.PERF_EVENT: KindRules(
         frozenset({7}),
@@ -255,6 +259,10 @@ def _cgroup(name: str, prog_type: int, attach_type: int) -> Hook:
     return Hook(name, HookKind.CGROUP, prog_type, attach_type, attach_type)
 
 
+NETKIT_PEER = 55
+"""BPF_NETKIT_PEER: of such a link the kernel tells the index of the peer, in the namespace of that,
+and not that of the interface that it was made at."""
+
 XDP = Hook("xdp", HookKind.XDP, PROG_TYPE_XDP, 37, 37)
 TCX_INGRESS = Hook("tcx/ingress", HookKind.TCX, PROG_TYPE_SCHED_CLS, 46, 0)
 TCX_EGRESS = Hook("tcx/egress", HookKind.TCX, PROG_TYPE_SCHED_CLS, 47, 0)
@@ -295,7 +303,7 @@ HOOKS: tuple[Hook, ...] = (
     Hook("clsact/ingress", HookKind.CLSACT, PROG_TYPE_SCHED_CLS, 46, 0),
     Hook("clsact/egress", HookKind.CLSACT, PROG_TYPE_SCHED_CLS, 47, 0),
     Hook("netkit/primary", HookKind.NETKIT, PROG_TYPE_SCHED_CLS, 54, 0),
-    Hook("netkit/peer", HookKind.NETKIT, PROG_TYPE_SCHED_CLS, 55, 0),
+    Hook("netkit/peer", HookKind.NETKIT, PROG_TYPE_SCHED_CLS, NETKIT_PEER, 0),
     Hook("sk_lookup", HookKind.NETNS, PROG_TYPE_SK_LOOKUP, 36, 36),
     Hook("flow_dissector", HookKind.NETNS, PROG_TYPE_FLOW_DISSECTOR, 17, 0),
     Hook("netfilter", HookKind.NETFILTER, PROG_TYPE_NETFILTER, 45, 45),

@@ -4,31 +4,36 @@ import functools
 import time
 from bisect import bisect_left
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from bpfkeeperd import kernel
 from bpfkeeperd.actions import Plan
-from bpfkeeperd.apply import Applied, apply
+from bpfkeeperd.apply import Applied, apply, together
 from bpfkeeperd.churn import IdChange, Memory, follow
-from bpfkeeperd.desired import Desired, WantedObject
-from bpfkeeperd.drift import drift
+from bpfkeeperd.desired import Desired, ObjectSource, WantedObject
+from bpfkeeperd.drift import differences
 from bpfkeeperd.entries import Manifest
 from bpfkeeperd.errors import KeeperError, ManifestError
+from bpfkeeperd.healer import Healed, Healer, read_for_healing
 from bpfkeeperd.held import Held
+from bpfkeeperd.hooks import Hook
 from bpfkeeperd.inner import with_inner_maps
 from bpfkeeperd.layout import Layout, escape
 from bpfkeeperd.lock import RootLock, letting_look, writing
 from bpfkeeperd.manifest import parse_manifest, read_files
+from bpfkeeperd.matches import with_matches
 from bpfkeeperd.observe import check_pin_root, make_pin_root, observe
 from bpfkeeperd.observed import Observed
 from bpfkeeperd.plan import plan
 from bpfkeeperd.resolve import resolve
 from bpfkeeperd.snapshot import status
-from bpfkeeperd.sources import Specs, lacking_hooks, read_sources
+from bpfkeeperd.sources import Sources, Specs, lacking_hooks, read_sources
 from bpfkeeperd.state import Failure, Outcome, ReloadResult, ReloadStatus, Status
 from bpfkeeperd.statefile import read_state, state_path, write_state
 from bpfkeeperd.steps import OnStep, Step
 from bpfkeeperd.trial import Patience, Pause, sleep
+from bpfkeeperd.watch import Places, places
 from bpfkeeperd.withheld import former, withheld_versions, without
 
 DURATION_BUCKETS_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -60,6 +65,7 @@ def look(
         )
         if withhold:
             desired = without(desired, memory.withheld)
+        desired = with_matches(desired)
     check_pin_root(manifest.pin_root)
     with Held() as held:
         last_ids = memory.last_ids(kernel.boot_id())
@@ -105,6 +111,10 @@ class Keeper:
         self._seconds_sum = 0.0
         self._last_success: float | None = None
         self._reuses: Counter[str] = Counter()
+        self._settled: Desired | None = None  # what is healed: as the last reload left it
+        self._healer = Healer()
+        self.places: Places | None = None
+        """Where something that concerns the keeper can change, as of the last look."""
 
     def reload(self, *, force: bool = False) -> tuple[Outcome, tuple[IdChange, ...]]:
         """One reload, from the manifest to the state file. Never raises a `KeeperError`."""
@@ -136,28 +146,22 @@ class Keeper:
             )
         with read_sources(manifest, self._specs) as sources:
             lacking = lacking_hooks(manifest, sources)
-            desired = resolve(manifest, sources.found, kernel.machine(), self._good, lacking)
+            raw = resolve(manifest, sources.found, kernel.machine(), self._good, lacking)
+            desired = with_matches(raw)
             make_pin_root(manifest.pin_root)
             self._lock.refresh()
             with writing(self._layout.own) as lock:
                 observed = self._observe(desired)
                 todo = plan(desired, observed, force=force)
-                applied = apply(
-                    todo,
-                    observed,
-                    self._layout,
-                    held=self._held,
-                    open_object=sources.open,
-                    on_step=self._on_step,
-                    patience=Patience(self._pause, functools.partial(letting_look, lock)),
-                )
+                applied = self._apply(todo, observed, sources, lock)
         if manifest.metrics_listen != self.manifest.metrics_listen:
             applied.notes.append("metrics.listen has changed: it takes effect with a restart")
         withheld = {}
         if applied.unhealthy:
             withheld = withheld_versions(todo, applied.unhealthy)
-            desired = former(self.desired, desired, withheld)
-        self.manifest, self.desired = desired.manifest, desired
+            raw = former(self.desired, raw, withheld)
+            desired = with_matches(raw)
+        self.manifest, self.desired = raw.manifest, raw
         self._memory = replace(self._memory, withheld=withheld)
         self._reuses.update(todo.kept_maps)
         left = replace(todo, restores=(), changes=(), removals=())
@@ -179,6 +183,9 @@ class Keeper:
             kept_maps=len(todo.kept_maps),
             rolled_back=applied.rolled_back,
         )
+        if applied.unhealthy or not applied.rolled_back or self._settled is None:
+            self._settled = self._in_force(raw, lacking)
+        self._healer.forget()
         return outcome, changes
 
     def _read_manifest(self) -> Manifest:
@@ -189,6 +196,67 @@ class Keeper:
             self._texts, self._parsed = texts, manifest
         return self._parsed
 
+    def _in_force(self, desired: Desired, lacking: Mapping[Hook, str]) -> Desired:
+        """What a reload left: of an object that could not be loaded, what was loaded before."""
+        missing = {
+            name: f"the last reload did not load it: {wanted.source.sha256[:12]} is the new file"
+            for name, wanted in desired.objects.items()
+            if not wanted.fault
+            and (name not in self._good or self._good[name].digest != wanted.digest)
+        }
+        if not missing:
+            return desired
+        sources: dict[str, ObjectSource | str] = {
+            name: missing.get(name) or wanted.fault or wanted.source
+            for name, wanted in desired.objects.items()
+        }
+        good = {name: found for name, found in self._good.items() if name in desired.objects}
+        try:
+            found = {**sources, **desired.faults}
+            return resolve(desired.manifest, found, kernel.machine(), good, lacking)
+        except ManifestError:  # it does not fit the former files
+            return self._settled or desired
+
+    def heal(self, now: float) -> Healed:
+        """Puts right what drifted from what the last reload left, as far as it is time for it.
+
+        The files of now are not looked at, but where an object has to be loaded again. Without
+        ``heal`` in the manifest it is a look.
+
+        Raises:
+            KeeperError: the pin root cannot be read, or not be made again.
+        """
+        if self._settled is None or not self.manifest.heal:
+            return Healed(changes=self.look())
+        make_pin_root(self.manifest.pin_root)
+        self._lock.refresh()
+        wanted = with_matches(self._settled)
+        with Sources() as sources, writing(self._layout.own) as lock:
+            observed = self._observe(wanted)
+            todo = plan(wanted, observed)
+            changed = read_for_healing(todo, wanted, self.manifest, sources, self._specs)
+            healing = self._healer.choose(todo, observed, changed, now)
+            parts = [self._apply(part, observed, sources, lock) for part in healing.plans]
+        applied = together(parts) if parts else Applied(observed=observed)
+        healed = self._healer.record(healing, applied, now)
+        if self._settled is not self.desired and self.desired:
+            applied.observed = None
+            wanted = with_matches(self.desired)
+        elif applied.observed and healing.plans:
+            todo = plan(wanted, applied.observed)
+        return replace(healed, changes=self._take_stock(wanted, applied, todo))
+
+    def _apply(self, todo: Plan, observed: Observed, sources: Sources, lock: int | None) -> Applied:
+        return apply(
+            todo,
+            observed,
+            self._layout,
+            held=self._held,
+            open_object=sources.open,
+            on_step=self._on_step,
+            patience=Patience(self._pause, functools.partial(letting_look, lock)),
+        )
+
     def look(self) -> tuple[IdChange, ...]:
         """Observes what is now, for status, drift and ID changes; changes nothing.
 
@@ -198,9 +266,10 @@ class Keeper:
         if self.desired is None:
             return ()
         check_pin_root(self.manifest.pin_root)
-        observed = self._observe(self.desired)
-        todo = plan(self.desired, observed)
-        return self._take_stock(self.desired, Applied(observed=observed), todo)
+        desired = with_matches(self.desired)
+        observed = self._observe(desired)
+        todo = plan(desired, observed)
+        return self._take_stock(desired, Applied(observed=observed), todo)
 
     def _observe(self, desired: Desired) -> Observed:
         last_ids = self._memory.last_ids(kernel.boot_id())
@@ -236,13 +305,15 @@ class Keeper:
             except KeeperError as error:  # the maps are kept all the same
                 applied.notes.append(f"{error}: ID changes may be counted twice or not at all")
         self._held.follow(observed, self._layout)
+        self.places = places(self.desired or desired, observed, self._layout)
         now = status(
             desired,
             observed,
             memory,
             reuses=self._reuses,
-            drift=drift(todo),
+            drifting=differences(todo),
             reloads=self._reload_status(),
+            heals=self._healer.status,
         )
         self.status = with_inner_maps(now, self._layout)
         return changes

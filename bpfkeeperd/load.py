@@ -68,11 +68,10 @@ class Loaded:
         for program in loading.spec.programs:
             if not program.autoload and program.name in wanted.programs:
                 loading.set_autoload(program.name, True)
-            if program.name in wanted.functions:
-                loading.set_function(program.name, wanted.functions[program.name])
             if program.name in wanted.types:
-                kind = wanted.types[program.name]
-                loading.set_type(program.name, kind.type, kind.expected_attach_type)
+                loading.set_type(program.name, wanted.types[program.name])
+            if program.name in wanted.functions:  # what stands for it in BTF depends on the type
+                loading.set_function(program.name, wanted.functions[program.name])
         return loading
 
     def loaded(self, action: LoadObject, failed: ObjectError | None) -> None:

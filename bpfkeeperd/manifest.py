@@ -78,6 +78,7 @@ def parse_manifest(sources: Sequence[tuple[str, bytes]]) -> Manifest:
         pin_root=main.text("pin_root") or "",
         metrics_listen=host_and_port(main.record("metrics").text("listen") or "none"),
         on_mismatch=policy,
+        heal=main.number("heal") != 0,
         maps=map_entries(
             _merged("map", [record.members("maps") for record in records], faults), policy, faults
         ),

@@ -71,6 +71,10 @@ _GAUGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
         "Differences between the manifest and the kernel now.",
         ("kind",),
     ),
+    "bpfkeeper_heal_given_up": (
+        "What drifts again and again or cannot be put right, and is left alone for now.",
+        (),
+    ),
     "bpfkeeper_last_reload_success_timestamp_seconds": (
         "Unix time of the last reload that went well.",
         (),
@@ -92,6 +96,10 @@ _COUNTERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "bpfkeeper_reloads_total": (
         "Reloads by result, the start included.",
         ("result",),
+    ),
+    "bpfkeeper_heals_total": (
+        "Differences that were put right without a reload (ok), or not (failed), by kind.",
+        ("kind", "result"),
     ),
     "bpfkeeper_scrape_errors_total": (
         "Samples that could not be had, by map; an empty map: a failure that concerns all.",
@@ -147,6 +155,8 @@ class Metrics(Collector):
                 ("bpfkeeper_drift", (_label(kind),), float(differences))
                 for kind, differences in status.drift.items()
             ]
+        with self._counting_errors():
+            samples += _heal_samples(status)
         with self._counting_errors():
             samples += _reload_samples(status.reloads)
         with self._counting_errors():
@@ -227,6 +237,21 @@ def _map_samples(
 def _attachment_samples(attachment: AttachmentStatus) -> list[_Sample]:
     labels = (_label(attachment.object), _label(attachment.program), _label(attachment.target))
     return [("bpfkeeper_attachment_up", labels, float(attachment.up))]
+
+
+def _heal_samples(status: Status) -> list[_Sample]:
+    samples: list[_Sample] = [
+        # All kinds, so that rate() sees the first time.
+        (
+            "bpfkeeper_heals_total",
+            (_label(kind), result),
+            float(status.heals.results.get(kind, {}).get(result, 0)),
+        )
+        for kind in status.drift
+        for result in ("ok", "failed")
+    ]
+    samples.append(("bpfkeeper_heal_given_up", (), float(len(status.heals.given_up))))
+    return samples
 
 
 def _reload_samples(reloads: ReloadStatus) -> list[_Sample]:

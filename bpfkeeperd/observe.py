@@ -11,10 +11,11 @@ from bpfkeeperd.desired import Desired
 from bpfkeeperd.directories import pins_below
 from bpfkeeperd.errors import KernelError, PinRootError
 from bpfkeeperd.held import Held
+from bpfkeeperd.homes import without_strangers
 from bpfkeeperd.layout import OWN_DIRECTORY, Layout, LinkKey, escape
 from bpfkeeperd.observecontents import with_contents
 from bpfkeeperd.observed import Observed, ObservedLink, ObservedMap
-from bpfkeeperd.observenet import observe_filters, observe_orders, with_netns
+from bpfkeeperd.observenet import observe_filters, observe_orders, with_netns, with_peers
 from bpfkeeperd.observetargets import observe_targets
 from bpfkeeperd.state import LinkInfo, MapInfo, ProgramInfo
 
@@ -92,6 +93,7 @@ def observe(desired: Desired, layout: Layout, held: Held, last_ids: Mapping[str,
     """
     links: dict[LinkKey, ObservedLink] = {}
     programs = _observe_programs(desired, layout)
+    unpinned = _add_unpinned(programs, desired, held)
     empty_links = list[str]()
     for pin in kernel.scan(layout.links, depth=3, kind=kernel.PinKind.LINK):
         _check_read(layout.links, pin)
@@ -104,7 +106,7 @@ def observe(desired: Desired, layout: Layout, held: Held, last_ids: Mapping[str,
             links[pin.path[0], pin.path[1], pin.path[2]] = ObservedLink(link)
     for key, info in held.link_infos(besides=links).items():
         links[key] = ObservedLink(info, pinned=False)
-    links = with_netns(desired, layout, held, links)
+    links = with_netns(desired, layout, held, without_strangers(links, held))
     former = functools.partial(_former, desired, layout, programs, last_ids)
     maps = {
         name: _observe_map(layout, name, held, last_ids, former)
@@ -127,7 +129,8 @@ def observe(desired: Desired, layout: Layout, held: Held, last_ids: Mapping[str,
     return Observed(
         maps=maps,
         programs=programs,
-        links=links | observe_filters(desired, layout, targets),
+        unpinned_programs=unpinned,
+        links=with_peers(desired, targets, links) | observe_filters(desired, layout, targets),
         targets=targets,
         orders=observe_orders(desired, targets),
         map_names=_unpinned_names(maps.values(), programs),
@@ -153,6 +156,31 @@ def _observe_programs(desired: Desired, layout: Layout) -> LoadedPrograms:
         if wanted.digest in digests:
             programs[escape(wanted.name)] = {wanted.digest: digests[wanted.digest], **digests}
     return programs
+
+
+def _add_unpinned(
+    programs: LoadedPrograms, desired: Desired, held: Held
+) -> tuple[tuple[str, str, str], ...]:
+    """Adds the wanted programs that have lost their pins and are alive; returns their places."""
+    unpinned = []
+    for wanted in desired.objects.values():
+        name = escape(wanted.name)
+        loaded = programs.get(name, {}).get(wanted.digest, {})
+        if len(loaded) == len(wanted.programs):
+            continue
+        lost = {
+            program: info
+            for program in map(escape, wanted.programs)
+            if program not in loaded and (info := held.program_info((name, wanted.digest, program)))
+        }
+        if lost:
+            others = programs.get(name, {})
+            programs[name] = {
+                wanted.digest: {**loaded, **lost},
+                **{digest: found for digest, found in others.items() if digest != wanted.digest},
+            }
+            unpinned += [(name, wanted.digest, program) for program in lost]
+    return tuple(unpinned)
 
 
 def _check_read(directory: str, pin: kernel.Pin) -> None:

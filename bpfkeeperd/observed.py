@@ -45,6 +45,9 @@ class Observed:
     programs: Mapping[str, Mapping[str, Mapping[str, ProgramInfo]]] = field(default_factory=dict)
     """Escaped object name, digest, escaped program name. Of an object's digests the wanted one is
     the first: entries that name a program mean that one."""
+    unpinned_programs: tuple[tuple[str, str, str], ...] = ()
+    """Of those programs, the ones whose pin is gone and which a held descriptor keeps alive: object
+    and program escaped, the digest between them."""
     links: Mapping[LinkKey, ObservedLink] = field(default_factory=dict)
     targets: Mapping[Target, int | str] = field(default_factory=dict)
     """A cgroup's ID, an interface's index, or why there is none."""

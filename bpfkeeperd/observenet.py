@@ -6,16 +6,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from bpfkeeperd import kernel
-from bpfkeeperd.desired import Attachment, Desired, filter_detail
+from bpfkeeperd.desired import Attachment, Desired, filter_detail, netns_of
 from bpfkeeperd.errors import KernelError
 from bpfkeeperd.held import Held
-from bpfkeeperd.hooks import CLSACT_LINK, HookKind
+from bpfkeeperd.hooks import CLSACT_LINK, NETKIT_PEER, HookKind
 from bpfkeeperd.layout import Layout, LinkKey, filter_handle
 from bpfkeeperd.observed import ObservedLink, Place
 from bpfkeeperd.ordering import ordered_places
 from bpfkeeperd.pinnotes import PinNote, read_note
 from bpfkeeperd.state import LinkInfo, Neighbour
-from bpfkeeperd.targetnames import is_network, netns_of, priority_of, was_cut
+from bpfkeeperd.targetnames import is_netfilter, priority_of
 from bpfkeeperd.targets import InterfaceTarget, NetfilterTarget, Target
 
 OWN_NETNS = "/proc/thread-self/ns/net"
@@ -46,18 +46,18 @@ def netns_inode(netns: str | None) -> int:
 def with_netns(
     desired: Desired, layout: Layout, held: Held, links: Mapping[LinkKey, ObservedLink]
 ) -> dict[LinkKey, ObservedLink]:
-    """Links, those in another namespace than the one that has the name now as dead as those without
-    a target: an index of an interface means nothing there, and netfilter tells nothing at all."""
+    """Links, those of netfilter that are in another namespace than the one that has the name now as
+    dead: of them the kernel tells nothing at all (of others: see `homes`)."""
     inodes: dict[str, int] = {}
     names = _netns_names(desired)
     found = dict(links)
     for key, link in links.items():
-        if not is_network(key) or not link.info.target_id:
+        if not is_netfilter(key) or not link.info.target_id:
             continue
         note = read_note(layout.link_at(key)) if link.pinned else held.note(key)
-        if note is None or (was_cut(key) and key not in names):
-            continue
         netns = names[key] if key in names else netns_of(key)
+        if note is None or netns is None:
+            continue
         if netns not in inodes:
             inodes[netns] = netns_inode(netns)
         if note.netns != inodes[netns]:
@@ -85,6 +85,28 @@ def observe_filters(
         for record in records.values()
         if record.found
     }
+
+
+def with_peers(
+    desired: Desired, targets: Mapping[Target, int | str], links: Mapping[LinkKey, ObservedLink]
+) -> dict[LinkKey, ObservedLink]:
+    """Links, those at the peer of a netkit interface with the number of the interface itself, which
+    is what the manifest names."""
+    found = dict(links)
+    for each in desired.attachments:
+        link = links.get(each.key)
+        index = targets.get(each.target)
+        if each.hook.attach_type != NETKIT_PEER or not link or not isinstance(index, int):
+            continue
+        netns = _netns(each.target)
+        try:
+            with kernel.inside_netns(kernel.netns_path(netns) if netns else None):
+                shared = kernel.shared_hook(index, NETKIT_PEER)
+        except KernelError:
+            continue
+        there = shared and link.info.id in [link_id for _, link_id in shared.programs]
+        found[each.key] = replace(link, info=replace(link.info, target_id=index if there else 0))
+    return found
 
 
 def observe_orders(
@@ -150,7 +172,7 @@ def _records(desired: Desired, layout: Layout) -> Iterable[_Record]:
         if not key[2].startswith("interface:"):
             continue
         note = read_note(layout.attached_at(key)) or PinNote(0, 0)
-        netns = names[key] if key in names else netns_of(key)
+        netns = (names[key] if key in names else netns_of(key)) or ""
         there = note.netns == netns_inode(netns)
         yield _Record(key, pin.id, note.interface if there else 0, netns)
 

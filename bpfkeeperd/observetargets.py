@@ -6,7 +6,8 @@ from typing import assert_never
 
 from bpfkeeperd import kernel
 from bpfkeeperd.attach import cgroup_path
-from bpfkeeperd.errors import KernelError
+from bpfkeeperd.attachtrace import NO_TRACEFS, binary_place, tracepoint_path
+from bpfkeeperd.errors import KernelError, ObjectError
 from bpfkeeperd.observed import ObservedMap
 from bpfkeeperd.targets import (
     BinaryTarget,
@@ -62,13 +63,13 @@ class _Places:
                 found = self._maps.get(name)
                 info = (found.pinned or found.lost) if found else None
                 return info.id if info else f"there is no map {name}"
-            case (
-                FunctionTarget()
-                | TracepointTarget()
-                | BinaryTarget()
-                | PerfEventTarget()
-                | IteratorTarget()
-            ):
+            case BinaryTarget(pid=pid):
+                return _process_fault(pid) or _binary(target)
+            case TracepointTarget(name):
+                return _tracepoint_fault(name) or 1
+            case PerfEventTarget(cpu=cpu, pid=pid):
+                return _cpu_fault(cpu) or _process_fault(pid) or 1
+            case FunctionTarget() | IteratorTarget():
                 return 1
             case _:
                 assert_never(target)
@@ -81,6 +82,42 @@ class _Places:
             return indexes
         where = f" in network namespace {netns}" if netns else ""
         return indexes.get(name, f"there is no interface {name}{where}")
+
+
+def _binary(target: BinaryTarget) -> int | str:
+    try:
+        return binary_place(target)[1]
+    except (KernelError, ObjectError) as error:
+        return f"{target.path}: {error}" if isinstance(error, ObjectError) else str(error)
+
+
+def _tracepoint_fault(name: str) -> str:
+    """Why there is no such tracepoint; of raw ones, which have no group, the kernel tells none."""
+    if "/" not in name:
+        return ""
+    path = tracepoint_path(name)
+    if path is None:
+        return "" if name in _tracepoints else NO_TRACEFS
+    if not os.path.exists(f"{path}/id"):
+        return f"there is no tracepoint {name}: see {os.path.dirname(os.path.dirname(path))}"
+    _tracepoints.add(name)
+    return ""
+
+
+_tracepoints: set[str] = set()
+"""Those that were there: one that is attached to goes on without tracefs."""
+
+
+def _cpu_fault(cpu: int | None) -> str:
+    if cpu is None or cpu in kernel.online_cpus():
+        return ""
+    return f"CPU {cpu} is not online"
+
+
+def _process_fault(pid: int | None) -> str:
+    if pid is None or os.path.exists(f"/proc/{pid}"):
+        return ""
+    return f"there is no process {pid}"
 
 
 def _netns_inode(path: str) -> int | str:

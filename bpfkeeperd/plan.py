@@ -17,10 +17,11 @@ from bpfkeeperd.actions import (
     RenewMap,
     RestoreLink,
     RestoreMap,
+    RestoreProgram,
     Swap,
 )
 from bpfkeeperd.compare import differences, layout_differences, pattern_differences
-from bpfkeeperd.desired import Attachment, Desired, WantedMap, WantedObject
+from bpfkeeperd.desired import Attachment, Desired, WantedMap, WantedObject, netns_of
 from bpfkeeperd.draft import Draft, hold_back
 from bpfkeeperd.entries import MismatchPolicy
 from bpfkeeperd.generations import leave_out_entries, renew_arrays, renew_data, write_entries
@@ -30,7 +31,7 @@ from bpfkeeperd.layout import LinkKey, escape, kernel_name
 from bpfkeeperd.observed import Observed, ObservedLink, Place
 from bpfkeeperd.ordering import ordered_places, place_of_hook, status_of_order
 from bpfkeeperd.state import LinkInfo, ProgramInfo
-from bpfkeeperd.targetnames import netns_of
+from bpfkeeperd.targets import BinaryTarget, MapTarget
 
 _OTHER_MODE = (
     "the interface runs XDP in another mode, and it has one mode at a time: take the attachment out"
@@ -38,6 +39,7 @@ _OTHER_MODE = (
 )
 _NETFILTER = KINDS[HookKind.NETFILTER].link_types
 _HOLDS_NETNS = "its network namespace lost its name, and a netfilter link keeps it alive for ever"
+_TO_BE_MADE = -1
 _NO_PROGRAMS: Mapping[str, ProgramInfo] = {}
 
 
@@ -59,6 +61,7 @@ def plan(desired: Desired, observed: Observed, *, force: bool = False) -> Plan:
         for attachment in wanted_object.attachments:
             _decide_attachment(draft, wanted_object, attachment, orphans, places)
     _restore_held_links(draft)
+    draft.restores += [RestoreProgram(*place) for place in observed.unpinned_programs]
     changes, removals = group(draft, orphans)
     return Plan(
         restores=tuple(draft.restores),
@@ -91,8 +94,10 @@ def _decide_loads(draft: Draft, force: bool) -> None:
 def serves(info: LinkInfo, attachment: Attachment, target_id: int | str | None) -> bool:
     """Whether a link is alive and at this attachment's hook and target."""
     rules = attachment.hook.rules
+    # Before Linux 6.9 the kernel does not say where a probe in a binary is (1).
+    here = info.target_id == target_id or (info.target_id == 1 and rules.opaque)
     return (
-        info.target_id == target_id
+        here
         and info.type in rules.link_types
         and (not rules.typed or info.attach_type == attachment.hook.attach_type)
         and (not info.detail or attachment.detail == "" or info.detail in attachment.details)
@@ -242,7 +247,7 @@ def _decide_attachment(
 ) -> None:
     key = attachment.key
     link = draft.observed.links.get(key)
-    target_id = draft.observed.targets.get(attachment.target)
+    target_id = _target_id(draft, attachment)
     running = _loaded(draft, wanted).get(escape(attachment.program))
     # Without a usable file, the programs that are pinned can still be attached.
     held = wanted.name in draft.held_objects and not (wanted.fault and running)
@@ -283,8 +288,18 @@ def _decide_attachment(
             draft.refusals.append(Refusal("attachment", str(attachment), _OTHER_MODE))
         return
     reason = "its target came back or the link was detached" if link else "not attached yet"
+    if link and link.info.target_id and isinstance(attachment.target, BinaryTarget):
+        reason = "the binary is another file now"
     peers = places.get(place_of_hook(attachment), ())
     actions.append(Attach(attachment, wanted.digest, reason, peers))
+
+
+def _target_id(draft: Draft, attachment: Attachment) -> int | str | None:
+    """The number of its target; none that a link could have where that is a map to be made."""
+    target = attachment.target
+    if isinstance(target, MapTarget) and draft.makes(target.name):
+        return _TO_BE_MADE
+    return draft.observed.targets.get(target)
 
 
 def _same_mode(one: LinkKey, other: LinkKey) -> bool:

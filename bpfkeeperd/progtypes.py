@@ -31,10 +31,12 @@ class ProgramKind:
     type: int
     expected_attach_type: int
     """0 where the kernel does not look at it, or where the type alone is known."""
+    sleepable: bool = False
+    """It may wait, as for memory that was swapped out (BPF_F_SLEEPABLE)."""
 
 
 PROGRAM_KINDS = {name: ProgramKind(number, 0) for name, number in PROGRAM_TYPES.items()} | {
-    hook.name: ProgramKind(hook.prog_type, hook.expected_attach_type)
+    hook.name: ProgramKind(hook.prog_type, hook.expected_attach_type, hook.sleepable)
     for hook in (*HOOKS, *PLACED_HOOKS)
 }
 """By name of a program type, or of a hook, which says more."""

@@ -3,10 +3,11 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from bpfkeeperd.maptypes import BY_NUMBER, Count, type_name
-from bpfkeeperd.state import AttachmentStatus, InnerStatus, MapStatus, Status
+from bpfkeeperd.state import AttachmentStatus, Difference, InnerStatus, MapStatus, Status
 
 INNER_ROWS_MAX = 16
 """Inner maps shown of each map of maps."""
+DIFFERENCE_ROWS_MAX = 50
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -90,6 +91,14 @@ def attachments_table(attachments: Iterable[AttachmentStatus]) -> str:
     )
 
 
+def differences_table(differences: Sequence[Difference]) -> str:
+    rows = [(found.kind, found.text) for found in differences[:DIFFERENCE_ROWS_MAX]]
+    more = len(differences) - len(rows)
+    if more > 0:
+        rows.append((f"... and {more} more", ""))
+    return table(("DRIFT", "WHAT A RELOAD DOES"), rows)
+
+
 def status_text(status: Status, counts: Mapping[int, int], problems: Sequence[str]) -> str:
     parts = []
     if status.maps:
@@ -98,6 +107,9 @@ def status_text(status: Status, counts: Mapping[int, int], problems: Sequence[st
         parts.append(attachments_table(status.attachments))
     drifting = [f"{kind} {count}" for kind, count in status.drift.items() if count]
     parts.append(f"drift from the manifest: {', '.join(drifting) or 'none'}")
+    others = [found for found in status.differences if found.text not in problems]
+    if others:
+        parts.append(differences_table(others))
     if problems:
         parts.append("\n".join(problems))
     return "\n\n".join(parts)

@@ -47,9 +47,9 @@ def resolve(
         ):
             source = f"{entry.file}: {fault}"
         if isinstance(source, ObjectSource):
-            objects[name] = _wanted_object(entry, source, problems)
+            objects[name] = _wanted_object(entry, source, machine, problems)
         elif good and name in good:
-            objects[name] = _as_loaded(entry, good[name], source)
+            objects[name] = _as_loaded(entry, good[name], source, machine)
         else:
             faults[name] = source
     maps = wanted_maps(manifest, objects, faults, machine, problems)
@@ -62,14 +62,16 @@ def resolve(
     return Desired(manifest, maps, objects, faults)
 
 
-def _as_loaded(entry: ObjectEntry, good: WantedObject, fault: str) -> WantedObject:
+def _as_loaded(
+    entry: ObjectEntry, good: WantedObject, fault: str, machine: Machine
+) -> WantedObject:
     """The programs and maps that were loaded, at the targets that the manifest names now."""
-    now = _wanted_object(entry, good.source, [])
+    now = _wanted_object(entry, good.source, machine, [])
     return replace(good, attachments=now.attachments, fault=fault)
 
 
 def _wanted_object(
-    entry: ObjectEntry, source: ObjectSource, problems: list[Problem]
+    entry: ObjectEntry, source: ObjectSource, machine: Machine, problems: list[Problem]
 ) -> WantedObject:
     maps = _kept_maps(entry, source.spec, problems)
     programs = {program.name: program for program in source.spec.programs}
@@ -85,7 +87,7 @@ def _wanted_object(
             continue
         if program_entry.type:
             types[program.name] = PROGRAM_KINDS[program_entry.type]
-        found = program_attachments(entry.name, program_entry, program, maps, problems)
+        found = program_attachments(entry.name, program_entry, program, maps, machine, problems)
         attachments += found
         if given := load_function(program, found):
             functions[program.name] = given

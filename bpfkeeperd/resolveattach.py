@@ -4,21 +4,22 @@ manifest. Pure."""
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from bpfkeeperd.compare import Machine
 from bpfkeeperd.desired import Attachment, attachment, hook_target
 from bpfkeeperd.entries import AttachEntry, ObjectEntry, ProgramEntry, SwapChoice
 from bpfkeeperd.errors import Problem
 from bpfkeeperd.hooks import Hook, HookKind, SwapWay, hook_of_section
 from bpfkeeperd.state import ObjectSpec, ProgramSpec
 from bpfkeeperd.targets import (
-    BinaryTarget,
     FunctionTarget,
     InterfaceTarget,
-    IteratorTarget,
     MapTarget,
+    PerfEventTarget,
     Target,
     TracepointTarget,
     XdpMode,
 )
+from bpfkeeperd.traceplaces import fixed_at_load, place_fault, placed
 
 _CLASSIFIERS = ("tc", "classifier", "action")
 
@@ -28,6 +29,7 @@ def program_attachments(
     entry: ProgramEntry,
     program: ProgramSpec,
     maps: Mapping[str, str],
+    machine: Machine,
     problems: list[Problem],
 ) -> list[Attachment]:
     """What a program of an object is attached to; what is wrong with it goes into ``problems``.
@@ -45,18 +47,18 @@ def program_attachments(
         fault = _fault(attach, origin, program.section, hook)
         if not fault and hook:
             target = hook_target(_with_map(attach.target, maps), hook)
-            if hook.kind is HookKind.TRACING and isinstance(target, FunctionTarget):
-                fault = _function_fault(target, place, origin)
+            fault = place_fault(hook, place, target, origin)
             behind_stub = _exact(hook, exact)
-            found.append(
-                attachment(object_name, program.name, hook, target, attach, exact=behind_stub)
-            )
+            found += [
+                attachment(object_name, program.name, hook, one, attach, exact=behind_stub)
+                for one in _each_cpu(target, machine)
+            ]
         if fault:
             message = f"program {program.name} cannot be attached here"
             problems.append(Problem(attach.mark, message, fault))
-    if hook and hook.kind is HookKind.TRACING and len(found) > 1:
-        message = f"program {program.name} cannot be attached to {len(found)} functions"
-        remedy = f"a program of {origin} is loaded for one: use a program for each, or kprobe.multi"
+    if hook and fixed_at_load(hook) and len(found) > 1:
+        message = f"program {program.name} cannot be attached to {len(found)} places"
+        remedy = f"a program of {origin} is loaded for one: use a program for each"
         problems.append(Problem(entry.mark, message, remedy))
     return found
 
@@ -83,9 +85,9 @@ def _exact(hook: Hook, asked: bool) -> bool:
 def load_function(program: ProgramSpec, found: Sequence[Attachment]) -> str:
     """The function that a program has to be loaded for, where its section does not say."""
     for one in found:
-        fixed = one.hook.kind is HookKind.TRACING or one.hook.name == "tp_btf"
-        if fixed and isinstance(one.target, FunctionTarget | TracepointTarget):
-            return "" if program.place else one.target.name
+        if fixed_at_load(one.hook) and isinstance(one.target, FunctionTarget | TracepointTarget):
+            said = one.hook == program.hook and program.place == one.target.name
+            return "" if said else one.target.name
     return ""
 
 
@@ -96,7 +98,7 @@ def _entries(
     yield from entry.attach
     if entry.attach_auto is None:
         return
-    target = _placed(hook, place) if hook else None
+    target = placed(hook, place) if hook else None
     if target:
         yield AttachEntry(target, mark=entry.attach_auto)
         return
@@ -105,26 +107,6 @@ def _entries(
     if hook and hook.rules.write:
         remedy += f": write attach: [{{{hook.rules.write}}}]"
     problems.append(Problem(entry.attach_auto, message, remedy))
-
-
-def _placed(hook: Hook, place: str) -> Target | None:
-    """The target that a section names; None where it names none."""
-    match hook.kind:
-        case _ if not place:
-            return None
-        case HookKind.TRACEPOINT | HookKind.RAW_TRACEPOINT:
-            return TracepointTarget(place)
-        case HookKind.TRACING | HookKind.KPROBE | HookKind.KPROBE_MULTI:
-            name, _, offset = place.partition("+")
-            return FunctionTarget(name, int(offset, 0) if offset else 0)
-        case HookKind.UPROBE | HookKind.UPROBE_MULTI:
-            path, _, symbol = place.rpartition(":")
-            name, _, offset = symbol.partition("+")
-            return BinaryTarget(path, name, int(offset, 0) if offset else 0)
-        case HookKind.ITERATOR:
-            return IteratorTarget(place)
-        case _:
-            return None
 
 
 def _with_map(target: Target, maps: Mapping[str, str]) -> Target:
@@ -136,10 +118,13 @@ def _with_map(target: Target, maps: Mapping[str, str]) -> Target:
             return target
 
 
-def _function_fault(target: FunctionTarget, place: str, origin: str) -> str:
-    if place and place != target.name:
-        return f"its {origin} names another function: write attach: auto, or change the section"
-    return "a program like this is at a function's beginning or end" if target.offset else ""
+def _each_cpu(target: Target, machine: Machine) -> list[Target]:
+    """A perf event of all processes is counted on one CPU: one for each that is up."""
+    match target:
+        case PerfEventTarget(cpu=None, pid=None):
+            return [replace(target, cpu=cpu) for cpu in machine.online_cpus]
+        case _:
+            return [target]
 
 
 def _fault(attach: AttachEntry, origin: str, section: str, hook: Hook | None) -> str:

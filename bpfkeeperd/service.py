@@ -22,6 +22,9 @@ class MessageId(StrEnum):
     RELOAD_REJECTED = "0b6f7e2d4c1a49f88f0e3a7d9c5b6e34"
     MAP_ID_CHANGED = "9d3b2c7e6f5a4e8d9a1b0c2d3e4f5a67"
     DRIFT = "7e4f1a2b3c5d4e6f8a9b0c1d2e3f4a58"
+    HEALED = "41c7d0e6b8a24f3f9e5d6c2b1a0f9e83"
+    HEAL_FAILED = "b2f85d1c6e3a47908c1d7e4f2a5b6c90"
+    HEAL_GIVEN_UP = "e6a90c3d5b7f41d28f0a1c9e4d3b2a75"
 
 
 def set_up_log(level: int = logging.INFO) -> None:

@@ -1,16 +1,25 @@
 """Desired and observed become a status: what metrics and people are shown. Pure."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from bpfkeeperd.churn import MapRecord, Memory
 from bpfkeeperd.desired import Attachment, Desired, WantedMap, WantedObject, target_name
+from bpfkeeperd.drift import count
 from bpfkeeperd.entries import MismatchPolicy
 from bpfkeeperd.layout import escape
 from bpfkeeperd.observed import Observed, ObservedMap
 from bpfkeeperd.ordering import ordered_places, status_of_order
 from bpfkeeperd.plan import serves
-from bpfkeeperd.state import AttachmentStatus, MapInfo, MapStatus, ReloadStatus, Status
+from bpfkeeperd.state import (
+    AttachmentStatus,
+    Difference,
+    HealStatus,
+    MapInfo,
+    MapStatus,
+    ReloadStatus,
+    Status,
+)
 
 
 def status(
@@ -19,8 +28,9 @@ def status(
     memory: Memory,
     *,
     reuses: Mapping[str, int],
-    drift: Mapping[str, int],
+    drifting: Sequence[Difference],
     reloads: ReloadStatus,
+    heals: HealStatus,
 ) -> Status:
     maps = []
     for name, wanted in desired.maps.items():
@@ -41,7 +51,8 @@ def status(
             record = memory.maps.get(name)
             maps.append(_pinned_status(name, found.pinned, policy, record, reuses.get(name, 0)))
     attachments += _unread_attachments(desired, observed)
-    return Status(tuple(maps), tuple(attachments), drift, reloads)
+    counts = count(drifting)
+    return Status(tuple(maps), tuple(attachments), counts, reloads, tuple(drifting), heals)
 
 
 def _unread_attachments(desired: Desired, observed: Observed) -> Iterator[AttachmentStatus]:

@@ -110,8 +110,8 @@ class LinkInfo:
     prog_id: int
     type: int
     target_id: int
-    """cgroup ID, interface index, inode of a network namespace, map ID; 1 where there is no such
-    thing; 0 when the target is gone."""
+    """cgroup ID, interface index, inode of a network namespace, map ID, `kernel.place_number` of a
+    probe in a binary; 1 where there is no such thing; 0 when the target is gone."""
     attach_type: int
     detail: str = ""
     """What else tells one place from another: see `Attachment.detail`; empty where the kernel does
@@ -210,6 +210,26 @@ class ReloadStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class HealStatus:
+    """What was put right without a reload since the daemon started."""
+
+    results: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Kind of drift to result (``ok``, ``failed``) to how often."""
+    given_up: tuple[str, ...] = ()
+    """What drifts again and again, or cannot be put right."""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Something that is not as the manifest has it."""
+
+    kind: str
+    """Of drift."""
+    text: str
+    """What a reload would do about it, or why it does nothing."""
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """What metrics and ``status`` show: an immutable snapshot, made after each observation."""
 
@@ -218,6 +238,9 @@ class Status:
     drift: Mapping[str, int] = field(default_factory=dict)
     """Kind of difference from the manifest to how many there are now."""
     reloads: ReloadStatus = ReloadStatus()
+    differences: tuple[Difference, ...] = ()
+    """What the numbers in ``drift`` stand for."""
+    heals: HealStatus = HealStatus()
 
 
 @dataclass(frozen=True, slots=True)

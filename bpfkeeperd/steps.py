@@ -14,6 +14,7 @@ class Step(StrEnum):
     SWEEP_STAGING = "sweep_staging"
     RESTORE_MAP = "restore_map"
     RESTORE_LINK = "restore_link"
+    RESTORE_PROGRAM = "restore_program"
     CREATE_MAP = "create_map"
     LOAD_OBJECT = "load_object"
     FILL_MAP = "fill_map"

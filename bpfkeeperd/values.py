@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from bpfkeeperd.layout import global_data_fault, name_fault
 from bpfkeeperd.progtypes import PROGRAM_KINDS
 from bpfkeeperd.suggest import did_you_mean
+from bpfkeeperd.targets import is_pattern
 
 INTERFACE_MAX_BYTES = 15
+PATTERN_MAX_BYTES = 64
 _DECIMAL = re.compile("-?(0|[1-9][0-9]*)")
 _HEX = re.compile("0[xX][0-9a-fA-F]+")
 _DIGITS_MAX = 40
@@ -141,12 +143,14 @@ def sha256(text: str) -> str | Fault:
 
 
 def interface(text: str) -> str | Fault:
-    """A name that the kernel takes for a network interface (net/core/dev.c, dev_valid_name)."""
+    """A name that the kernel takes for a network interface (net/core/dev.c, dev_valid_name), or a
+    pattern of such names."""
     if not text:
         return Fault("cannot be empty")
     size = len(text.encode())
-    if size > INTERFACE_MAX_BYTES:
-        return Fault(f"{shown(text)} has {size} bytes, at most {INTERFACE_MAX_BYTES} can be")
+    most = PATTERN_MAX_BYTES if is_pattern(text) else INTERFACE_MAX_BYTES
+    if size > most:
+        return Fault(f"{shown(text)} has {size} bytes, at most {most} can be")
     if text in (".", "..") or re.search(r"[\s/:]", text):
         return Fault(
             f"cannot be {shown(text)}", "write a name without slash, colon or blank, as in eth0"
@@ -175,6 +179,8 @@ def cgroup(text: str) -> str | Fault:
         return Fault("cannot be empty", "write . for the root cgroup")
     if ".." in text.split("/"):
         return Fault('cannot hold ".."', "write the path out")
+    if "**" in text:
+        return Fault('cannot hold "**"', "write each level out: * stands for one name")
     if not text.startswith("/"):
         return posixpath.normpath(text)
     path = absolute(text)

@@ -56,6 +56,14 @@ def bpf_name(kind: str, number: int) -> str:
     return info.raw[offset : offset + 16].split(b"\0")[0].decode()
 
 
+def detach_link(path: Path) -> None:
+    """Ends the attachment of a pinned link, which stays as a dead one (BPF_LINK_DETACH)."""
+    link = kernel.pinned(str(path), kernel.PinKind.LINK)
+    assert link is not None, f"nothing is pinned at {path}"
+    with kernel.holding(link):
+        assert _bpf(34, struct.pack("=I", link))[0] == 0, f"errno {ctypes.get_errno()}"
+
+
 def verified_instructions(program_fd: int) -> int:
     """How many instructions the verifier went through, which is what loading costs."""
     info = ctypes.create_string_buffer(256)
@@ -118,6 +126,10 @@ class Netns:
         for name in (self.here, self.there):
             ip("netns", "add", name)
             ip("-n", name, "link", "set", "lo", "up")
+        self.join()
+
+    def join(self) -> None:
+        """Adds the pair, which must not be there."""
         peer = ("peer", "name", "veth0", "netns", self.there)
         ip("-n", self.here, "link", "add", "veth0", "type", "veth", *peer)
         for name, address in ((self.here, self.here_address), (self.there, self.there_address)):

@@ -5,7 +5,7 @@ from pathlib import Path
 from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
-PARTS = ("links", "libbpf", "dump", "slots", "stats", "probes", "net")
+PARTS = ("links", "trace", "libbpf", "dump", "slots", "stats", "probes", "events", "query", "net")
 """C files with their headers; each can use what the headers have, a later one all of an earlier."""
 HEADER = "".join((HERE / f"{part}.h").read_text() for part in PARTS)
 SOURCE = "".join((HERE / f"{part}.c").read_text() for part in PARTS)
@@ -34,6 +34,8 @@ int bpf_program__set_type(struct bpf_program *prog, int type);
 int bpf_program__set_expected_attach_type(struct bpf_program *prog, int type);
 int bpf_program__set_attach_target(struct bpf_program *prog, int attach_prog_fd,
                                    const char *attach_func_name);
+uint32_t bpf_program__flags(const struct bpf_program *prog);
+int bpf_program__set_flags(struct bpf_program *prog, uint32_t flags);
 int bpf_program__set_autoload(struct bpf_program *prog, bool autoload);
 int bpf_program__fd(const struct bpf_program *prog);
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later OR BSD-2-Clause
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #include <linux/bpf.h>
@@ -34,7 +35,7 @@ struct link_info {
 		struct {
 			__u32 type, pad;
 			union {
-				struct { __u64 name; __u32 size, offset; } place;
+				struct { __u64 name; __u32 size, offset; __u64 cookie; } place;
 				struct { __u64 config; __u32 type; } event;
 			};
 		} perf;
@@ -72,6 +73,8 @@ static int link_name(int fd, struct link_info *info, char *name, __u32 size)
 
 static void perf_detail(const struct link_info *info, const char *name, char *detail, size_t size)
 {
+	if (!name[0] && info->perf.type != PERF_EVENT)
+		return;	/* the kernel does not say */
 	switch (info->perf.type) {
 	case PERF_UPROBE:
 	case PERF_KPROBE:
@@ -91,6 +94,39 @@ static void perf_detail(const struct link_info *info, const char *name, char *de
 	}
 }
 
+/* The file and the places in it that a probe is at, as keeper_place has them; 1: nobody knows. */
+static uint64_t probe_place(const struct link_info *info, const char *path)
+{
+	uint64_t offset = info->perf.place.offset;
+	struct stat found;
+
+	if (info->perf.type != PERF_UPROBE && info->perf.type != PERF_URETPROBE)
+		return 1;
+	if (info->perf.place.cookie)	/* of ours, since Linux 6.9 */
+		return info->perf.place.cookie;
+	if (!path[0] || stat(path, &found))
+		return 1;
+	return keeper_place(found.st_dev, found.st_ino, &offset, 1);
+}
+
+static uint64_t multi_place(int fd, const char *path)
+{
+	static const char deleted[] = " (deleted)";
+	size_t length = strlen(path);
+	struct link_info info = {};
+	__u32 size = sizeof(info);
+	__u64 cookie = 0;
+
+	/* Each place has the same cookie, and ENOSPC says that there are more of them. */
+	info.uprobe_multi.cookies = (__u64)(unsigned long)&cookie;
+	info.uprobe_multi.count = 1;
+	bpf_obj_get_info_by_fd(fd, (void *)&info, &size);
+	if (cookie)
+		return cookie;
+	length -= length < sizeof(deleted) ? length : sizeof(deleted) - 1;
+	return strcmp(path + length, deleted) != 0;	/* 0: the target is gone */
+}
+
 /* Links of which the place is a name. */
 static int named_link(int fd, struct link_info *info, struct keeper_link_info *out)
 {
@@ -102,9 +138,12 @@ static int named_link(int fd, struct link_info *info, struct keeper_link_info *o
 	out->target_id = 1;
 	if (info->type == LINK_PERF_EVENT) {
 		perf_detail(info, name, out->detail, sizeof(out->detail));
+		out->target_id = probe_place(info, name);
 		return 0;
 	}
 	snprintf(out->detail, sizeof(out->detail), "%s", name);
+	if (info->type == LINK_UPROBE_MULTI)
+		out->target_id = multi_place(fd, name);
 	/* "bpf_map_elem" and its like go through one map */
 	if (info->type == LINK_ITER && !strncmp(name, "bpf_", 4) && info->iter.map_id)
 		out->target_id = info->iter.map_id;

@@ -7,8 +7,8 @@
 struct keeper_link_info {
 	uint32_t id, type, prog_id, attach_type;
 	/*
-	 * cgroup ID, interface index, inode of a network namespace, map ID; 1 where a link has no
-	 * such thing; 0: the target is gone.
+	 * cgroup ID, interface index, inode of a network namespace, map ID, keeper_place of a probe in
+	 * a binary; 1 where a link has no such thing, or nobody knows; 0: the target is gone.
 	 */
 	uint64_t target_id;
 	/*

@@ -34,6 +34,7 @@ from bpfkeeperd.kernel.bpf import (
     rename,
 )
 from bpfkeeperd.kernel.dump import MapReader, Printer, map_for_reading, pinned_for_reading
+from bpfkeeperd.kernel.events import Directories, drain, interface_events, mount_events
 from bpfkeeperd.kernel.net import (
     Filter,
     Shared,
@@ -59,18 +60,34 @@ from bpfkeeperd.kernel.places import (
     memory_bytes,
     netns_path,
     numa_nodes,
+    online_cpus,
     page_size,
     possible_cpus,
     stack_depth,
 )
 from bpfkeeperd.kernel.probes import Answer, can_attach, lacks
+from bpfkeeperd.kernel.query import hook_links, xdp_program
 from bpfkeeperd.kernel.scan import Pin, PinKind, scan
 from bpfkeeperd.kernel.slots import map_slots
 from bpfkeeperd.kernel.stats import counting_runs, program_stats
+from bpfkeeperd.kernel.trace import (
+    attachable_functions,
+    iter_link,
+    kprobe_multi_link,
+    perf_event_open,
+    perf_link,
+    perf_source,
+    place_number,
+    return_bit,
+    syscall_prefix,
+    tracefs_mount,
+    uprobe_multi_link,
+)
 
 __all__ = [
     "TRACE_ITER",
     "Answer",
+    "Directories",
     "Filter",
     "MapReader",
     "OpenObject",
@@ -79,6 +96,7 @@ __all__ = [
     "PinKind",
     "Printer",
     "Shared",
+    "attachable_functions",
     "boot_id",
     "btf_data",
     "btf_layouts",
@@ -87,15 +105,20 @@ __all__ = [
     "cgroup2_mount",
     "counting_runs",
     "cpu_numbers",
+    "drain",
     "filter_program",
     "has_tcx",
     "holding",
+    "hook_links",
     "inside_netns",
+    "interface_events",
     "interface_index",
     "interfaces",
     "is_bpffs",
     "iter_create",
+    "iter_link",
     "kernel_cpus",
+    "kprobe_multi_link",
     "lacks",
     "link_create",
     "link_info",
@@ -116,14 +139,20 @@ __all__ = [
     "map_slots",
     "map_update",
     "memory_bytes",
+    "mount_events",
     "netns_path",
     "numa_nodes",
+    "online_cpus",
     "open_object",
     "page_size",
+    "perf_event_open",
+    "perf_link",
+    "perf_source",
     "pin",
     "pinned",
     "pinned_for_reading",
     "pinned_map",
+    "place_number",
     "possible_cpus",
     "program_by_id",
     "program_info",
@@ -133,7 +162,12 @@ __all__ = [
     "release_memory",
     "remove_filter",
     "rename",
+    "return_bit",
     "scan",
     "shared_hook",
     "stack_depth",
+    "syscall_prefix",
+    "tracefs_mount",
+    "uprobe_multi_link",
+    "xdp_program",
 ]

@@ -21,7 +21,8 @@ lib.keeper_init()
 _KIND_NAMES = {PinKind.MAP: "a map", PinKind.PROGRAM: "a program", PinKind.LINK: "a link"}
 
 
-def _checked(result: int, action: str, remedy: str = "") -> int:
+def checked(result: int, action: str, remedy: str = "") -> int:
+    """What a function of the extension returned, unless it is the negative of an errno."""
     if result < 0:
         raise KernelError(action, -result, remedy)
     return result
@@ -48,7 +49,7 @@ def pinned(path: str, kind: PinKind) -> int | None:
     fd: int = lib.bpf_obj_get(os.fsencode(path))
     if fd == -errno.ENOENT:
         return None
-    _checked(fd, f"open the pin {path}")
+    checked(fd, f"open the pin {path}")
     actual = lib.keeper_kind(fd)
     if actual == kind:
         return fd
@@ -75,19 +76,19 @@ def pinned_map(path: str) -> tuple[int, MapInfo] | None:
 
 def pin(fd: int, path: str) -> None:
     """Pins an object; an existing pin is an error (EEXIST), never replaced."""
-    _checked(lib.bpf_obj_pin(fd, os.fsencode(path)), f"pin at {path}")
+    checked(lib.bpf_obj_pin(fd, os.fsencode(path)), f"pin at {path}")
 
 
 def rename(source: str, path: str) -> None:
     """Gives a pin another name in one step; an existing one is an error, never replaced."""
     result = lib.keeper_rename(os.fsencode(source), os.fsencode(path))
-    _checked(result, f"rename the pin {source} to {path}")
+    checked(result, f"rename the pin {source} to {path}")
 
 
 def map_info(fd: int) -> MapInfo:
     """What the kernel says of a map, without the layouts of its BTF (see `btf_layouts`)."""
     info = ffi.new("struct keeper_map_info *")
-    _checked(lib.keeper_map_info(fd, info), "read a map's info")
+    checked(lib.keeper_map_info(fd, info), "read a map's info")
     return MapInfo(
         id=info.id,
         name=ffi.string(info.name).decode("utf-8", "replace"),
@@ -139,7 +140,7 @@ def map_has_owner(fd: int) -> bool:
 
 def program_info(fd: int) -> ProgramInfo:
     info = ffi.new("struct keeper_prog_info *")
-    _checked(lib.keeper_prog_info(fd, info), "read a program's info")
+    checked(lib.keeper_prog_info(fd, info), "read a program's info")
     return ProgramInfo(
         info.id,
         info.type,
@@ -151,7 +152,7 @@ def program_info(fd: int) -> ProgramInfo:
 
 def link_info(fd: int) -> LinkInfo:
     info = ffi.new("struct keeper_link_info *")
-    _checked(lib.keeper_link_info(fd, info), "read a link's info")
+    checked(lib.keeper_link_info(fd, info), "read a link's info")
     detail = ffi.string(info.detail).decode("utf-8", "surrogateescape")
     return LinkInfo(info.id, info.prog_id, info.type, info.target_id, info.attach_type, detail)
 
@@ -165,7 +166,7 @@ def map_by_id(map_id: int) -> int | None:
     fd: int = lib.bpf_map_get_fd_by_id(map_id)
     if fd == -errno.ENOENT:
         return None
-    return _checked(fd, f"open the map with ID {map_id}")
+    return checked(fd, f"open the map with ID {map_id}")
 
 
 def program_by_id(program_id: int) -> int | None:
@@ -177,7 +178,7 @@ def program_by_id(program_id: int) -> int | None:
     fd: int = lib.bpf_prog_get_fd_by_id(program_id)
     if fd == -errno.ENOENT:
         return None
-    return _checked(fd, f"open the program with ID {program_id}")
+    return checked(fd, f"open the program with ID {program_id}")
 
 
 def map_create(
@@ -217,7 +218,7 @@ def map_create(
             "map_extra": map_extra,
         },
     )
-    return _checked(
+    return checked(
         lib.keeper_map_create(definition),
         f"create map {name} (type {type_name(map_type)}, key_size {key_size}, value_size"
         f" {value_size}, max_entries {max_entries}, flags {flags:#x})",
@@ -226,7 +227,7 @@ def map_create(
 
 def btf_load(data: bytes) -> int:
     """Gives BTF to the kernel; returns its descriptor."""
-    return _checked(lib.bpf_btf_load(data, len(data), ffi.NULL), "load BTF into the kernel")
+    return checked(lib.bpf_btf_load(data, len(data), ffi.NULL), "load BTF into the kernel")
 
 
 def btf_data(btf_id: int) -> bytes | None:
@@ -244,7 +245,7 @@ def btf_data(btf_id: int) -> bytes | None:
 
 def map_update(fd: int, key: bytes | None, value: bytes, flags: int = 0) -> None:
     """Writes one entry; no key for queues, stacks and bloom filters."""
-    _checked(lib.bpf_map_update_elem(fd, _key(key), value, flags), "update a map entry")
+    checked(lib.bpf_map_update_elem(fd, _key(key), value, flags), "update a map entry")
 
 
 def _key(key: bytes | None) -> Any:
@@ -257,12 +258,12 @@ def map_pop(fd: int, key: bytes | None, value_size: int) -> bytes | None:
     result = lib.bpf_map_lookup_and_delete_elem(fd, _key(key), value)
     if result == -errno.ENOENT:
         return None
-    _checked(result, "take a map entry")
+    checked(result, "take a map entry")
     return bytes(ffi.buffer(value))
 
 
 def map_delete(fd: int, key: bytes) -> None:
-    _checked(lib.bpf_map_delete_elem(fd, key), "delete a map entry")
+    checked(lib.bpf_map_delete_elem(fd, key), "delete a map entry")
 
 
 def map_lookup(fd: int, key: bytes | None, value_size: int) -> bytes | None:
@@ -273,21 +274,21 @@ def map_lookup(fd: int, key: bytes | None, value_size: int) -> bytes | None:
     result = lib.bpf_map_lookup_elem(fd, _key(key), value)
     if result == -errno.ENOENT:
         return None
-    _checked(result, "look up a map entry")
+    checked(result, "look up a map entry")
     return bytes(ffi.buffer(value))
 
 
 def map_contains(fd: int, value: bytes) -> bool:
     """Whether a bloom filter may hold a value."""
     result = lib.bpf_map_lookup_elem(fd, ffi.NULL, ffi.new("char[]", value))
-    return result != -errno.ENOENT and _checked(result, "ask a bloom filter") == 0
+    return result != -errno.ENOENT and checked(result, "ask a bloom filter") == 0
 
 
 def map_keys(fd: int, key_size: int) -> Iterator[bytes]:
     """All keys, one system call each: for small maps and for tests."""
     key, following = ffi.NULL, ffi.new("char[]", key_size)
     while (result := lib.bpf_map_get_next_key(fd, key, following)) != -errno.ENOENT:
-        _checked(result, "read a map's next key")
+        checked(result, "read a map's next key")
         key = ffi.new("char[]", bytes(ffi.buffer(following)))
         yield bytes(ffi.buffer(following))
 
@@ -300,7 +301,7 @@ def link_create(
     ``extra`` are the attributes of BPF_LINK_CREATE after ``flags``, from byte 16 on, which each
     kind of link has of its own; pointers in it must stay good during the call.
     """
-    return _checked(
+    return checked(
         lib.keeper_link_create(prog_fd, target, attach_type, flags, extra, len(extra)),
         "attach a program",
     )
@@ -310,7 +311,7 @@ def raw_tracepoint_open(name: str | None, prog_fd: int) -> int:
     """Attaches a program by BPF_RAW_TRACEPOINT_OPEN; without a name at the place that it was loaded
     for (tp_btf, fentry, fexit, fmod_ret, LSM)."""
     text = ffi.NULL if name is None else ffi.new("char[]", name.encode())
-    return _checked(lib.bpf_raw_tracepoint_open(text, prog_fd), "attach a program")
+    return checked(lib.bpf_raw_tracepoint_open(text, prog_fd), "attach a program")
 
 
 def link_update(link_fd: int, prog_fd: int, old_prog_fd: int | None = None) -> None:
@@ -319,12 +320,12 @@ def link_update(link_fd: int, prog_fd: int, old_prog_fd: int | None = None) -> N
     The kernel does not check that the new program's attach type fits: the caller must.
     """
     old = -1 if old_prog_fd is None else old_prog_fd
-    _checked(lib.keeper_link_update(link_fd, prog_fd, old), "swap the program of a link")
+    checked(lib.keeper_link_update(link_fd, prog_fd, old), "swap the program of a link")
 
 
 def iter_create(link_fd: int) -> int:
     """A descriptor that reads what an iterator program writes, once."""
-    return _checked(lib.bpf_iter_create(link_fd), "create an iterator")
+    return checked(lib.bpf_iter_create(link_fd), "create an iterator")
 
 
 def release_memory() -> None:

@@ -21,8 +21,12 @@ from bpfkeeperd.kernel.places import machine
 from bpfkeeperd.legacy import rewrite
 from bpfkeeperd.maprefusal import likely
 from bpfkeeperd.maptypes import PROG_ARRAY
+from bpfkeeperd.progtypes import ProgramKind
 from bpfkeeperd.state import MapSpec, ObjectSpec, ProgramSpec
 from bpfkeeperd.verifier import load_failure, refused_map
+
+BPF_F_SLEEPABLE = 1 << 4
+"""A flag of BPF_PROG_LOAD."""
 
 
 class OpenObject:
@@ -87,12 +91,14 @@ class OpenObject:
         if result < 0:
             raise ObjectError(f"cannot use the kept map {name}: {errno_text(-result)}", _log())
 
-    def set_type(self, program: str, prog_type: int, expected_attach_type: int = 0) -> None:
+    def set_type(self, program: str, kind: ProgramKind) -> None:
         """Says what a program is, whatever its section's name says; before `load`."""
         self._typed.add(program)
         pointer = self._programs[program]
-        lib.bpf_program__set_type(pointer, prog_type)
-        lib.bpf_program__set_expected_attach_type(pointer, expected_attach_type)
+        lib.bpf_program__set_type(pointer, kind.type)
+        lib.bpf_program__set_expected_attach_type(pointer, kind.expected_attach_type)
+        if kind.sleepable:
+            _set_sleepable(pointer)
 
     def set_function(self, program: str, function: str) -> None:
         """Says which of the kernel's functions or tracepoints a program is loaded for; before
@@ -127,6 +133,8 @@ class OpenObject:
                 lib.bpf_program__set_type(pointer, spec.hook.prog_type)
             if spec.expected_attach_type != spec.hook.expected_attach_type:
                 lib.bpf_program__set_expected_attach_type(pointer, spec.hook.expected_attach_type)
+            if spec.hook.sleepable:
+                _set_sleepable(pointer)
 
     def program_fd(self, name: str) -> int:
         """A loaded program's descriptor; it stays the object's."""
@@ -220,6 +228,11 @@ def _load_error(spec: ObjectSpec, result: int, log: str) -> ObjectError:
                 text = f"cannot create map {name}: {errno_text(number)}: {why}"
                 return ObjectError(text, log)
     return ObjectError(load_failure(log, errno_text(-result)), log)
+
+
+def _set_sleepable(pointer: Any) -> None:
+    flags = lib.bpf_program__flags(pointer)
+    lib.bpf_program__set_flags(pointer, flags | BPF_F_SLEEPABLE)
 
 
 def _log() -> str:

@@ -85,7 +85,16 @@ def interface_index(name: str) -> int:
 @functools.cache
 def cpu_numbers() -> tuple[int, ...]:
     """The CPUs that this machine may ever have, as per-CPU maps list them."""
-    with open("/sys/devices/system/cpu/possible", encoding="ascii") as file:
+    return _cpus("possible")
+
+
+def online_cpus() -> tuple[int, ...]:
+    """The CPUs that are up now."""
+    return _cpus("online")
+
+
+def _cpus(which: str) -> tuple[int, ...]:
+    with open(f"/sys/devices/system/cpu/{which}", encoding="ascii") as file:
         ranges = [part.split("-") for part in file.read().strip().split(",")]
     return tuple(cpu for ends in ranges for cpu in range(int(ends[0]), int(ends[-1]) + 1))
 
@@ -150,4 +159,5 @@ def machine() -> Machine:
         stack_depth=stack_depth() or DEFAULT_STACK_DEPTH,
         memory_bytes=memory_bytes(),
         numa_nodes=numa_nodes(),
+        online_cpus=online_cpus(),
     )

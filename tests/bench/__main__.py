@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 
 from bpfkeeperd import kernel
 from bpfkeeperd.errors import KeeperError
+from tests.bench.arrivals import measure_arrivals
 from tests.bench.attachments import measure_attachments
 from tests.bench.daemon import BenchError
 from tests.bench.dump import measure_dumps
@@ -27,6 +28,7 @@ MEASUREMENTS: dict[str, Measurement] = {
     "reload": lambda places, quick: measure_reloads(places, rounds=5 if quick else 21),
     "gap": lambda places, quick: measure_gaps(places, rounds=1 if quick else 10),
     "attachments": lambda places, quick: measure_attachments(places, rounds=5 if quick else 21),
+    "arrivals": lambda places, quick: measure_arrivals(places),
     "idle": lambda places, quick: measure_idle(places),
     "scrape": lambda places, quick: measure_scrapes(places, rounds=5 if quick else 21),
     "dump": lambda places, quick: measure_dumps(places, rounds=3 if quick else 11),

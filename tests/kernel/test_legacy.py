@@ -16,6 +16,7 @@ from bpfkeeperd._libbpf import ffi, lib
 from bpfkeeperd.elfimage import ElfImage
 from bpfkeeperd.errors import KernelError, ObjectError
 from bpfkeeperd.legacy import rewrite
+from bpfkeeperd.progtypes import ProgramKind
 from bpfkeeperd.state import MapSpec
 from tests.legacy_objects import FORMS, legacy_object
 
@@ -38,7 +39,7 @@ def loaded(data: bytes, prog_type: int = SOCKET_FILTER) -> Iterator[kernel.OpenO
     """The object, loaded with all its programs of one type; its BTF was to the kernel's taste."""
     with kernel.open_object(data, "legacy") as opened:
         for program in opened.spec.programs:
-            opened.set_type(program.name, prog_type)
+            opened.set_type(program.name, ProgramKind(prog_type, 0))
         opened.load()
         log = bytes(ffi.string(lib.keeper_log())).decode()
         assert "BTF" not in log, log

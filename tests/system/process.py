@@ -27,8 +27,8 @@ Message = Mapping[str, str]
 """One notification, as variable to value."""
 
 _LOOK_OFTEN = (
-    "import sys; from bpfkeeperd import daemon; from bpfkeeperd.__main__ import main;"
-    " daemon.LOOK_SECONDS = {seconds}; sys.exit(main())"
+    "import sys; from bpfkeeperd import daemon, healer; from bpfkeeperd.__main__ import main;"
+    " daemon.LOOK_SECONDS = {seconds}; healer.PACE = healer.Pace({pace}); sys.exit(main())"
 )
 
 
@@ -108,14 +108,15 @@ class DaemonProcess:
         world: World,
         *,
         look_seconds: float | None = None,
+        pace: str = "",
         variables: Mapping[str, str] | None = None,
     ) -> None:
         self._world = world
         self.notifications = Notifications()
         self._log = world.directory / f"daemon-{uuid.uuid4().hex}.log"
         code = ["-m", "bpfkeeperd"]
-        if look_seconds is not None:
-            code = ["-c", _LOOK_OFTEN.format(seconds=look_seconds)]
+        if look_seconds is not None or pace:
+            code = ["-c", _LOOK_OFTEN.format(seconds=look_seconds or 30, pace=pace)]
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, *code, "run", "-c", str(world.manifest_file)],

@@ -115,6 +115,10 @@ def remove_map_pin(world: World) -> None:
 def remove_program_pin(world: World) -> None:
     """The change is over; a program that is still attached lost its pin."""
     assert world.apply().result is ReloadResult.OK
+    unpin_program(world)
+
+
+def unpin_program(world: World) -> None:
     (programs,) = Path(world.layout.object("three")).iterdir()
     (programs / "count").unlink()
 
@@ -166,6 +170,7 @@ CASES = (
     Case(Step.RESTORE_MAP, remove_map_pin),
     # Only a running daemon's descriptor keeps a link without a pin: with the daemon it goes.
     Case(Step.RESTORE_LINK, disturb_daemon=remove_link_pin, three_is_served=False),
+    Case(Step.RESTORE_PROGRAM, disturb_daemon=unpin_program),
     Case(Step.CREATE_MAP),
     Case(Step.LOAD_OBJECT),
     Case(Step.LOAD_OBJECT, time=3),

@@ -11,6 +11,8 @@ from tests.system.conftest import Start
 from tests.system.process import METRICS, WAIT_SECONDS, DaemonProcess
 
 NAMES = {
+    "bpfkeeper_heals_total",
+    "bpfkeeper_heal_given_up",
     "bpfkeeper_attachment_up",
     "bpfkeeper_build_info",
     "bpfkeeper_drift",
@@ -118,8 +120,9 @@ def test_recreated_map_is_counted(world: World, start: Start) -> None:
     daemon.wait_log("map counts has a new ID")
 
 
-def test_detached_link_is_seen_and_healed(world: World, start: Start) -> None:
+def test_detached_link_is_seen_and_left_to_a_reload(world: World, start: Start) -> None:
     prepare(world)
+    world.write_counter("one", extra=f"{METRICS}\nheal: false")
     daemon = start(look_seconds=0.2)
     metrics = daemon.metrics()
     assert metrics[up(world)] == 1

@@ -232,7 +232,7 @@ WRITTEN = {
     HookKind.TRACING: "function: tcp_connect",
     HookKind.RAW_TRACEPOINT: "tracepoint: sched_switch",
     HookKind.TRACEPOINT: "tracepoint: sched/sched_switch",
-    HookKind.KPROBE: "function: tcp_connect, offset: 4",
+    HookKind.KPROBE: "function: tcp_connect",
     HookKind.KPROBE_MULTI: 'function: "tcp_*"',
     HookKind.UPROBE: "binary: /bin/sh, symbol: main, offset: 4, pid: 1",
     HookKind.UPROBE_MULTI: 'binary: /bin/sh, symbol: "*"',

@@ -32,7 +32,16 @@ from bpfkeeperd.fieldkinds import Boolean
 from bpfkeeperd.manifest import parse_manifest, read_files, read_manifest
 from bpfkeeperd.nodes import PROBLEMS_MAX, Faults, Place, ScalarNode, flow
 from bpfkeeperd.progtypes import PROGRAM_KINDS, ProgramKind
-from bpfkeeperd.targets import CgroupTarget, InterfaceTarget, XdpMode
+from bpfkeeperd.targets import (
+    BinaryTarget,
+    CgroupTarget,
+    FunctionTarget,
+    InterfaceTarget,
+    MapTarget,
+    PerfEventTarget,
+    TracepointTarget,
+    XdpMode,
+)
 from bpfkeeperd.yamlnodes import read_tree
 
 MANIFESTS = Path(__file__).parents[1] / "manifests"
@@ -105,6 +114,31 @@ def test_top_level() -> None:
     assert manifest.metrics_listen == ("::1", 0)
     assert manifest.on_mismatch is MismatchPolicy.RECREATE
     assert load_good("metrics_off.yaml").metrics_listen is None
+
+
+def test_targets_of_tracing() -> None:
+    programs = load_good("tracing.yaml").objects["tracing"].programs
+    assert programs["by_section"].attach_auto and not programs["by_section"].attach
+    assert programs["connects"].type == "fentry"
+    targets = {name: tuple(one.target for one in found.attach) for name, found in programs.items()}
+    del targets["by_section"]
+    assert targets == {
+        "switches": (TracepointTarget("sched/sched_switch"),),
+        "raw": (TracepointTarget("sched_switch"),),
+        "connects": (FunctionTarget("tcp_connect"),),
+        "inside": (FunctionTarget("tcp_connect", 16),),
+        "many": (FunctionTarget("tcp_*"),),
+        "lines": (
+            BinaryTarget("/usr/bin/bash", "readline", 0, 7),
+            BinaryTarget("/bin/a", "", 64),
+        ),
+        "old": (BinaryTarget("/lib/libc.so.6", "memcpy@GLIBC_2.2.5"),),
+        "samples": (
+            PerfEventTarget("cpu-clock", 99),
+            PerfEventTarget("page-faults", 0, 100, 0),
+        ),
+        "keys": (MapTarget("flows"),),
+    }
 
 
 def number(value: int, size: int) -> bytes:

@@ -127,6 +127,7 @@ def test_the_whole_text_of_a_small_status() -> None:
         'bpfkeeper_map_fill_ratio{map="flows"} 0.25',
         'bpfkeeper_map_info{counted_by="kfunc",key_size="16",map="flows",policy="fail",'
         'type="hash",value_size="8"} 1.0',
+        "bpfkeeper_heal_given_up 0.0",
         f'bpfkeeper_build_info{{version="{bpfkeeperd.__version__}"}} 1.0',
         'bpfkeeper_map_id_changes_total{map="flows",reason="recreated"} 0.0',
         'bpfkeeper_map_id_changes_total{map="flows",reason="migrated"} 0.0',
