@@ -3,7 +3,8 @@
 The info of a netfilter link does not say in which network namespace it is; a filter of tc has no
 link. Names of namespaces and interfaces come and go meanwhile. The note is the pin's time of
 modification, which nothing else uses: it is there for as long as the pin, goes along when that is
-renamed, and is set in one step. Namespaces have inodes from 2^31 on, so that a note is a time after the year 2116.
+renamed, and is set in one step. Namespaces have inodes from 2^31 on, so that a note is a time after
+the year 2116.
 """
 
 import os
