@@ -100,6 +100,8 @@ def _netfilter_link(
                         f"another BPF program has priority {priority}, and takes it alone: choose"
                         " another priority, and leave the one after it free for swaps"
                     )
+                case errno.EINVAL | errno.ENOENT if target.defrag:
+                    remedy = "the kernel may lack the module nf_defrag_ipv4 or nf_defrag_ipv6"
                 case errno.EINVAL:
                     remedy = "the kernel may lack netfilter links, which came with Linux 6.4"
                 case errno.EOPNOTSUPP | errno.EAFNOSUPPORT:
