@@ -165,6 +165,8 @@ class Attach:
     """Those that ours takes the place of, unless they are adopted."""
     sole: bool = False
     """There is another, and nothing can be attached beside it."""
+    peers: tuple[Attachment, ...] = ()
+    """All attachments of its hook, if the manifest says anything of their order."""
 
     def __str__(self) -> str:
         text = f"attach {self.attachment} ({self.reason})"
@@ -317,6 +319,8 @@ class Plan:
     removals: tuple[Removal, ...] = ()
     """Of what left the manifest, and of what an interrupted reload left behind."""
     refusals: tuple[Refusal, ...] = ()
+    misplaced: tuple[str, ...] = ()
+    """What is attached, but not in the order that the manifest asks for."""
     kept_maps: tuple[str, ...] = ()
     """Maps that stay as they are, under their ID."""
     notes: tuple[str, ...] = ()

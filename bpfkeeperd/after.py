@@ -8,10 +8,11 @@ from dataclasses import dataclass, field, replace
 from bpfkeeperd import kernel
 from bpfkeeperd.actions import Detach, Removal, RemoveArray, RemovePrograms, RemoveStub, Swap
 from bpfkeeperd.desired import Attachment
+from bpfkeeperd.hooks import NETKIT_PEER
 from bpfkeeperd.layout import LinkKey, StubKey, escape, is_array_name
-from bpfkeeperd.observed import Observed, ObservedLink, ObservedMap, ObservedStub
+from bpfkeeperd.observed import Observed, ObservedLink, ObservedMap, ObservedStub, Place
 from bpfkeeperd.observestubs import through_stub
-from bpfkeeperd.state import LinkInfo, ProgramInfo
+from bpfkeeperd.state import LinkInfo, Neighbour, ProgramInfo
 from bpfkeeperd.targets import MapTarget, Target
 
 
@@ -23,6 +24,7 @@ class After:
     maps: dict[str, ObservedMap] = field(default_factory=dict)
     programs: dict[str, dict[str, dict[str, ProgramInfo]]] = field(default_factory=dict)
     links: dict[LinkKey, ObservedLink] = field(default_factory=dict)
+    orders: dict[Place, tuple[Neighbour, ...]] = field(default_factory=dict)
     gone_links: set[LinkKey] = field(default_factory=set)
     gone_programs: set[tuple[str, str]] = field(default_factory=set)
     """Escaped object name and digest."""
@@ -58,11 +60,14 @@ class After:
 
     def attached(self, attachment: Attachment, fd: int) -> None:
         """A new link, by its descriptor."""
-        serves = {stub.prog_id: stub.serves for stub in self.stubs.values()}
-        self.links[attachment.key] = through_stub(ObservedLink(kernel.link_info(fd)), serves)
+        info = kernel.link_info(fd)
+        index = self.before.targets.get(attachment.target)
+        if attachment.hook.attach_type == NETKIT_PEER and isinstance(index, int):
+            info = replace(info, target_id=index)
+        self.recorded(attachment.key, info)
 
     def recorded(self, key: LinkKey, info: LinkInfo) -> None:
-        """An attachment without a link."""
+        """An attachment, also one without a link."""
         serves = {stub.prog_id: stub.serves for stub in self.stubs.values()}
         self.links[key] = through_stub(ObservedLink(info), serves)
 
@@ -111,5 +116,6 @@ class After:
             maps={**self.before.maps, **self.maps},
             programs={name: digests for name, digests in programs.items() if digests},
             links={key: link for key, link in links.items() if key not in self.gone_links},
+            orders={**self.before.orders, **self.orders},
             arrays=tuple(sorted({*self.before.arrays, *made_arrays} - self.gone_arrays)),
         )

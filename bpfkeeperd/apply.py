@@ -31,14 +31,17 @@ from bpfkeeperd.actions import (
 from bpfkeeperd.after import After
 from bpfkeeperd.directories import make_directory, make_parents, remove_empty, remove_tree, unlink
 from bpfkeeperd.enact import Enactor, SwapError, error_text, make_link_directory, not_undone
+from bpfkeeperd.enactfilter import restore_record
 from bpfkeeperd.enactmaps import kept_map
 from bpfkeeperd.enactstubs import remove_stub, restore_stub
 from bpfkeeperd.errors import KeeperError, ObjectError
 from bpfkeeperd.held import Held
+from bpfkeeperd.hooks import CLSACT_LINK
 from bpfkeeperd.layout import Layout, LinkKey
 from bpfkeeperd.load import Loaded, OpenObject, load_each
-from bpfkeeperd.mapattached import detach_from_map
 from bpfkeeperd.observed import Observed
+from bpfkeeperd.pinnotes import write_note
+from bpfkeeperd.recorded import detach_recorded
 from bpfkeeperd.state import Failure
 from bpfkeeperd.steps import OnStep, Step
 from bpfkeeperd.transaction import Transaction
@@ -194,12 +197,17 @@ def _restore(enactor: Enactor, restore: Restore, applied: Applied) -> None:
                     make_parents(Transaction(), path, layout.root)
                     kernel.pin(fd, path)
                 applied.made_maps.add(wanted.name)
+            case RestoreLink(key, info) if info.type == CLSACT_LINK:
+                enactor.on_step(Step.RESTORE_LINK, "/".join(key))
+                restore_record(layout, key, info)
             case RestoreLink(key, info):
                 enactor.on_step(Step.RESTORE_LINK, "/".join(key))
                 fd = held.link_fd(key, info.id)
                 if fd is not None:
                     make_link_directory(layout, key)
                     kernel.pin(fd, layout.link_at(key))
+                    if noted := held.note(key):
+                        write_note(layout.link_at(key), noted)
             case RestoreProgram(name, digest, program):
                 enactor.on_step(Step.RESTORE_PROGRAM, f"{name}/{program}")
                 fd = held.program_fd((name, digest, program))
@@ -312,7 +320,8 @@ def _remove(enactor: Enactor, removal: Removal, applied: Applied) -> None:
             case Detach(key):
                 enactor.on_step(Step.DETACH, "/".join(key))
                 if os.path.lexists(layout.attached_at(key)):
-                    detach_from_map(layout, key)
+                    note = detach_recorded(layout, key)
+                    applied.notes += [note] if note else []
                 path = layout.link_at(key)
                 unlink(path)  # the pin may be gone, and the link alive in a descriptor
                 enactor.held.drop_link(key)

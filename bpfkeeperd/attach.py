@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import assert_never
 
 from bpfkeeperd import kernel
-from bpfkeeperd.attachnet import create_network_link
+from bpfkeeperd.attachnet import Around, create_network_link, create_shared_link
 from bpfkeeperd.attachtrace import create_trace_link
 from bpfkeeperd.desired import Attachment
 from bpfkeeperd.errors import KernelError
@@ -37,6 +37,7 @@ _XDP_FLAGS = {
     XdpMode.NATIVE: XDP_FLAGS_DRV_MODE,
     XdpMode.GENERIC: XDP_FLAGS_SKB_MODE,
 }
+NOTHING_AROUND = Around()
 # What drivers answer to a program they cannot run: no XDP at all, or not with this MTU or program.
 _NOT_NATIVE = frozenset({errno.EOPNOTSUPP, errno.EINVAL})
 
@@ -48,7 +49,9 @@ def cgroup_path(path: str, mount: str | None) -> str | None:
     return f"{mount}/{path}" if mount else None
 
 
-def create_link(prog_fd: int, attachment: Attachment, map_fd: MapOpener) -> tuple[int, str]:
+def create_link(
+    prog_fd: int, attachment: Attachment, map_fd: MapOpener, around: Around = NOTHING_AROUND
+) -> tuple[int, str]:
     """A new link's descriptor, and what there is to say about it (empty: nothing).
 
     ``map_fd`` opens a map that is a target. Of a struct_ops map that is registered, ``prog_fd`` is
@@ -65,7 +68,9 @@ def create_link(prog_fd: int, attachment: Attachment, map_fd: MapOpener) -> tupl
         case InterfaceTarget(name, netns):
             with kernel.inside_netns(kernel.netns_path(netns) if netns else None):
                 index = kernel.interface_index(name)
-                return _interface_link(prog_fd, attachment, attachment.target, index)
+                if attachment.hook.kind is not HookKind.XDP:
+                    return create_shared_link(prog_fd, attachment, index, around)
+                return _xdp_link(prog_fd, attachment, attachment.target, index)
         case MapTarget(name) if attachment.hook.kind is HookKind.SOCKMAP:
             return _create(prog_fd, map_fd(name), attachment, 0), ""
         case MapTarget() if attachment.hook.kind is HookKind.STRUCT_OPS:
@@ -73,7 +78,7 @@ def create_link(prog_fd: int, attachment: Attachment, map_fd: MapOpener) -> tupl
         case MapTarget() if attachment.hook.kind is HookKind.ITERATOR:
             return create_trace_link(prog_fd, attachment, map_fd), ""
         case NetnsTarget() | NetfilterTarget() | MapTarget():
-            return create_network_link(prog_fd, attachment), ""
+            return create_network_link(prog_fd, attachment, around), ""
         case (
             FunctionTarget()
             | TracepointTarget()
@@ -96,11 +101,9 @@ def _cgroup_link(prog_fd: int, attachment: Attachment, path: str) -> int:
         return _create(prog_fd, cgroup, attachment, 0)
 
 
-def _interface_link(
+def _xdp_link(
     prog_fd: int, attachment: Attachment, target: InterfaceTarget, index: int
 ) -> tuple[int, str]:
-    if attachment.hook.kind is not HookKind.XDP:
-        return _create(prog_fd, index, attachment, 0), ""
     try:
         return _create(prog_fd, index, attachment, _XDP_FLAGS[target.mode]), ""
     except KernelError as error:
@@ -131,8 +134,6 @@ def _create(prog_fd: int, target: int, attachment: Attachment, flags: int) -> in
                 remedy = "something is registered under its name already: unregister that first"
             case errno.EINVAL, HookKind.SOCKMAP:
                 remedy = "the kernel may lack links to maps of sockets, which came with Linux 6.10"
-            case errno.EINVAL, HookKind.TCX:
-                remedy = "the kernel may lack TCX, which came with Linux 6.6"
             case errno.E2BIG, HookKind.CGROUP:
                 remedy = "a cgroup takes 64 programs of a kind: detach some"
             case errno.EPERM, HookKind.CGROUP:

@@ -47,14 +47,27 @@ def _perf_event(record: Record) -> Target | str:
 
 
 def _netfilter(record: Record) -> Target | str:
-    priority = record.number("priority")
+    priority, defrag = record.number("priority"), bool(record.number("defrag"))
     if priority is None:
         return "a netfilter hook needs a priority: -100 is before most, 100 after"
+    if not NF_PRIORITY_MIN <= priority <= NF_PRIORITY_MAX:
+        return (
+            f"the kernel takes priorities from {NF_PRIORITY_MIN} to {NF_PRIORITY_MAX + 1} here, and"
+            f" a swap needs the next one as well: {priority} cannot be"
+        )
+    if defrag and priority <= NF_DEFRAG_PRIORITY:
+        return (
+            f"packets are put together at priority {NF_DEFRAG_PRIORITY}, and a program with defrag"
+            f" is behind that: write {NF_DEFRAG_PRIORITY + 1} or more, or leave out defrag"
+        )
     family, _, hook = (record.text("netfilter") or "").partition("/")
-    return NetfilterTarget(
-        family, hook, priority, record.text("netns"), bool(record.number("defrag"))
-    )
+    return NetfilterTarget(family, hook, priority, record.text("netns"), defrag)
 
+
+NF_PRIORITY_MIN, NF_PRIORITY_MAX = -(2**31) + 1, 2**31 - 3
+"""The kernel refuses the least and the greatest number."""
+NF_DEFRAG_PRIORITY = -400
+"""NF_IP_PRI_CONNTRACK_DEFRAG, NF_IP6_PRI_CONNTRACK_DEFRAG."""
 
 TARGET_MAKERS: Mapping[str, Callable[[Record], Target | str]] = {
     "cgroup": lambda record: CgroupTarget(record.text("cgroup") or ""),

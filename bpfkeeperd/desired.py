@@ -2,18 +2,21 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import assert_never
 
 from bpfkeeperd.entries import AttachEntry, Content, Manifest, MapDefinition, MapRef, MismatchPolicy
 from bpfkeeperd.health import Health
+from bpfkeeperd.hooks import PROG_TYPE_SCHED_CLS, Hook, HookKind, hook_of_section
 from bpfkeeperd.hooks import STRUCT_OPS as STRUCT_OPS_HOOK
-from bpfkeeperd.hooks import Hook
-from bpfkeeperd.layout import LinkKey, escape, unescape
+from bpfkeeperd.layout import LinkKey, escape, filter_handle, unescape
 from bpfkeeperd.maptypes import PROG_ARRAY, STRUCT_OPS
 from bpfkeeperd.progtypes import ProgramKind
 from bpfkeeperd.state import MapSpec, ObjectSpec
 from bpfkeeperd.targets import (
+    CLSACT_PRIORITY,
+    NF_FAMILIES,
+    NF_HOOKS,
     BinaryTarget,
     CgroupTarget,
     FunctionTarget,
@@ -57,8 +60,36 @@ class Attachment:
                 return name.rpartition("/")[2]
             case IteratorTarget(name):
                 return name
+            case InterfaceTarget() if self.hook.prog_type == PROG_TYPE_SCHED_CLS:
+                return filter_detail(self.handle, self.priority)
+            case NetfilterTarget():
+                return netfilter_detail(self.target, self.target.priority)
             case _:
                 return ""
+
+    @property
+    def details(self) -> tuple[str, ...]:
+        """All that it can say: programs of netfilter move to and fro between two priorities as they
+        are swapped, because each takes one of them."""
+        match self.target:
+            case NetfilterTarget(priority=priority):
+                return self.detail, netfilter_detail(self.target, priority + 1)
+            case _:
+                return (self.detail,)
+
+    @property
+    def handle(self) -> int:
+        """Of its filter of tc."""
+        return filter_handle(self.key)
+
+    @property
+    def priority(self) -> int:
+        """Of its filter of tc."""
+        match self.target:
+            case InterfaceTarget(priority=int(priority)):
+                return priority
+            case _:
+                return CLSACT_PRIORITY
 
     def __str__(self) -> str:
         return f"{self.object}/{self.program} at {self.hook.name} of {self.target_name}"
@@ -180,16 +211,43 @@ class Desired:
         """Object, program, target and link of what objects that cannot be read should serve."""
         for name in self.faults:
             for program in self.manifest.objects[name].programs.values():
+                hook = hook_of_section(program.type) if program.type else None
                 for attach in program.attach:
-                    for target in self.matches.get(attach.target, (attach.target,)):
+                    for one in self.matches.get(attach.target, (attach.target,)):
+                        target = hook_target(one, hook)
                         key = escape(name), escape(program.name), escape(target_name(target))
                         yield name, program.name, target, key
+
+    @property
+    def attachments(self) -> list[Attachment]:
+        """Of all objects."""
+        return [each for wanted in self.objects.values() for each in wanted.attachments]
 
     def link_keys(self) -> frozenset[LinkKey]:
         """Of all attachments."""
         return frozenset(
             attachment.key for wanted in self.objects.values() for attachment in wanted.attachments
         )
+
+
+def filter_detail(handle: int, priority: int) -> str:
+    """`LinkInfo.detail` of a filter of tc."""
+    return f"{handle:#x}/{priority}"
+
+
+def netfilter_detail(target: NetfilterTarget, priority: int) -> str:
+    """`LinkInfo.detail` of a link of netfilter."""
+    family, hook = NF_FAMILIES[target.family], NF_HOOKS[target.hook]
+    return f"{family}/{hook}/{priority}/{int(target.defrag)}"
+
+
+def hook_target(target: Target, hook: Hook | None) -> Target:
+    """A target as a hook has it: a filter of tc always has a priority."""
+    match target:
+        case InterfaceTarget(priority=None) if hook and hook.kind is HookKind.CLSACT:
+            return replace(target, priority=CLSACT_PRIORITY)
+        case _:
+            return target
 
 
 def target_name(target: Target) -> str:
@@ -231,8 +289,8 @@ def netns_of(key: LinkKey) -> str | None:
     if "~" in key[2]:
         return None
     name = unescape(key[2])
-    for mode in (XdpMode.NATIVE, XdpMode.GENERIC):
-        name = name.removesuffix(f"+{mode}")
+    for more in (XdpMode.NATIVE, XdpMode.GENERIC, "defrag"):
+        name = name.removesuffix(f"+{more}")
     name = re.sub("#-?[0-9]+$", "", name)
     return name.partition("@")[2]
 

@@ -40,6 +40,8 @@ class Draft:
     """Orphans that stay until the attachment that replaces them can be made."""
     taken_foreign: set[tuple[int, int]] = field(default_factory=set)
     """Attachments of others that one of ours takes the place of: link ID and program ID."""
+    dead_links: dict[LinkKey, str] = field(default_factory=dict)
+    """Of attachments whose target is gone: let go of all the same, and why."""
     restores: list[Restore] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
 

@@ -36,6 +36,7 @@ KINDS = (
     "object_held_back",
     "attachment_missing",
     "attachment_replaced",
+    "attachment_misplaced",
     "attachment_pin_lost",
     "foreign",
     "target_missing",
@@ -58,6 +59,7 @@ def count(found: Sequence[Difference]) -> Mapping[str, int]:
 def differences(plan: Plan) -> tuple[Difference, ...]:
     """Everything that is not as the manifest says."""
     found = [Difference(kind_of(action), str(action)) for action in plan.actions]
+    found += [Difference("attachment_misplaced", text) for text in plan.misplaced]
     found += [Difference(_refused_kind(refusal), str(refusal)) for refusal in plan.refusals]
     found += [Difference("foreign", note) for note in plan.notes]
     return tuple(found)

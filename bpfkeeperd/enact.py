@@ -21,6 +21,7 @@ from bpfkeeperd.actions import (
 from bpfkeeperd.adopt import Adoption, adoptable, pin_adopted
 from bpfkeeperd.after import After
 from bpfkeeperd.attach import MapOpener, create_link
+from bpfkeeperd.attachnet import Around, note_netns, order_at
 from bpfkeeperd.desired import Attachment
 from bpfkeeperd.directories import (
     exchange,
@@ -30,16 +31,19 @@ from bpfkeeperd.directories import (
     remove_tree,
     unlink,
 )
+from bpfkeeperd.enactfilter import FilterEnactor, is_filter
 from bpfkeeperd.enactmaps import MapEnactor
 from bpfkeeperd.enactstubs import StubEnactor
 from bpfkeeperd.errors import KeeperError, KernelError
 from bpfkeeperd.foreign import beside_text, refusal
 from bpfkeeperd.held import Held
-from bpfkeeperd.hooks import SOCKMAP_ATTACHED, HookKind, SwapWay
+from bpfkeeperd.hooks import CLSACT_LINK, SOCKMAP_ATTACHED, HookKind, SwapWay
 from bpfkeeperd.layout import Layout, LinkKey, escape
 from bpfkeeperd.load import Loaded
 from bpfkeeperd.mapattached import attach_to_map
 from bpfkeeperd.observed import Foreign, Observed
+from bpfkeeperd.ordering import owners, place_of_hook
+from bpfkeeperd.state import LinkInfo
 from bpfkeeperd.steps import OnStep, Step
 from bpfkeeperd.takeover import ADOPTED, detach_first, detach_last, open_link, swap_in
 from bpfkeeperd.targets import MapTarget
@@ -72,6 +76,7 @@ class Enactor:
     """All changes that went well so far."""
     maps: MapEnactor = field(init=False)
     stubs: StubEnactor = field(init=False)
+    filters: FilterEnactor = field(init=False)
     _swaps_tried: int = 0
     _swapped: int = 0
     """And not undone."""
@@ -81,6 +86,7 @@ class Enactor:
     def __post_init__(self) -> None:
         self.maps = MapEnactor(self.layout, self.observed, self.held, self.on_step, self.after)
         self.stubs = StubEnactor(self.layout, self.observed, self.on_step, self.after, self.notes)
+        self.filters = FilterEnactor(self.layout, self.on_step, self.after, self.notes)
 
     def enact(self, loaded: Loaded) -> None:
         """Does a change whose objects are loaded, as a part of the reload's transaction.
@@ -202,13 +208,13 @@ class Enactor:
         return self.maps.opener(transaction, loaded)(attachment.target.name)
 
     def _create_link(
-        self, transaction: Transaction, action: LinkAction, loaded: Loaded
+        self, transaction: Transaction, action: LinkAction, loaded: Loaded, around: Around
     ) -> tuple[int, str]:
         """A link that runs the program, or the stub that calls it; see `attach.create_link`."""
         attachment, fd = action.attachment, self._program_fd(transaction, action, loaded)
         if attachment.exact:
             fd = self.stubs.stub_fd(transaction, attachment, fd)
-        return create_link(fd, attachment, self.maps.opener(transaction, loaded))
+        return create_link(fd, attachment, self.maps.opener(transaction, loaded), around)
 
     def _attach(self, transaction: Transaction, action: Attach, loaded: Loaded) -> None:
         """Attaches, or keeps or takes the place of what somebody else attached."""
@@ -228,6 +234,8 @@ class Enactor:
             if other is not adopted and not self._is_displaced(action, other):
                 self.on_step(Step.TAKE_OVER, attachment)
                 detach_last(transaction, attachment, other, self.notes)
+        if action.peers:
+            self.after.orders[place_of_hook(attachment)] = order_at(attachment)
 
     def _adopt(self, transaction: Transaction, attachment: Attachment, other: Foreign) -> None:
         self.on_step(Step.ADOPT, attachment)
@@ -265,9 +273,15 @@ class Enactor:
 
     def _attach_new(self, transaction: Transaction, action: Attach, loaded: Loaded) -> None:
         attachment = action.attachment
+        if is_filter(attachment):
+            program = self._program_fd(transaction, action, loaded)
+            known = self.observed.links.get(attachment.key)
+            self.filters.attach(transaction, attachment, program, known)
+            return
         self.on_step(Step.ATTACH, attachment)
+        around = Around(None, action.peers, self._owners(action.peers))
         try:
-            fd, note = self._create_link(transaction, action, loaded)
+            fd, note = self._create_link(transaction, action, loaded, around)
         except KernelError as error:
             if attachment.hook.kind is not HookKind.SOCKMAP or error.errno != errno.EINVAL:
                 raise
@@ -290,12 +304,17 @@ class Enactor:
             aside = f"{self.layout.staging}/links/old{number}"
             kernel.pin(fd, staged)
             transaction.on_undo(lambda: unlink(staged))
+            note_netns(staged, attachment)
             self.on_step(Step.COMMIT_LINK, attachment)
             exchange(transaction, staged, path, aside)
         else:
             kernel.pin(fd, path)
             transaction.on_undo(lambda: unlink(path))
+            note_netns(path, attachment)
         self.after.attached(attachment, fd)
+
+    def _owners(self, peers: tuple[Attachment, ...]) -> dict[int, Attachment]:
+        return owners(peers, {**self.observed.links, **self.after.links})
 
     def _attach_to_map(self, transaction: Transaction, action: Attach, loaded: Loaded) -> None:
         """As kernels before 6.10 do, which make no link to a map."""
@@ -326,6 +345,11 @@ class Enactor:
 
     def _swap(self, transaction: Transaction, action: Swap, loaded: Loaded) -> None:
         attachment = action.attachment
+        if action.link.type == CLSACT_LINK:
+            new = self._program_fd(transaction, action, loaded)
+            old = self._old_program_fd(action)
+            self.filters.swap(transaction, action, new, old)
+            return
         if action.stub:
             new = self._program_fd(transaction, action, loaded)
             if self.stubs.swap(transaction, attachment, action.stub, new):
@@ -355,19 +379,20 @@ class Enactor:
         for that moment both run."""
         attachment = action.attachment
         self.on_step(Step.SWAP, attachment)
-        fd, note = self._create_link(transaction, action, loaded)
+        fd, note = self._create_link(transaction, action, loaded, Around(action.link))
         transaction.close_later(fd)
         if note:
             self.notes.append(note)
-        number = kernel.link_info(fd).id
-        staged = f"{self.layout.staging}/links/new{number}"
-        aside = f"{self.layout.staging}/links/old{number}"
+        info = kernel.link_info(fd)
+        staged = f"{self.layout.staging}/links/new{info.id}"
+        aside = f"{self.layout.staging}/links/old{info.id}"
         former, path = (
             self.layout.link_at(action.key),
             self._link_place(transaction, attachment.key),
         )
         kernel.pin(fd, staged)
         transaction.on_undo(lambda: unlink(staged))
+        note_netns(staged, attachment)
         self.on_step(Step.COMMIT_LINK, attachment)
         if former == path:
             exchange(transaction, staged, path, aside)
@@ -382,20 +407,21 @@ class Enactor:
         transaction.on_success(lambda: self.held.drop_link(action.key))
         transaction.on_success(lambda: unlink(aside))
         map_fd = self.maps.opener(transaction, loaded)
-        transaction.before_waiting(lambda: self._end_overlap(action, aside, map_fd))
+        transaction.before_waiting(lambda: self._end_overlap(action, aside, map_fd, info))
         if attachment.key != action.key:
             self.after.gone_links.add(action.key)
         self.after.attached(attachment, fd)
 
-    def _end_overlap(self, action: Swap, aside: str, map_fd: MapOpener) -> None:
+    def _end_overlap(self, action: Swap, aside: str, map_fd: MapOpener, new: LinkInfo) -> None:
         """Detaches the old program while the new one is on trial, and would attach it again."""
         old = self._old_program_fd(action)
         self.on_step(Step.DETACH, action.attachment)
 
         def attach_again() -> None:
-            fd, _ = create_link(old, action.attachment, map_fd)
+            fd, _ = create_link(old, action.attachment, map_fd, Around(new))
             with kernel.holding(fd):
                 kernel.pin(fd, aside)
+                note_netns(aside, action.attachment)
 
         unlink(aside)
         self.held.drop_link(action.key)

@@ -13,7 +13,7 @@ from bpfkeeperd.fieldkinds import (
     Word,
 )
 from bpfkeeperd.fieldshealth import HEALTH
-from bpfkeeperd.targets import PERF_EVENTS, XdpMode
+from bpfkeeperd.targets import NF_FAMILIES, NF_HOOKS, PERF_EVENTS, XdpMode
 from bpfkeeperd.values import (
     binary,
     cgroup,
@@ -30,8 +30,6 @@ TARGETS = (
     "netfilter",
 )
 """The fields of an attachment that say where; ``netns`` does where it stands alone."""
-NF_FAMILIES = ("ipv4", "ipv6")
-NF_HOOKS = ("prerouting", "local_in", "forward", "local_out", "postrouting")
 
 _ATTACH_KINDS = "attach: [{cgroup: PATH}], attach: [{interface: NAME}] or attach: auto"
 _AUTO = Word(("auto",), write=f"write {_ATTACH_KINDS}")

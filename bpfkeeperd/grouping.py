@@ -123,6 +123,8 @@ def _removals(draft: Draft, orphans: Mapping[LinkKey, ObservedLink]) -> dict[str
     for key in detached:
         reason = "not in the manifest any more"
         removals.setdefault(names.get(key[0], key[0]), []).append(Detach(key, reason))
+    for key, reason in draft.dead_links.items():
+        removals.setdefault(names.get(key[0], key[0]), []).append(Detach(key, reason))
     for escaped, digests in draft.observed.programs.items():
         if escaped in untouchable:
             continue

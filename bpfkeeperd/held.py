@@ -12,7 +12,9 @@ from typing import Self
 from bpfkeeperd import kernel
 from bpfkeeperd.layout import Layout, LinkKey, StubKey
 from bpfkeeperd.observed import Observed
+from bpfkeeperd.pinnotes import PinNote, read_note
 from bpfkeeperd.state import LinkInfo, MapInfo, ProgramInfo
+from bpfkeeperd.targetnames import is_netfilter
 
 ProgramPlace = tuple[str, str, str]
 """Object, digest, program: the names of a program's pin."""
@@ -22,12 +24,13 @@ class Held:
     """Maps by name, links and stubs by key, programs by place; a context manager that closes them
     all."""
 
-    __slots__ = ("_links", "_maps", "_programs", "_stubs", "homes")
+    __slots__ = ("_links", "_maps", "_notes", "_programs", "_stubs", "homes")
 
     def __init__(self) -> None:
         self._maps: dict[str, tuple[int, int]] = {}  # name: (map ID, descriptor)
         self._links: dict[LinkKey, tuple[int, int]] = {}
         self._stubs: dict[StubKey, tuple[int, int, int]] = {}  # stub ID, its and its array's fd
+        self._notes: dict[LinkKey, PinNote] = {}
         self._programs: dict[ProgramPlace, tuple[int, int]] = {}
         self.homes: dict[int, tuple[int, int]] = {}
         """Link ID to the network namespace (device, inode) that the link was found in."""
@@ -49,6 +52,10 @@ class Held:
 
     def stub_keys(self) -> set[StubKey]:
         return set(self._stubs)
+
+    def note(self, key: LinkKey) -> PinNote | None:
+        """What was noted on the pin of a held link."""
+        return self._notes.get(key)
 
     def program_fd(self, place: ProgramPlace) -> int | None:
         """The held descriptor; it stays this object's."""
@@ -95,6 +102,8 @@ class Held:
             if fd is not None:
                 self.drop_link(key)
                 self._links[key] = (link.info.id, fd)
+                if is_netfilter(key) and (noted := read_note(layout.link_at(key))):
+                    self._notes[key] = noted
 
         self._follow_stubs(observed, layout)
         self._follow_programs(observed, layout)
@@ -142,6 +151,7 @@ class Held:
 
     def drop_link(self, key: LinkKey) -> None:
         """Lets go of a link that was detached."""
+        self._notes.pop(key, None)
         held = self._links.pop(key, None)
         if held:
             os.close(held[1])

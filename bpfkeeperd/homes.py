@@ -12,7 +12,7 @@ from bpfkeeperd import kernel
 from bpfkeeperd.desired import netns_of
 from bpfkeeperd.errors import KernelError
 from bpfkeeperd.held import Held
-from bpfkeeperd.hooks import KINDS, HookKind
+from bpfkeeperd.hooks import KINDS, NETKIT_PEER, HookKind
 from bpfkeeperd.layout import LinkKey
 from bpfkeeperd.observed import ObservedLink
 
@@ -29,7 +29,8 @@ def without_strangers(
     """
     by_netns: dict[str, list[LinkKey]] = {}
     for key, link in links.items():
-        if link.info.target_id and link.info.type in _XDP | _OTHERS:
+        elsewhere = link.info.attach_type == NETKIT_PEER  # see observenet.with_peers
+        if link.info.target_id and link.info.type in _XDP | _OTHERS and not elsewhere:
             netns = netns_of(key)
             if netns is not None:
                 by_netns.setdefault(netns, []).append(key)

@@ -134,7 +134,11 @@ KINDS: Mapping[HookKind, KindRules] = {
         frozenset({6}), SwapWay.UPDATE, (InterfaceTarget,), "interface: NAME", "5.9", exclusive=True
     ),
     HookKind.TCX: KindRules(
-        frozenset({11}), SwapWay.UPDATE, (InterfaceTarget,), "interface: NAME", "6.6"
+        frozenset({11, CLSACT_LINK}),  # the latter on a kernel without TCX
+        SwapWay.UPDATE,
+        (InterfaceTarget,),
+        "interface: NAME",
+        "6.6",
     ),
     HookKind.CLSACT: KindRules(
         frozenset({CLSACT_LINK}), SwapWay.REPLACE, (InterfaceTarget,), "interface: NAME", "4.5"
@@ -255,6 +259,10 @@ def _cgroup(name: str, prog_type: int, attach_type: int) -> Hook:
     return Hook(name, HookKind.CGROUP, prog_type, attach_type, attach_type)
 
 
+NETKIT_PEER = 55
+"""BPF_NETKIT_PEER: of such a link the kernel tells the index of the peer, in the namespace of that,
+and not that of the interface that it was made at."""
+
 XDP = Hook("xdp", HookKind.XDP, PROG_TYPE_XDP, 37, 37)
 TCX_INGRESS = Hook("tcx/ingress", HookKind.TCX, PROG_TYPE_SCHED_CLS, 46, 0)
 TCX_EGRESS = Hook("tcx/egress", HookKind.TCX, PROG_TYPE_SCHED_CLS, 47, 0)
@@ -295,7 +303,7 @@ HOOKS: tuple[Hook, ...] = (
     Hook("clsact/ingress", HookKind.CLSACT, PROG_TYPE_SCHED_CLS, 46, 0),
     Hook("clsact/egress", HookKind.CLSACT, PROG_TYPE_SCHED_CLS, 47, 0),
     Hook("netkit/primary", HookKind.NETKIT, PROG_TYPE_SCHED_CLS, 54, 0),
-    Hook("netkit/peer", HookKind.NETKIT, PROG_TYPE_SCHED_CLS, 55, 0),
+    Hook("netkit/peer", HookKind.NETKIT, PROG_TYPE_SCHED_CLS, NETKIT_PEER, 0),
     Hook("sk_lookup", HookKind.NETNS, PROG_TYPE_SK_LOOKUP, 36, 36),
     Hook("flow_dissector", HookKind.NETNS, PROG_TYPE_FLOW_DISSECTOR, 17, 0),
     Hook("netfilter", HookKind.NETFILTER, PROG_TYPE_NETFILTER, 45, 45),

@@ -7,6 +7,7 @@ bpffs refuses a dot anywhere in a name and ends a name at 255 bytes, so whatever
 import functools
 import hashlib
 import re
+import zlib
 
 LinkKey = tuple[str, str, str]
 """Object, program and target, escaped: the names of a link's pin."""
@@ -105,6 +106,12 @@ def kernel_name(object_name: str, elf_name: str) -> str:
 def global_data_fault(elf_name: str) -> str | None:
     """Why a map of an object can be kept under no name at all; None where it can."""
     return NEVER_KEPT if elf_name.startswith((".rodata", ".kconfig")) else None
+
+
+def filter_handle(key: LinkKey) -> int:
+    """The handle of a program's filters of tc: another for each program, so that no two of them are
+    at one place."""
+    return zlib.crc32(f"{key[0]}/{key[1]}".encode()) or 1
 
 
 class Layout:

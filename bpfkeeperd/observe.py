@@ -16,6 +16,7 @@ from bpfkeeperd.layout import OWN_DIRECTORY, Layout, LinkKey, escape
 from bpfkeeperd.mapattached import observe_attached
 from bpfkeeperd.observecontents import with_contents
 from bpfkeeperd.observed import Observed, ObservedLink, ObservedMap
+from bpfkeeperd.observenet import observe_filters, observe_orders, with_netns, with_peers
 from bpfkeeperd.observestubs import observe_stubs, through_stubs
 from bpfkeeperd.observetargets import observe_targets
 from bpfkeeperd.state import LinkInfo, MapInfo, ProgramInfo
@@ -107,7 +108,7 @@ def observe(desired: Desired, layout: Layout, held: Held, last_ids: Mapping[str,
             links[pin.path[0], pin.path[1], pin.path[2]] = ObservedLink(link)
     for key, info in held.link_infos(besides=links).items():
         links[key] = ObservedLink(info, pinned=False)
-    links = without_strangers(links, held)
+    links = with_netns(desired, layout, held, without_strangers(links, held))
     links |= observe_attached(desired, layout)
     stubs = observe_stubs(layout, held)
     former = functools.partial(_former, desired, layout, programs, last_ids)
@@ -128,13 +129,16 @@ def observe(desired: Desired, layout: Layout, held: Held, last_ids: Mapping[str,
         for content in wanted_map.contents
         if (target := content.target)
     ]
+    targets = observe_targets([*attachments, *unread, *named], maps)
     return Observed(
         maps=maps,
         programs=programs,
         unpinned_programs=unpinned,
-        links=through_stubs(links, stubs),
+        links=through_stubs(with_peers(desired, targets, links), stubs)
+        | observe_filters(desired, layout, targets),
         stubs=stubs,
-        targets=observe_targets([*attachments, *unread, *named], maps),
+        targets=targets,
+        orders=observe_orders(desired, targets),
         map_names=_unpinned_names(maps.values(), programs),
         empty_links=tuple(empty_links),
         arrays=tuple(

@@ -4,8 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from bpfkeeperd.layout import LinkKey, StubKey
-from bpfkeeperd.state import InnerInfo, LinkInfo, MapInfo, ProgramInfo
+from bpfkeeperd.state import InnerInfo, LinkInfo, MapInfo, Neighbour, ProgramInfo
 from bpfkeeperd.targets import Target
+
+Place = tuple[Target, int]
+"""A hook: the target and the attach type."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +34,8 @@ class ObservedMap:
 class ObservedLink:
     info: LinkInfo
     pinned: bool = True
-    """False: the pin is gone, a descriptor that the daemon holds keeps the link alive."""
+    """False: the pin is gone, a descriptor that the daemon holds keeps the link alive; or the
+    record of a filter of tc is gone, or is of another program than it runs."""
     stub: int = 0
     """The ID of the stub that it runs; ``info.prog_id`` is then the program that the stub calls."""
 
@@ -95,5 +99,8 @@ class Observed:
     """Directories for links without any link, below that of all links."""
     foreign: Mapping[LinkKey, tuple[Foreign, ...]] = field(default_factory=dict)
     """By attachment; see `observeforeign.with_foreign` for when they are looked for."""
+    orders: Mapping[Place, tuple[Neighbour, ...]] = field(default_factory=dict)
+    """Who is at a hook that programs share, in the order in which they run: where the manifest says
+    anything of the order."""
     arrays: tuple[str, ...] = ()
     """Pin names of the program arrays that are kept for the programs of one object alone."""

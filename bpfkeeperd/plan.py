@@ -27,9 +27,10 @@ from bpfkeeperd.entries import MismatchPolicy
 from bpfkeeperd.foreign import beside, beside_text, decide, displace
 from bpfkeeperd.generations import leave_out_entries, renew_arrays, renew_data, write_entries
 from bpfkeeperd.grouping import group
-from bpfkeeperd.hooks import HookKind
+from bpfkeeperd.hooks import KINDS, HookKind
 from bpfkeeperd.layout import LinkKey, StubKey, escape, kernel_name
-from bpfkeeperd.observed import Observed, ObservedLink
+from bpfkeeperd.observed import Observed, ObservedLink, Place
+from bpfkeeperd.ordering import ordered_places, place_of_hook, status_of_order
 from bpfkeeperd.planstubs import behind_stub, restore_stubs
 from bpfkeeperd.state import LinkInfo, ProgramInfo
 from bpfkeeperd.targets import BinaryTarget, MapTarget
@@ -38,6 +39,8 @@ _OTHER_MODE = (
     "the interface runs XDP in another mode, and it has one mode at a time: take the attachment out"
     " of the manifest and reload, then put it in again with the new mode"
 )
+_NETFILTER = KINDS[HookKind.NETFILTER].link_types
+_HOLDS_NETNS = "its network namespace lost its name, and a netfilter link keeps it alive for ever"
 _TO_BE_MADE = -1
 _NO_PROGRAMS: Mapping[str, ProgramInfo] = {}
 
@@ -55,9 +58,10 @@ def plan(desired: Desired, observed: Observed, *, force: bool = False) -> Plan:
     leave_out_entries(draft)
     write_entries(draft)
     orphans = _orphan_links(draft)
+    places = ordered_places(desired.attachments)
     for wanted_object in desired.objects.values():
         for attachment in wanted_object.attachments:
-            _decide_attachment(draft, wanted_object, attachment, orphans)
+            _decide_attachment(draft, wanted_object, attachment, orphans, places)
     _restore_held_links(draft)
     restore_stubs(draft)
     draft.restores += [RestoreProgram(*place) for place in observed.unpinned_programs]
@@ -67,6 +71,12 @@ def plan(desired: Desired, observed: Observed, *, force: bool = False) -> Plan:
         changes=changes,
         removals=removals,
         refusals=tuple(_refusals(draft)),
+        misplaced=tuple(
+            f"{attachment}: {text}"
+            for peers in places.values()
+            for attachment in peers
+            if (text := status_of_order(attachment, places, observed))
+        ),
         kept_maps=tuple(
             name
             for name, found in observed.maps.items()
@@ -111,7 +121,7 @@ def serves(info: LinkInfo, attachment: Attachment, target_id: int | str | None) 
         here
         and info.type in rules.link_types
         and (not rules.typed or info.attach_type == attachment.hook.attach_type)
-        and (not info.detail or attachment.detail in ("", info.detail))
+        and (not info.detail or attachment.detail == "" or info.detail in attachment.details)
     )
 
 
@@ -254,6 +264,7 @@ def _decide_attachment(
     wanted: WantedObject,
     attachment: Attachment,
     orphans: Mapping[LinkKey, ObservedLink],
+    places: Mapping[Place, tuple[Attachment, ...]],
 ) -> None:
     key = attachment.key
     link = draft.observed.links.get(key)
@@ -267,6 +278,8 @@ def _decide_attachment(
         if in_place or held or updated or isinstance(target_id, str):  # else its place is needed
             draft.restores.append(RestoreLink(key, link.info))
     if isinstance(target_id, str):
+        if link and link.info.type in _NETFILTER and not link.info.target_id:
+            draft.dead_links[key] = _HOLDS_NETNS
         draft.refusals.append(Refusal("attachment", str(attachment), target_id))
         # A mistyped target must not take down what runs: that stays until the new one is there.
         draft.spared_links |= {orphan for orphan in orphans if orphan[:2] == key[:2]}
@@ -309,7 +322,9 @@ def _decide_attachment(
     reason = "its target came back or the link was detached" if link else "not attached yet"
     if link and link.info.target_id and isinstance(attachment.target, BinaryTarget):
         reason = "the binary is another file now"
-    attach = decide(draft, Attach(attachment, wanted.digest, reason), None if load else running)
+    peers = places.get(place_of_hook(attachment), ())
+    new = Attach(attachment, wanted.digest, reason, peers=peers)
+    attach = decide(draft, new, None if load else running)
     if attach:
         actions.append(attach)
 

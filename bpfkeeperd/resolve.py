@@ -22,6 +22,7 @@ from bpfkeeperd.resolveattach import (
 )
 from bpfkeeperd.resolvehealth import with_health
 from bpfkeeperd.resolvemaps import wanted_maps
+from bpfkeeperd.resolveorder import order_problems
 from bpfkeeperd.state import ObjectSpec
 from bpfkeeperd.suggest import did_you_mean
 
@@ -66,6 +67,7 @@ def resolve(
                 mark = manifest.objects[wanted.name].programs[attachment.program].mark
                 message = f"program {attachment.program} cannot be attached here"
                 problems.append(Problem(mark, message, fault))
+    problems += order_problems(manifest, objects)
     all_known = not faults and not any(wanted.fault for wanted in objects.values())
     objects = with_health(manifest, objects, maps, problems, known=all_known)
     if problems:

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from bpfkeeperd.compare import Machine
-from bpfkeeperd.desired import Attachment, WantedMap, attachment
+from bpfkeeperd.desired import Attachment, WantedMap, attachment, hook_target
 from bpfkeeperd.entries import AttachEntry, ObjectEntry, ProgramEntry, SwapChoice
 from bpfkeeperd.errors import Problem
 from bpfkeeperd.hooks import STRUCT_OPS, Hook, HookKind, SwapWay, hook_of_section
@@ -49,7 +49,7 @@ def program_attachments(
     for attach in _entries(entry, hook, place, origin, problems):
         fault = _fault(attach, origin, program.section, hook)
         if not fault and hook:
-            target = _with_map(attach.target, maps)
+            target = hook_target(_with_map(attach.target, maps), hook)
             fault = place_fault(hook, place, target, origin)
             behind_stub = _exact(hook, exact)
             if behind_stub and not fault:

@@ -11,6 +11,7 @@ from bpfkeeperd.foreign import beside, beside_text
 from bpfkeeperd.hooks import HookKind
 from bpfkeeperd.layout import escape
 from bpfkeeperd.observed import Foreign, Observed, ObservedMap
+from bpfkeeperd.ordering import ordered_places, status_of_order
 from bpfkeeperd.plan import serves
 from bpfkeeperd.state import (
     AttachmentStatus,
@@ -37,8 +38,11 @@ def status(
     for name, wanted in desired.maps.items():
         found = observed.maps.get(name, ObservedMap())
         maps.append(_map_status(wanted, found, memory.maps.get(name), reuses.get(name, 0)))
+    places = ordered_places(desired.attachments)
     attachments = [
-        _attachment_status(wanted, attachment, observed, memory)
+        _attachment_status(
+            wanted, attachment, observed, memory, status_of_order(attachment, places, observed)
+        )
         for wanted in desired.objects.values()
         for attachment in wanted.attachments
     ]
@@ -116,9 +120,14 @@ def _pinned_status(
 
 
 def _attachment_status(
-    wanted: WantedObject, attachment: Attachment, observed: Observed, memory: Memory
+    wanted: WantedObject,
+    attachment: Attachment,
+    observed: Observed,
+    memory: Memory,
+    order: str,
 ) -> AttachmentStatus:
-    """Up: a living link at the wanted hook and target runs a kept program of this name."""
+    """Up: a living link at the wanted hook and target runs a kept program of this name. ``order``
+    is what is wrong with its place among others."""
     link = observed.links.get(attachment.key)
     target_id = observed.targets.get(attachment.target)
     program = escape(attachment.program)
@@ -148,6 +157,6 @@ def _attachment_status(
         up=not problem,
         prog_id=link.info.prog_id if link else None,
         link_id=link.info.id if link else None,
-        problem=problem or wanted.fault or "; ".join(map(beside_text, others)),
+        problem=problem or wanted.fault or "; ".join(map(beside_text, others)) or order,
         adopted=link is not None and link.info.id == adopted,
     )

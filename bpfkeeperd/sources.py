@@ -10,7 +10,7 @@ from bpfkeeperd.desired import ObjectSource
 from bpfkeeperd.entries import Manifest, ObjectEntry
 from bpfkeeperd.errors import KeeperError, ObjectError
 from bpfkeeperd.files import read_file
-from bpfkeeperd.hooks import Hook
+from bpfkeeperd.hooks import Hook, HookKind
 from bpfkeeperd.resolveattach import attached_hooks
 from bpfkeeperd.state import ObjectSpec
 
@@ -93,11 +93,14 @@ def read_sources(manifest: Manifest, specs: Specs) -> Sources:
 
 
 def lacking_hooks(manifest: Manifest, sources: Sources) -> dict[Hook, str]:
-    """The hooks of programs to be attached that this kernel certainly does not have, and why."""
+    """The hooks of programs to be attached that this kernel certainly does not have, and why.
+
+    TCX is not among them: without it, programs become filters of tc.
+    """
     found = {}
     for name, source in sources.found.items():
         if isinstance(source, ObjectSource):
             for hook in attached_hooks(manifest.objects[name], source.spec).values():
-                if why := kernel.lacks(hook):
+                if hook.kind is not HookKind.TCX and (why := kernel.lacks(hook)):
                     found[hook] = why
     return found

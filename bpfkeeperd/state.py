@@ -118,6 +118,17 @@ class LinkInfo:
     not say."""
 
 
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """One of the programs that share a hook, as the kernel has it."""
+
+    prog_id: int
+    link_id: int
+    """0: attached without a link."""
+    name: str
+    """The kernel's; at most 15 characters."""
+
+
 class MapIdChange(StrEnum):
     """Why the ID under a map's name changed."""
 

@@ -26,6 +26,7 @@ class Step(StrEnum):
     CARRY_DATA = "carry_data"
     MAKE_STUB = "make_stub"
     MOVE_STUB = "move_stub"
+    RECORD = "record"
     ATTACH = "attach"
     ADOPT = "adopt"
     TAKE_OVER = "take_over"

@@ -29,6 +29,10 @@ class CgroupTarget:
         return is_pattern(self.path)
 
 
+CLSACT_PRIORITY = 49152
+"""Where filters of tc stand that say nothing of it: what the kernel gives to the first."""
+
+
 @dataclass(frozen=True, slots=True)
 class InterfaceTarget:
     """A network interface by name, in the daemon's network namespace or in another; or a pattern of
@@ -40,7 +44,7 @@ class InterfaceTarget:
     mode: XdpMode = XdpMode.AUTO
     """For XDP only."""
     priority: int | None = None
-    """For clsact only."""
+    """For clsact only, where it is always set."""
 
     @property
     def is_pattern(self) -> bool:
@@ -59,9 +63,9 @@ class NetfilterTarget:
     """A place among the netfilter hooks of a network namespace."""
 
     family: str
-    """``ipv4`` or ``ipv6``."""
+    """Of `NF_FAMILIES`."""
     hook: str
-    """``prerouting``, ``local_in``, ``forward``, ``local_out`` or ``postrouting``."""
+    """Of `NF_HOOKS`."""
     priority: int
     netns: str | None = None
     defrag: bool = False
@@ -154,3 +158,7 @@ PERF_EVENTS = {
     "cpu-migrations": (1, 4),
 }
 """By name, as perf(1) has it: ``type`` and ``config`` of perf_event_open(2)."""
+
+NF_FAMILIES = {"ipv4": 2, "ipv6": 10}
+NF_HOOKS = {"prerouting": 0, "local_in": 1, "forward": 2, "local_out": 3, "postrouting": 4}
+"""``NFPROTO_*`` and ``NF_INET_*`` of include/uapi/linux/netfilter.h."""

@@ -8,7 +8,7 @@ from bpfkeeperd.directories import pins_below, remove_empty, remove_tree
 from bpfkeeperd.errors import KeeperError
 from bpfkeeperd.kernel import PinKind
 from bpfkeeperd.layout import OWN_DIRECTORY, PARTS_MAX, Layout, unescape
-from bpfkeeperd.mapattached import detach_from_map
+from bpfkeeperd.recorded import detach_recorded
 
 
 def unload(layout: Layout, memory: Memory, *, with_maps: bool) -> tuple[list[str], Memory]:
@@ -29,9 +29,10 @@ def unload(layout: Layout, memory: Memory, *, with_maps: bool) -> tuple[list[str
                 lines.append(f"detached {name}/{program} from {target}")
         for pin in kernel.scan(layout.attached, depth=3, kind=PinKind.PROGRAM):
             if len(pin.path) == 3:
-                name, program, target = (unescape(part) for part in pin.path)
-                detach_from_map(layout, (pin.path[0], pin.path[1], pin.path[2]))
-                lines.append(f"detached {name}/{program} from {target}")
+                key = pin.path[0], pin.path[1], pin.path[2]
+                name, program, target = (unescape(part) for part in key)
+                left = detach_recorded(layout, key)
+                lines.append(left or f"detached {name}/{program} from {target}")
         if os.path.isdir(layout.own):
             remove_tree(layout.own)
             lines.append("unloaded all programs")

@@ -2,7 +2,8 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,13 +11,14 @@ from pathlib import Path
 import pytest
 
 from bpfkeeperd import kernel
-from bpfkeeperd.churn import IdChange
+from bpfkeeperd.churn import IdChange, Memory
 from bpfkeeperd.directories import pins_below
 from bpfkeeperd.keeper import Keeper
 from bpfkeeperd.layout import Layout
 from bpfkeeperd.maptypes import BY_NUMBER
 from bpfkeeperd.state import Outcome, ReloadResult
 from bpfkeeperd.steps import OnStep, no_failpoint
+from bpfkeeperd.unload import unload
 from tests.conftest import BuildObject
 from tests.machine import events, map_id, send_datagrams
 
@@ -102,6 +104,27 @@ class World:
         pins = kernel.scan(self.layout.links, 3, kernel.PinKind.LINK)
         return [pin.target_id for pin in pins if len(pin.path) == 3]
 
+    def link_pins(self, name: str) -> list[kernel.Pin]:
+        """The links of an object."""
+        pins = kernel.scan(self.layout.links, 3, kernel.PinKind.LINK)
+        return [pin for pin in pins if len(pin.path) == 3 and pin.path[0] == name]
+
+    def layout_files(self, name: str) -> list[Path]:
+        """All pins below a directory of the keeper's own."""
+        top = Path(self.layout.own) / name
+        return [path for path in sorted(top.rglob("*")) if not path.is_dir()]
+
+    def wait(self, condition: Callable[[], bool]) -> None:
+        """For what the kernel does some time later."""
+        deadline = time.monotonic() + 10
+        while not condition():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    def unload(self) -> list[str]:
+        """Takes everything down but maps."""
+        return unload(self.layout, Memory(kernel.boot_id(), {}), with_maps=False)[0]
+
     def program_ids(self) -> set[int]:
         """Of all pinned programs."""
         pins = kernel.scan(self.layout.objects, 3, kernel.PinKind.PROGRAM)
@@ -118,11 +141,15 @@ class World:
                 status = os.lstat(path)
                 seen[path] = (status.st_mode, status.st_uid)
                 layout = self.layout
-                own = directory.startswith((layout.objects, layout.links, layout.stubs))
+                own = directory.startswith(
+                    (layout.objects, layout.links, layout.stubs, layout.attached)
+                )
                 if not own and not name.endswith("debug"):
                     seen[f"map {path}"] = (map_id(Path(path)), contents(Path(path)))
         for pin in kernel.scan(self.layout.links, 3, kernel.PinKind.LINK):
             seen["links/" + "/".join(pin.path)] = pin
+        for pin in kernel.scan(self.layout.attached, 3, kernel.PinKind.PROGRAM):
+            seen["attached/" + "/".join(pin.path)] = pin
         for pin in kernel.scan(self.layout.objects, 3, kernel.PinKind.PROGRAM):
             seen["objects/" + "/".join(pin.path)] = pin
         for path in pins_below(self.layout.stubs, 3):

@@ -48,6 +48,16 @@ from bpfkeeperd.kernel.bpf import (
 )
 from bpfkeeperd.kernel.dump import MapReader, Printer, map_for_reading, pinned_for_reading
 from bpfkeeperd.kernel.events import Directories, drain, interface_events, mount_events
+from bpfkeeperd.kernel.net import (
+    Filter,
+    Shared,
+    filter_program,
+    has_tcx,
+    make_clsact,
+    put_filter,
+    remove_filter,
+    shared_hook,
+)
 from bpfkeeperd.kernel.objects import OpenObject, load_objects, open_object
 from bpfkeeperd.kernel.pathwatch import PathWatch
 from bpfkeeperd.kernel.places import (
@@ -92,12 +102,14 @@ __all__ = [
     "Answer",
     "Attached",
     "Directories",
+    "Filter",
     "MapReader",
     "OpenObject",
     "PathWatch",
     "Pin",
     "PinKind",
     "Printer",
+    "Shared",
     "XdpProgram",
     "all_links",
     "attachable_functions",
@@ -111,6 +123,8 @@ __all__ = [
     "counting_runs",
     "cpu_numbers",
     "drain",
+    "filter_program",
+    "has_tcx",
     "holding",
     "hook_links",
     "inside_netns",
@@ -130,6 +144,7 @@ __all__ = [
     "link_update",
     "load_objects",
     "machine",
+    "make_clsact",
     "map_by_id",
     "map_contains",
     "map_create",
@@ -164,11 +179,14 @@ __all__ = [
     "program_detach",
     "program_info",
     "program_stats",
+    "put_filter",
     "raw_tracepoint_open",
     "release_memory",
+    "remove_filter",
     "rename",
     "return_bit",
     "scan",
+    "shared_hook",
     "stack_depth",
     "syscall_prefix",
     "tracefs_mount",

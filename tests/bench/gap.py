@@ -74,7 +74,7 @@ def _ip_output(*arguments: str) -> str:
     return done.stdout
 
 
-def _received(pair: Netns) -> int:
+def received(pair: Netns) -> int:
     """rx_packets of the receiving interface."""
     with pair.inside(pair.here):
         for line in Path("/proc/thread-self/net/dev").read_text().splitlines():
@@ -97,7 +97,7 @@ class Load:
 
     def batch(self, exchange: Callable[[], None]) -> None:
         """Exchanges programs while packets arrive, then counts who was seen how often."""
-        before, versions = _received(self._pair), self._by_version()
+        before, versions = received(self._pair), self._by_version()
         command = [self._sender, self._pair.here_address, str(PORT), str(PACKETS)]
         with self._pair.inside(self._pair.there):
             sender = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -124,7 +124,7 @@ class Load:
 
     def _wait_for_packets(self, before: int) -> None:
         deadline = time.monotonic() + 5
-        while _received(self._pair) < before + 1000:
+        while received(self._pair) < before + 1000:
             if time.monotonic() > deadline:
                 raise BenchError("no packets arrive")
             time.sleep(0.01)
@@ -132,7 +132,7 @@ class Load:
     def _settled(self) -> int:
         """rx_packets when nothing is under way any more."""
         last = -1
-        while (now := _received(self._pair)) != last:
+        while (now := received(self._pair)) != last:
             last = now
             time.sleep(0.1)
         return now

@@ -12,6 +12,8 @@ KERNELS = ("6.1", "6.12")
 TESTS = (
     "tests/kernel/test_probes.py",
     "tests/kernel/test_hooks.py",
+    "tests/kernel/test_net_hooks.py",
+    "tests/kernel/test_net_order.py",
     "tests/kernel/test_pins.py",
     "tests/kernel/test_reload.py",
 )

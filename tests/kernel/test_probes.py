@@ -293,5 +293,4 @@ def test_an_object_that_needs_what_is_not_there(world: World, netns: Netns) -> N
 TARGETS = {
     "netkit/primary": "{interface: veth0, netns: NETNS}",
     "kprobe.multi": "{function: vfs_mkdir}",
-    "tcx/ingress": "{interface: veth0, netns: NETNS}",
 }

@@ -31,7 +31,7 @@ class FailAt:
 UNDONE = {
     Step.CREATE_MAP, Step.LOAD_OBJECT, Step.PIN_MAP, Step.STAGE_MAP, Step.PIN_PROGRAMS,
     Step.STAGE_PROGRAMS, Step.COMMIT_PROGRAMS, Step.FILL_MAP, Step.CARRY_DATA,
-    Step.WRITE_ENTRIES, Step.RENAME_MAP, Step.MAKE_STUB, Step.MOVE_STUB,
+    Step.WRITE_ENTRIES, Step.RENAME_MAP, Step.MAKE_STUB, Step.MOVE_STUB, Step.RECORD,
     Step.ATTACH, Step.ADOPT, Step.TAKE_OVER, Step.SWAP, Step.COMMIT_MAP, Step.COMMIT_LINK,
 }  # fmt: skip
 """The steps of a change; those after it only let go of what nobody needs."""
@@ -43,6 +43,8 @@ OF_STUBS = {Step.MAKE_STUB, Step.MOVE_STUB}
 """See test_stub."""
 OF_OTHERS = {Step.ADOPT, Step.TAKE_OVER}
 """See test_adoption."""
+OF_FILTERS = {Step.RECORD}
+"""See test_rollback_net."""
 
 
 def prepare_rollback(world: World) -> tuple[Callable[[Keeper], None], Callable[[], None]]:
@@ -83,12 +85,15 @@ def prepare_rollback(world: World) -> tuple[Callable[[Keeper], None], Callable[[
     return start, change
 
 
-def fail_at_each_step(world: World, keeper: Keeper, *, force: bool) -> set[Step]:
+def fail_at_each_step(
+    world: World, keeper: Keeper, *, force: bool, elsewhere: Callable[[], object] = object
+) -> set[Step]:
     """Has a reload fail at its first step, its second, and so on, until it goes through.
 
-    After each failure, everything must be what it was. Returns the steps that failed.
+    After each failure, everything must be what it was, what is ``elsewhere`` as well. Returns the
+    steps that failed.
     """
-    before = world.everything()
+    before, others = world.everything(), elsewhere()
     failed, at = set[Step](), 0
     while True:
         at += 1
@@ -101,6 +106,8 @@ def fail_at_each_step(world: World, keeper: Keeper, *, force: bool) -> set[Step]
         assert outcome.result is ReloadResult.FAILED
         assert "cannot do " in outcome.failures[0].message
         assert world.everything() == before, f"not rolled back: {fail.steps[at - 1]}"
+        if elsewhere is not object:
+            assert elsewhere() == others, f"not rolled back: {fail.steps[at - 1]}"
 
 
 def test_every_step_of_a_change_is_rolled_back(world: World) -> None:
@@ -112,7 +119,7 @@ def test_every_step_of_a_change_is_rolled_back(world: World) -> None:
         failed = fail_at_each_step(world, keeper, force=False)
         assert plan_now(world) == ()
     wanted = UNDONE - {Step.STAGE_PROGRAMS, Step.COMMIT_PROGRAMS}
-    wanted -= OF_CONTENTS | OF_STUBS | OF_OTHERS
+    wanted -= OF_CONTENTS | OF_STUBS | OF_OTHERS | OF_FILTERS
     assert wanted <= failed, f"never reached: {wanted - failed}"
 
 

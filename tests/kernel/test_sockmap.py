@@ -230,7 +230,9 @@ def test_another_program_at_the_map(world: World) -> None:
         link = kernel.link_create(opened.program_fd("program"), found[0], 7)
         one_map(world)
         try:
-            assert "sockets that are in the map would go on with its program" in refused(world.reload(keeper))
+            assert "sockets that are in the map would go on with its program" in refused(
+                world.reload(keeper)
+            )
             assert world.link_ids() == {}
         finally:
             os.close(link)
@@ -340,5 +342,7 @@ def test_without_links_a_map_is_recreated_or_taken(world: World) -> None:
             with kernel.holding(program):
                 kernel.program_attach(program, map_fd, 7)
             other = attached_to_senders(world)
-            assert "sockets that are in the map would go on with its program" in refused(world.reload(keeper))
+            assert "sockets that are in the map would go on with its program" in refused(
+                world.reload(keeper)
+            )
             assert attached_to_senders(world) == other
