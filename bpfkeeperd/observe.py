@@ -117,11 +117,7 @@ def observe(desired: Desired, layout: Layout, held: Held, last_ids: Mapping[str,
         for name in (*desired.maps, *desired.unread_maps())
     }
     maps = with_contents(desired, layout, held, Observed(maps=maps, programs=programs))
-    attachments = [
-        attachment.target
-        for wanted in desired.objects.values()
-        for attachment in wanted.attachments
-    ]
+    attachments = [attachment.target for attachment in desired.attachments]
     unread = [target for _, _, target, _ in desired.unread_attachments()]
     named = [
         target

@@ -278,11 +278,7 @@ def _decide_attachment(
         if in_place or held or updated or isinstance(target_id, str):  # else its place is needed
             draft.restores.append(RestoreLink(key, link.info))
     if isinstance(target_id, str):
-        if link and link.info.type in _NETFILTER and not link.info.target_id:
-            draft.dead_links[key] = _HOLDS_NETNS
-        draft.refusals.append(Refusal("attachment", str(attachment), target_id))
-        # A mistyped target must not take down what runs: that stays until the new one is there.
-        draft.spared_links |= {orphan for orphan in orphans if orphan[:2] == key[:2]}
+        _refuse_target(draft, attachment, target_id, orphans)
         return
     if held:
         return
@@ -319,14 +315,33 @@ def _decide_attachment(
         else:
             draft.refusals.append(Refusal("attachment", str(attachment), _OTHER_MODE))
         return
-    reason = "its target came back or the link was detached" if link else "not attached yet"
-    if link and link.info.target_id and isinstance(attachment.target, BinaryTarget):
-        reason = "the binary is another file now"
+    reason = _why_attach(attachment, link)
     peers = places.get(place_of_hook(attachment), ())
     new = Attach(attachment, wanted.digest, reason, peers=peers)
-    attach = decide(draft, new, None if load else running)
-    if attach:
+    if attach := decide(draft, new, None if load else running):
         actions.append(attach)
+
+
+def _why_attach(attachment: Attachment, link: ObservedLink | None) -> str:
+    if link and link.info.target_id and isinstance(attachment.target, BinaryTarget):
+        return "the binary is another file now"
+    return "its target came back or the link was detached" if link else "not attached yet"
+
+
+def _refuse_target(
+    draft: Draft,
+    attachment: Attachment,
+    reason: str,
+    orphans: Mapping[LinkKey, ObservedLink],
+) -> None:
+    """There is no such target; a netfilter link is let go of then, see `_HOLDS_NETNS`."""
+    key = attachment.key
+    link = draft.observed.links.get(key)
+    if link and link.info.type in _NETFILTER and not link.info.target_id:
+        draft.dead_links[key] = _HOLDS_NETNS
+    draft.refusals.append(Refusal("attachment", str(attachment), reason))
+    # A mistyped target must not take down what runs: that stays until the new one is there.
+    draft.spared_links |= {orphan for orphan in orphans if orphan[:2] == key[:2]}
 
 
 def _target_id(draft: Draft, attachment: Attachment) -> int | str | None:
