@@ -315,9 +315,8 @@ def _decide_attachment(
         else:
             draft.refusals.append(Refusal("attachment", str(attachment), _OTHER_MODE))
         return
-    reason = _why_attach(attachment, link)
     peers = places.get(place_of_hook(attachment), ())
-    new = Attach(attachment, wanted.digest, reason, peers=peers)
+    new = Attach(attachment, wanted.digest, _why_attach(attachment, link), peers=peers)
     if attach := decide(draft, new, None if load else running):
         actions.append(attach)
 
