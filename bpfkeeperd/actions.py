@@ -285,6 +285,14 @@ class Change:
     """Programs that have to show that they work, before that."""
 
     @property
+    def subject(self) -> str:
+        """Whom it concerns: its objects, else its maps, which are called so."""
+        objects = dict.fromkeys(load.object.name for load in self.loads)
+        objects |= dict.fromkeys(link.attachment.object for link in self.links)
+        maps = [action.map.name for action in (*self.maps, *self.writes)]
+        return ", ".join(objects or (f"map {name}" for name in dict.fromkeys(maps)))
+
+    @property
     def actions(self) -> tuple[Action, ...]:
         return (*self.maps, *self.loads, *self.links, *self.writes, *self.removals)
 

@@ -30,11 +30,12 @@ from bpfkeeperd.actions import (
 )
 from bpfkeeperd.after import After
 from bpfkeeperd.directories import make_directory, make_parents, remove_empty, remove_tree, unlink
-from bpfkeeperd.enact import Enactor, SwapError, error_text, make_link_directory, not_undone
+from bpfkeeperd.enact import Enactor, not_undone
 from bpfkeeperd.enactfilter import restore_record
+from bpfkeeperd.enactlinks import SwapError, make_link_directory
 from bpfkeeperd.enactmaps import kept_map
 from bpfkeeperd.enactstubs import remove_stub, restore_stub
-from bpfkeeperd.errors import KeeperError, ObjectError
+from bpfkeeperd.errors import KeeperError, ObjectError, error_text
 from bpfkeeperd.held import Held
 from bpfkeeperd.hooks import CLSACT_LINK
 from bpfkeeperd.layout import Layout, LinkKey
@@ -130,7 +131,7 @@ def apply(
     _sweep(layout, observed, on_step)
     if plan.actions:
         enactor = Enactor(layout, observed, held, on_step, After(observed), applied.notes)
-        enactor.swaps = sum(change.swaps for change in plan.changes)
+        enactor.links.swaps = sum(change.swaps for change in plan.changes)
         trials = Trials(enactor, plan.changes)
         _carry_out(trials, plan, open_object, applied, patience)
     else:
@@ -154,8 +155,8 @@ def _carry_out(
     for removal in plan.removals if not applied.rolled_back else ():
         _remove(enactor, removal, applied)
     remove_tree(layout.staging)
-    applied.refusals += enactor.refused.values()
-    applied.adopted |= enactor.adopted
+    applied.refusals += enactor.links.refused.values()
+    applied.adopted |= enactor.links.adopted
     # What others have attached is not followed step by step.
     if not applied.failures and not plan.restores and not enactor.observed.foreign:
         applied.observed = enactor.after.observed()
@@ -298,7 +299,7 @@ def _settled(enactor: Enactor, change: Change, applied: Applied) -> None:
     """A change that stays: what it replaced goes."""
     for action in change.maps:
         applied.took_place(action)
-    links = [link for link in change.links if link not in enactor.refused]
+    links = [link for link in change.links if link not in enactor.links.refused]
     done = (*change.maps, *change.loads, *links, *change.writes)
     applied.done += map(str, done)
     for removal in change.removals:

@@ -104,3 +104,10 @@ class ManifestError(KeeperError):
     def __init__(self, problems: tuple[Problem, ...]) -> None:
         self.problems = problems
         super().__init__("\n".join(str(problem) for problem in problems))
+
+
+def error_text(error: KeeperError | OSError) -> str:
+    """What went wrong with something of the keeper's own, also where the system said it."""
+    if isinstance(error, OSError):
+        return f"cannot change {error.filename}: {error.strerror}"
+    return str(error)

@@ -278,7 +278,7 @@ def _decide_attachment(
         if in_place or held or updated or isinstance(target_id, str):  # else its place is needed
             draft.restores.append(RestoreLink(key, link.info))
     if isinstance(target_id, str):
-        _refuse_target(draft, attachment, target_id, orphans)
+        _refuse(draft, attachment, link, target_id, orphans)
         return
     if held:
         return
@@ -299,6 +299,42 @@ def _decide_attachment(
             actions.append(Swap(attachment, link.info, key, wanted.digest, reason, stub))
         actions += filter(None, [displace(draft, attachment, wanted.digest)])
         return
+    if _take_orphan(draft, wanted, attachment, orphans):
+        return
+    reason = "its target came back or the link was detached" if link else "not attached yet"
+    if link and link.info.target_id and isinstance(attachment.target, BinaryTarget):
+        reason = "the binary is another file now"
+    peers = places.get(place_of_hook(attachment), ())
+    new = Attach(attachment, wanted.digest, reason, peers=peers)
+    attach = decide(draft, new, None if load else running)
+    if attach:
+        actions.append(attach)
+
+
+def _refuse(
+    draft: Draft,
+    attachment: Attachment,
+    link: ObservedLink | None,
+    reason: str,
+    orphans: Mapping[LinkKey, ObservedLink],
+) -> None:
+    """An attachment whose target is not there."""
+    key = attachment.key
+    if link and link.info.type in _NETFILTER and not link.info.target_id:
+        draft.dead_links[key] = _HOLDS_NETNS
+    draft.refusals.append(Refusal("attachment", str(attachment), reason))
+    # A mistyped target must not take down what runs: that stays until the new one is there.
+    draft.spared_links |= {orphan for orphan in orphans if orphan[:2] == key[:2]}
+
+
+def _take_orphan(
+    draft: Draft,
+    wanted: WantedObject,
+    attachment: Attachment,
+    orphans: Mapping[LinkKey, ObservedLink],
+) -> bool:
+    """Whether a link that nobody wants under its name is at the very place."""
+    key, target_id = attachment.key, _target_id(draft, attachment)
     # A link of the same object first: another's may be on its way out for good.
     for orphan_key, orphan in sorted(orphans.items(), key=lambda item: item[0][0] != key[0]):
         usable = orphan.pinned and orphan_key not in draft.taken_links
@@ -310,37 +346,14 @@ def _decide_attachment(
         if _same_mode(orphan_key, key):
             reason = "it takes over a link"
             stub = behind_stub(draft, attachment, orphan_key, orphan)
-            actions.append(Swap(attachment, orphan.info, orphan_key, wanted.digest, reason, stub))
-            actions += filter(None, [displace(draft, attachment, wanted.digest)])
+            draft.links[wanted.name].append(
+                Swap(attachment, orphan.info, orphan_key, wanted.digest, reason, stub)
+            )
+            draft.links[wanted.name] += filter(None, [displace(draft, attachment, wanted.digest)])
         else:
             draft.refusals.append(Refusal("attachment", str(attachment), _OTHER_MODE))
-        return
-    peers = places.get(place_of_hook(attachment), ())
-    new = Attach(attachment, wanted.digest, _why_attach(attachment, link), peers=peers)
-    if attach := decide(draft, new, None if load else running):
-        actions.append(attach)
-
-
-def _why_attach(attachment: Attachment, link: ObservedLink | None) -> str:
-    if link and link.info.target_id and isinstance(attachment.target, BinaryTarget):
-        return "the binary is another file now"
-    return "its target came back or the link was detached" if link else "not attached yet"
-
-
-def _refuse_target(
-    draft: Draft,
-    attachment: Attachment,
-    reason: str,
-    orphans: Mapping[LinkKey, ObservedLink],
-) -> None:
-    """There is no such target; a netfilter link is let go of then, see `_HOLDS_NETNS`."""
-    key = attachment.key
-    link = draft.observed.links.get(key)
-    if link and link.info.type in _NETFILTER and not link.info.target_id:
-        draft.dead_links[key] = _HOLDS_NETNS
-    draft.refusals.append(Refusal("attachment", str(attachment), reason))
-    # A mistyped target must not take down what runs: that stays until the new one is there.
-    draft.spared_links |= {orphan for orphan in orphans if orphan[:2] == key[:2]}
+        return True
+    return False
 
 
 def _target_id(draft: Draft, attachment: Attachment) -> int | str | None:

@@ -10,9 +10,9 @@ from typing import Self, assert_never
 
 from bpfkeeperd import kernel
 from bpfkeeperd.actions import Change
-from bpfkeeperd.enact import Enactor, error_text
+from bpfkeeperd.enact import Enactor
 from bpfkeeperd.enactmaps import pinned_program
-from bpfkeeperd.errors import KeeperError
+from bpfkeeperd.errors import KeeperError, error_text
 from bpfkeeperd.health import Counter, MapCounter, Reading, Runs, Trial, judge, reading, value_bytes
 from bpfkeeperd.layout import escape
 from bpfkeeperd.load import Loaded
@@ -207,7 +207,7 @@ class Trials:
         if not _counts_runs(trial):
             return None
         # The kernel counts what it runs: a stub, not what that calls.
-        stub = self.enactor.stubs.ready_fd((escape(trial.object), escape(trial.program)))
+        stub = self.enactor.links.stubs.ready_fd((escape(trial.object), escape(trial.program)))
         if stub is not None:
             return stub
         opened = loaded.objects.get(trial.object)

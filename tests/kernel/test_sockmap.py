@@ -342,7 +342,5 @@ def test_without_links_a_map_is_recreated_or_taken(world: World) -> None:
             with kernel.holding(program):
                 kernel.program_attach(program, map_fd, 7)
             other = attached_to_senders(world)
-            assert "another program is attached to the map" in refused(
-                world.reload(keeper)
-            )
+            assert "another program is attached to the map" in refused(world.reload(keeper))
             assert attached_to_senders(world) == other
