@@ -71,6 +71,7 @@ class Applied:
     observed: Observed | None = None
     """What is now; None when it takes another look to know."""
     rolled_back: bool = False
+    swapping_seconds: float = 0.0
     """All changes were undone."""
     unhealthy: str = ""
     """Why the new version as a whole is not to be tried again by itself."""
@@ -156,6 +157,7 @@ def _carry_out(
     for removal in plan.removals if not applied.rolled_back else ():
         _remove(enactor, removal, applied)
     remove_tree(layout.staging)
+    applied.swapping_seconds = enactor.swaps.seconds
     applied.refusals += enactor.links.refused.values()
     applied.adopted |= enactor.links.adopted
     # What others have attached is not followed step by step.

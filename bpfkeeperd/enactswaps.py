@@ -2,7 +2,9 @@
 
 import errno
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from bpfkeeperd import kernel
@@ -20,7 +22,7 @@ from bpfkeeperd.state import LinkInfo
 from bpfkeeperd.steps import Step
 from bpfkeeperd.transaction import Transaction
 
-SWAPS_AT_ONCE = 64
+SWAPS_AT_ONCE = 256
 """Links that are updated by one call into C."""
 
 
@@ -39,6 +41,8 @@ class SwapEnactor:
     tried: int = 0
     swapped: int = 0
     """And not undone."""
+    _began: float | None = None
+    _ended: float = 0.0
     _old_programs: dict[int, int] = field(default_factory=dict)
     """By their ID: many links may run the same one."""
 
@@ -46,7 +50,8 @@ class SwapEnactor:
         """A swap, of which a failure tells how far the reload had come."""
         self.tried += 1
         try:
-            self._exchange(transaction, action, loaded)
+            with self._timed():
+                self._exchange(transaction, action, loaded)
         except (KeeperError, OSError) as error:
             raise self._swap_error(loaded, error) from None
         self.swapped += 1
@@ -62,42 +67,70 @@ class SwapEnactor:
             " on running"
         )
 
+    @property
+    def seconds(self) -> float:
+        """From before the first swap to after the last."""
+        return self._ended - self._began if self._began is not None else 0.0
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        if self._began is None:
+            self._began = time.monotonic()
+        yield
+        self._ended = time.monotonic()
+
     def update_all(self, transaction: Transaction, actions: Sequence[Swap], loaded: Loaded) -> None:
         """Swaps by BPF_LINK_UPDATE where nothing else is to be done.
 
         Raises:
             SwapError: as `swap`.
         """
-        for first in range(0, len(actions), SWAPS_AT_ONCE):
-            self._update_some(transaction, actions[first : first + SWAPS_AT_ONCE], loaded)
-
-    def _update_some(
-        self, transaction: Transaction, actions: Sequence[Swap], loaded: Loaded
-    ) -> None:
-        """One right after the other: links run old and new versions side by side for no longer than
-        the kernel takes."""
         ready: list[tuple[int, int, int]] = []
         failed: KeeperError | OSError | None = None
         try:
             for action in actions:
                 new = self.parts.program_fd(transaction, action, loaded)
-                link = self._link_fd(transaction, action)
-                old = self._old_program_fd(action)
-                self.parts.on_step(Step.SWAP, action.attachment)
-                ready.append((link, new, old))
+                ready.append(
+                    (self._link_fd(transaction, action), new, self._old_program_fd(action))
+                )
         except (KeeperError, OSError) as error:
             failed = error
-        done, number = kernel.link_swap_all(ready)
-        back = [(link, old, new) for link, new, old in reversed(ready[:done])]
-        transaction.on_undo(lambda: _swap_back(back))
-        self.parts.after.swapped_all(actions[:done])
+        before = self.swapped
+        with self._timed():
+            for first in range(0, len(ready), SWAPS_AT_ONCE):
+                some = slice(first, min(first + SWAPS_AT_ONCE, len(ready)))
+                wrong = self._update_some(transaction, actions[some], ready[some])
+                if wrong:
+                    failed = wrong
+                    break
+        done = self.swapped - before
         self.tried += done
-        self.swapped += done
-        if number:
-            failed = _update_error(actions[done].attachment, number)
+        self.parts.after.swapped_all(actions[:done])
         if failed:
             self.tried += 1
             raise self._swap_error(loaded, failed) from None
+
+    def _update_some(
+        self,
+        transaction: Transaction,
+        actions: Sequence[Swap],
+        ready: Sequence[tuple[int, int, int]],
+    ) -> KeeperError | OSError | None:
+        """One right after the other: links run old and new versions side by side for no longer than
+        the kernel takes. Returns what went wrong."""
+        wrong: KeeperError | OSError | None = None
+        announced = 0
+        try:
+            for action in actions:
+                self.parts.on_step(Step.SWAP, action.attachment)
+                announced += 1
+        except (KeeperError, OSError) as error:
+            wrong = error
+        done, number = kernel.link_swap_all(ready[:announced])
+        back = [(link, old, new) for link, new, old in reversed(ready[:done])]
+        transaction.on_undo(lambda: _swap_back(back))
+        self.swapped += done
+        return _update_error(actions[done].attachment, number) if number else wrong
 
     def _exchange(self, transaction: Transaction, action: Swap, loaded: Loaded) -> None:
         attachment = action.attachment
