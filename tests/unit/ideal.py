@@ -161,7 +161,10 @@ class Ideal:
     def _same(self, wanted: WantedObject, ours: ProgramInfo, other: Foreign) -> bool:
         if ours.id == other.program.id:
             return True
-        uses, theirs = self.used_as[ours.id], self.used_as[other.program.id]
+        uses, theirs = (
+            {elf: used for elf, used in self.used_as[number].items() if elf in wanted.maps}
+            for number in (ours.id, other.program.id)
+        )
         return other.program.tag == "same" and uses == theirs
 
     def know(self, desired: Desired) -> None:
