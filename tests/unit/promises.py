@@ -7,11 +7,10 @@ from bpfkeeperd.actions import Attach, Plan
 from bpfkeeperd.desired import Desired, WantedMap, WantedObject
 from bpfkeeperd.entries import MismatchPolicy
 from bpfkeeperd.layout import LinkKey, escape, is_array_name, kernel_name
-from bpfkeeperd.observed import ObservedLink
 from bpfkeeperd.plan import plan, serves
 from bpfkeeperd.state import ProgramInfo
 from tests.unit.ideal import Ideal
-from tests.unit.idealstubs import seen
+from tests.unit.idealstubs import loaded, seen
 from tests.unit.situations import Situation
 
 
@@ -27,8 +26,10 @@ def check_held_objects(before: Ideal, after: Ideal, desired: Desired, names: set
         for key, link in before.links.items():
             alive = key[0] == name and link.info.target_id  # one that is dead serves nobody
             if alive and not (_can_be_repaired(before, desired, key) and key in after.links):
-                there = seen(before, key)
-                assert seen(after, key) == replace(there, pinned=True), "pinned, and not touched"
+                was = seen(before, key)
+                assert seen(after, key) == replace(was, pinned=True), (
+                    "pinned, and not touched"
+                )
         used = _used(before.programs.get(name, {}).values())
         for pin_name, map_id in (before.remembered | before.pins).items():
             if pin_name in before.pins or (pin_name in desired.maps.keys() - before.faults.keys()):
@@ -131,7 +132,7 @@ def check_stubs(after: Ideal, desired: Desired, names: set[str]) -> None:
     run = {link.info.prog_id for link in after.links.values()}
     for key, stub in after.stubs.items():
         assert key in wanted or key[0] in map(escape, names) or stub.prog_id in run
-        assert stub.pinned or key not in wanted
+        assert stub.pinned or not (key in wanted or key[0] in map(escape, names))
 
 
 def check_order(done: Plan, desired: Desired) -> None:
@@ -219,9 +220,7 @@ def _running_on(ideal: Ideal, name: str) -> set[str]:
     return {n for n in names if map_id in _used(ideal.programs.get(escape(n), {}).values())}
 
 
-def check_second(
-    after: Ideal, desired: Desired, first: Plan, second: Plan, *, force: bool
-) -> None:
+def check_second(after: Ideal, desired: Desired, first: Plan, second: Plan, *, force: bool) -> None:
     """A plan that was applied leaves nothing to do.
 
     Nobody asks for it any more when a reload was forced: what was held back for that alone is then
@@ -253,7 +252,7 @@ def check(situation: Situation, *, force: bool = False) -> Plan:
     check_attachments(after, desired, first)
     check_stubs(after, desired, held(first))
     check_order(first, desired)
-    assert not after.unpinned & _loaded(after), "their pins are restored"
+    assert not after.unpinned & loaded(after), "their pins are restored"
     check_foreign(before, after, desired)
     for name in set(first.kept_maps) & desired.maps.keys():
         assert _alive(after, desired.maps[name]) == _alive(before, desired.maps[name])
@@ -264,15 +263,6 @@ def check(situation: Situation, *, force: bool = False) -> Plan:
         check_nothing_without_need(before, after, desired)
     check_others_go_ahead(before, desired, held(first))
     return first
-
-
-def _loaded(ideal: Ideal) -> set[tuple[str, str, str]]:
-    return {
-        (name, digest, program)
-        for name, digests in ideal.programs.items()
-        for digest, loaded in digests.items()
-        for program in loaded
-    }
 
 
 def _lasting(done: Plan) -> set[tuple[str, str]]:
