@@ -295,7 +295,7 @@ def situations(draw: st.DrawFn) -> Situation:
         if target != PATTERN:
             orphan = attachment(name, "former", hook(section), target, exact=draw(st.booleans()))
             behind = [one for one in desired.attachments if one.exact]
-            if behind and draw(st.booleans()):  # it was behind its stub under another name
+            if draw(st.booleans()) and behind:  # it was behind its stub under another name
                 rival = draw(st.sampled_from(behind))
                 orphan = attachment(rival.object, "former", rival.hook, rival.target, exact=True)
                 ideal.links.pop(rival.key, None)
