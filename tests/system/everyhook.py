@@ -61,7 +61,7 @@ def _connection(address: tuple[str, int]) -> tuple[socket.socket, socket.socket]
 
 
 @contextmanager
-def _bound(family: int, where: object) -> Iterator[socket.socket]:
+def _bound(family: int, where: tuple[str, int] | str) -> Iterator[socket.socket]:
     with socket.socket(family, socket.SOCK_DGRAM) as receiver:
         receiver.settimeout(WAIT_SECONDS)
         receiver.bind(where)
@@ -74,7 +74,7 @@ LOOPBACK = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
 def datagrams(family: int) -> Callable[[Scene], None]:
     """From one socket to another, each without a connection."""
 
-    def happen(_: Scene) -> None:
+    def happen(scene: Scene) -> None:
         with (
             _bound(family, (LOOPBACK[socket.AddressFamily(family)], 0)) as receiver,
             socket.socket(family, socket.SOCK_DGRAM) as sender,
@@ -87,7 +87,7 @@ def datagrams(family: int) -> Callable[[Scene], None]:
 
 
 def binds(family: int) -> Callable[[Scene], None]:
-    def happen(_: Scene) -> None:
+    def happen(scene: Scene) -> None:
         for _ in range(EVENTS):
             with _bound(family, (LOOPBACK[socket.AddressFamily(family)], 0)):
                 pass
@@ -98,7 +98,7 @@ def binds(family: int) -> Callable[[Scene], None]:
 def names(family: int) -> Callable[[Scene], None]:
     """Connections without packets, and both their ends asked for."""
 
-    def happen(_: Scene) -> None:
+    def happen(scene: Scene) -> None:
         for _ in range(EVENTS):
             with socket.socket(family, socket.SOCK_DGRAM) as sock:
                 sock.connect((LOOPBACK[socket.AddressFamily(family)], 9))
@@ -120,29 +120,29 @@ def unix(scene: Scene) -> None:
                 receiver.getsockname()  # one that has no name is not asked for it
 
 
-def sockets(_: Scene) -> None:
+def sockets(scene: Scene) -> None:
     for _ in range(EVENTS):
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM).close()
 
 
-def options(_: Scene) -> None:
+def options(scene: Scene) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         for _ in range(EVENTS):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)
 
 
-def connects(_: Scene) -> None:
+def connects(scene: Scene) -> None:
     for end in _connection(("127.0.0.1", 0)):
         end.close()
 
 
-def devices(_: Scene) -> None:
+def devices(scene: Scene) -> None:
     with open("/dev/null", "rb"):
         pass
 
 
-def sysctls(_: Scene) -> None:
+def sysctls(scene: Scene) -> None:
     fd = os.open("/proc/sys/kernel/ostype", os.O_RDONLY)
     with kernel.holding(fd):
         for _ in range(EVENTS):
@@ -181,17 +181,17 @@ def messages(name: str) -> Callable[[Scene], None]:
     return happen
 
 
-def calls(_: Scene) -> None:
+def calls(scene: Scene) -> None:
     for _ in range(EVENTS):
         os.getpgid(0)
 
 
 def touches(scene: Scene) -> None:
-    command = [scene.victim, "0", "0", str(EVENTS)]
+    command = [str(scene.victim), "0", "0", str(EVENTS)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
-def works(_: Scene) -> None:
+def works(scene: Scene) -> None:
     """Takes time of the CPU, so that its clock comes to be sampled."""
     for _ in range(20):
         sum(range(200_000))

@@ -20,21 +20,26 @@ from tests.kernel.exactness import GETPGID
 from tests.kernel.test_struct_ops import all_gone
 from tests.kernel.test_trace_hooks import tracefs, victim
 from tests.machine import bpf_ids, inside_cgroup
-from tests.scenario import World
+from tests.scenario import World, garbage
 from tests.system.everyhook import GROUPS, ROWS, Row, Scene, counts
 from tests.system.process import METRICS, DaemonProcess, cli
 
 __all__ = ["all_gone", "tracefs", "victim"]
 
 ATTACHED, KILLED, ADOPTED = "attached", "killed", "adopted"
-SWAPPED, SWAPPED_AND_KILLED, EMPTIED = "swapped", "swapped and killed", "emptied"
+SWAPPED, SWAPPED_AND_KILLED = "swapped", "swapped and killed"
+GARBAGE, STARTED_ON_GARBAGE, HEALED = "garbage", "started on garbage", "healed"
+EMPTIED = "emptied"
 ATTACHED_ANEW, STOPPED, UNLOADED = "attached anew", "stopped", "unloaded"
 SERVED_BY = {
     ATTACHED: 1,
     KILLED: 1,
     ADOPTED: 1,
     SWAPPED: 2,
+    GARBAGE: 2,
     SWAPPED_AND_KILLED: 2,
+    STARTED_ON_GARBAGE: 2,
+    HEALED: 2,
     EMPTIED: None,
     ATTACHED_ANEW: 3,
     STOPPED: 3,
@@ -94,7 +99,7 @@ def write(scene: Scene, rows: tuple[Row, ...], version: int) -> None:
     lines = [METRICS, "objects:"]
     for name in dict.fromkeys(row.object for row in rows):
         group = GROUPS[name]
-        macros = {"PID": os.getpid(), "SYSCALL": GETPGID, "VERSION": version}
+        macros: dict[str, object] = {"PID": os.getpid(), "SYSCALL": GETPGID, "VERSION": version}
         if group.source == "congestion":
             macros |= {"NAME": f'"{scene.congestion}"'}
         scene.world.put(name, group.source, **macros, **{group.macro: 1, "SUFFIX": group.suffix})
@@ -150,6 +155,12 @@ def look(story: Story, when: str, daemon: DaemonProcess | None) -> None:
                 story.ids.add((kind, found[key]))
 
 
+def garble(story: Story) -> None:
+    """Objects that are no objects any more."""
+    for name in {row.object for row in story.rows}:
+        garbage(story.scene.world.directory / f"{name}.bpf.o")
+
+
 def happen(story: Story) -> None:
     """The story: each thing that happens, and what was to be seen after it."""
     scene, world = story.scene, story.scene.world
@@ -166,10 +177,17 @@ def happen(story: Story) -> None:
         write(scene, story.rows, 2)
         daemon.hup()
         look(story, SWAPPED, daemon)
+        garble(story)
+        daemon.hup()
+        look(story, GARBAGE, daemon)
         daemon.kill()
     look(story, SWAPPED_AND_KILLED, None)
     with DaemonProcess(world) as daemon:
         daemon.wait_ready()
+        look(story, STARTED_ON_GARBAGE, daemon)
+        write(scene, story.rows, 2)
+        daemon.hup()
+        look(story, HEALED, daemon)
         world.write(f"{METRICS}\nobjects: {{}}\n")
         daemon.hup()
         look(story, EMPTIED, daemon)
@@ -234,26 +252,31 @@ def test_the_attachment_is_the_same(story: Story, row: Row) -> None:
         assert {one["up"] for one in found} == ({when != UNLOADED} if when != EMPTIED else set())
         ids[when] = [(one["link_id"], one["prog_id"]) for one in found]
     assert ids[ATTACHED] == ids[KILLED] == ids[ADOPTED], "not adopted as it was"
-    assert ids[SWAPPED] == ids[SWAPPED_AND_KILLED]
+    for when in (GARBAGE, SWAPPED_AND_KILLED, STARTED_ON_GARBAGE, HEALED):
+        assert ids[when] == ids[SWAPPED], when
     assert ids[ATTACHED_ANEW] == ids[STOPPED]
     for before, after in zip(ids[ADOPTED], ids[SWAPPED], strict=True):
-        assert after[1] != before[1], "not swapped"
+        assert (after[1] != before[1]) is (row.hook != "struct_ops"), "not swapped"
         assert (after[0] == before[0]) is not overlaps(row)
     assert {one for ids in ids[UNLOADED] for one in ids} == {None}
 
 
-@pytest.mark.parametrize("when", [when for when in SERVED_BY if when != UNLOADED])
+@pytest.mark.parametrize(
+    "when",
+    [ATTACHED, KILLED, ADOPTED, SWAPPED, HEALED, EMPTIED, ATTACHED_ANEW, STOPPED],
+)
 def test_maps_are_the_same_and_nothing_is_to_do(story: Story, when: str) -> None:
     look, first = story.looks[when], story.looks[ATTACHED]
     assert look.plan.splitlines()[-1] == "nothing to do", look.plan
     assert look.maps == ({} if when == EMPTIED else first.maps)
 
 
-@pytest.mark.parametrize("when", [when for when in SERVED_BY if when not in (KILLED, STOPPED)])
+@pytest.mark.parametrize(
+    "when",
+    [ATTACHED, ADOPTED, SWAPPED, GARBAGE, STARTED_ON_GARBAGE, HEALED, EMPTIED, ATTACHED_ANEW],
+)
 def test_metrics_tell_what_status_tells(story: Story, when: str) -> None:
     look = story.looks[when]
-    if not look.metrics:
-        return
     shown = {name: up for name, up in look.metrics.items() if "attachment_up{" in name}
     assert shown == {
         f'bpfkeeper_attachment_up{{object="{found["object"]}",program="{found["program"]}",'
