@@ -11,6 +11,7 @@ from bpfkeeperd import kernel
 from bpfkeeperd.actions import Plan
 from bpfkeeperd.apply import Applied, apply, together
 from bpfkeeperd.churn import IdChange, Memory, follow
+from bpfkeeperd.compare import Machine
 from bpfkeeperd.desired import Desired, ObjectSource, WantedObject
 from bpfkeeperd.drift import differences
 from bpfkeeperd.entries import Manifest
@@ -123,6 +124,7 @@ class Keeper:
         self._reuses: Counter[str] = Counter()
         self._foreign = False  # whether somebody else was seen where we attach
         self._settled: Desired | None = None  # what is healed: as the last reload left it
+        self._machine: Machine | None = None  # as of the last reload
         self._healer = Healer()
         self.places: Places | None = None
         """Where something that concerns the keeper can change, as of the last look."""
@@ -157,7 +159,10 @@ class Keeper:
             )
         with read_sources(manifest, self._specs) as sources:
             lacking = lacking_hooks(manifest, sources)
-            raw = resolve(manifest, sources.found, kernel.machine(), self._good, lacking)
+            machine = kernel.machine()
+            known = self.desired if machine == self._machine else None
+            self._machine = machine
+            raw = resolve(manifest, sources.found, machine, self._good, lacking, known)
             desired = with_matches(raw)
             make_pin_root(manifest.pin_root)
             self._lock.refresh()
@@ -194,6 +199,7 @@ class Keeper:
             notes=tuple(applied.notes),
             kept_maps=len(todo.kept_maps),
             rolled_back=applied.rolled_back,
+            swapping_seconds=applied.swapping_seconds,
         )
         if applied.unhealthy or not applied.rolled_back or self._settled is None:
             self._settled = self._in_force(raw, lacking)

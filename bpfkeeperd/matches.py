@@ -88,6 +88,9 @@ def _directories(path: str) -> list[str]:
 def directories_of(pattern: str) -> dict[str, str]:
     """Where something can come or go that matches an absolute path: directories, each with what of
     the pattern can be in it. Those above the first wildcard are one, the last of them."""
+    if not is_pattern(pattern):
+        above, _, name = pattern.rstrip("/").rpartition("/")
+        return {above or "/": name}
     parts = pattern.strip("/").split("/")
     first = next((depth for depth, part in enumerate(parts) if is_pattern(part)), len(parts) - 1)
     directories = {}
