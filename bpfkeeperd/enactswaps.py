@@ -76,8 +76,10 @@ class SwapEnactor:
     def _timed(self) -> Iterator[None]:
         if self._began is None:
             self._began = time.monotonic()
-        yield
-        self._ended = time.monotonic()
+        try:
+            yield
+        finally:
+            self._ended = time.monotonic()
 
     def update_all(self, transaction: Transaction, actions: Sequence[Swap], loaded: Loaded) -> None:
         """Swaps by BPF_LINK_UPDATE where nothing else is to be done.
