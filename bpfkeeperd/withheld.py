@@ -20,17 +20,21 @@ def former(
     now: Desired,
     withheld: Mapping[str, Withheld],
 ) -> Desired:
-    """What is wanted after a reload was rolled back: what was wanted before it, and nothing is
+    """What is wanted after a reload was rolled back: what was in force before it, and nothing is
     loaded in the place of what runs.
 
     A keeper that knows nothing of before leaves alone what runs of the objects.
     """
     if before is None:
         return without(now, withheld)
-    objects = {
-        name: replace(wanted, fault=_fault(withheld[name])) if name in withheld else wanted
-        for name, wanted in before.objects.items()
-    }
+    objects = {}
+    for name, wanted in before.objects.items():
+        fault, found = wanted.fault, now.objects.get(name)
+        if name in withheld:
+            fault = _fault(withheld[name])
+        elif found and found.digest == wanted.digest:  # its former file is back
+            fault = found.fault
+        objects[name] = replace(wanted, fault=fault)
     return replace(before, objects=objects)
 
 
