@@ -129,6 +129,28 @@ def object_files(draw: st.DrawFn, name: str, max_entries: int) -> tuple[ObjectEn
     return entry, source(tuple(specs), sections)
 
 
+def apart(
+    files: Mapping[str, tuple[ObjectEntry, ObjectSource]],
+) -> dict[str, tuple[ObjectEntry, ObjectSource]]:
+    """Without the second XDP program at an interface, which a manifest must not have."""
+    taken: set[str] = set()
+    found = {}
+    for name, (entry, origin) in files.items():
+        programs = {}
+        for program in origin.spec.programs:
+            asked = entry.programs[program.name]
+            kept = []
+            for attach in asked.attach:
+                if program.hook == XDP:
+                    if place(attach.target) in taken:
+                        continue
+                    taken.add(place(attach.target))
+                kept.append(attach)
+            programs[program.name] = replace(asked, attach=tuple(kept))
+        found[name] = replace(entry, programs=programs), origin
+    return found
+
+
 def array_spec(name: str, *, slotted: bool) -> MapSpec:
     return MapSpec(name, PROG_ARRAY, 4, 4, 4, slotted=slotted)
 
@@ -192,11 +214,11 @@ def desires(draw: st.DrawFn) -> Desired:
         }
         return Manifest("/etc/k.yaml", maps=maps, objects=entries)
 
-    files = {name: draw(object_files(name, 16)) for name in OBJECTS}
+    files = apart({name: draw(object_files(name, 16)) for name in OBJECTS})
     faulty = draw(st.sets(st.sampled_from(OBJECTS), max_size=2)) if draw(st.booleans()) else set()
     remembered = draw(st.sets(st.sampled_from(sorted(faulty)))) if faulty else set()
     old_size = draw(st.sampled_from([16, 8]))
-    old_files = {name: draw(object_files(name, old_size)) for name in sorted(remembered)}
+    old_files = apart({name: draw(object_files(name, old_size)) for name in sorted(remembered)})
     previous = resolve(
         manifest({name: entry for name, (entry, _) in old_files.items()}, old_size),
         {name: file for name, (_, file) in old_files.items()},
