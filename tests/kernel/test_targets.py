@@ -211,6 +211,11 @@ def test_mistyped_target_does_not_take_down_what_runs(world: World) -> None:
         world.manifest_file.write_text(good.replace(str(world.cgroup), f"{world.cgroup}.slcie"))
         assert "there is no cgroup" in refused(world.reload(keeper))
         assert world.link_ids() == links
+        elsewhere = world.manifest_file.parent
+        world.manifest_file.write_text(good.replace(str(world.cgroup), str(elsewhere)))
+        text = refused(world.reload(keeper))
+        assert f"{elsewhere} is no directory of a cgroup2 file system" in text
+        assert world.link_ids() == links
         check_still_served(world)
         child = world.cgroup / "child"
         child.mkdir()
