@@ -5,9 +5,12 @@ import os
 import resource
 import subprocess
 from contextlib import ExitStack
+from pathlib import Path
 
 from bpfkeeperd import kernel
+from bpfkeeperd.observetargets import observe_targets
 from bpfkeeperd.state import ReloadResult
+from bpfkeeperd.targets import NetnsTarget
 from tests.kernel.test_reload import plan_now
 from tests.machine import Netns, inside_cgroup, ip, send_datagrams
 from tests.scenario import World, check_still_served, garbage, refused
@@ -199,6 +202,14 @@ def test_same_index_in_another_namespace_is_another_interface(world: World, netn
             send_datagrams(3)
         assert world.events()[0] >= before + 3, "not attached where it was asked for"
     assert plan_now(world) == ()
+
+
+def test_a_file_that_is_no_network_namespace(tmp_path: Path) -> None:
+    """As the name of a namespace that `ip netns` could not mount leaves it."""
+    stale, own = NetnsTarget(str(tmp_path)), NetnsTarget("/proc/self/ns/net")
+    found = observe_targets([stale, own], {})
+    assert found[stale] == f"{tmp_path} is no network namespace: see ip netns list"
+    assert found[own] == os.stat("/proc/self/ns/net").st_ino
 
 
 def test_mistyped_target_does_not_take_down_what_runs(world: World) -> None:
