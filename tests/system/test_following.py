@@ -401,7 +401,7 @@ _TO_A_JOURNAL = """
 import json, os, socket, sys
 from bpfkeeperd import service
 from bpfkeeperd.churn import IdChange
-from bpfkeeperd.daemon import _log_changes
+from bpfkeeperd.journal import log_changes
 from bpfkeeperd.state import MapIdChange
 os.makedirs("/run/systemd/journal")
 journal = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -409,7 +409,7 @@ journal.bind("/run/systemd/journal/socket")
 status = os.fstat(2)
 os.environ["JOURNAL_STREAM"] = f"{status.st_dev}:{status.st_ino}"
 service.set_up_log()
-_log_changes((IdChange("a/counts", 7, 12, MapIdChange.RENEWED),))
+log_changes((IdChange("a/counts", 7, 12, MapIdChange.RENEWED),))
 print(json.dumps(dict(line.split("=", 1) for line in journal.recv(1 << 16).decode().splitlines())))
 """
 
