@@ -119,10 +119,17 @@ def adopt_orphans() -> None:
 
 
 def enter_mount_namespace() -> None:
-    """Gives this process, and those it starts, mounts of their own (unshare -m)."""
+    """Gives this process, and those it starts, mounts of their own (unshare -m), and names of
+    network namespaces."""
     libc = ctypes.CDLL(None, use_errno=True)
     private, recursive, new_mounts = 1 << 18, 1 << 14, 0x20000  # MS_PRIVATE, MS_REC, CLONE_NEWNS
-    if libc.unshare(new_mounts) or libc.mount(b"none", b"/", None, private | recursive, None):
+    names = "/run/netns"
+    os.makedirs(names, exist_ok=True)
+    if (
+        libc.unshare(new_mounts)
+        or libc.mount(b"none", b"/", None, private | recursive, None)
+        or libc.mount(b"tmpfs", names.encode(), b"tmpfs", 0, None)
+    ):
         number = ctypes.get_errno()
         raise OSError(number, f"cannot have mounts of our own: {os.strerror(number)}")
 
