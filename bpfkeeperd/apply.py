@@ -161,7 +161,8 @@ def _carry_out(
     applied.refusals += enactor.links.refused.values()
     applied.adopted |= enactor.links.adopted
     # What others have attached is not followed step by step.
-    if not applied.failures and not plan.restores and not enactor.observed.foreign:
+    sure = not enactor.observed.foreign and not enactor.after.unsure
+    if not applied.failures and not plan.restores and sure:
         applied.observed = enactor.after.observed()
 
 

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from bpfkeeperd.compare import Machine
-from bpfkeeperd.desired import Attachment, WantedMap, attachment, hook_target
+from bpfkeeperd.desired import Attachment, WantedMap, attachment, hook_target, is_each_cpu
 from bpfkeeperd.entries import AttachEntry, ObjectEntry, ProgramEntry, SwapChoice
 from bpfkeeperd.errors import Problem
 from bpfkeeperd.hooks import STRUCT_OPS, Hook, HookKind, SwapWay, hook_of_section
@@ -149,12 +149,9 @@ def _with_map(target: Target, maps: Mapping[str, str]) -> Target:
 
 
 def _each_cpu(target: Target, machine: Machine) -> list[Target]:
-    """A perf event of all processes is counted on one CPU: one for each that is up."""
-    match target:
-        case PerfEventTarget(cpu=None, pid=None):
-            return [replace(target, cpu=cpu) for cpu in machine.online_cpus]
-        case _:
-            return [target]
+    if isinstance(target, PerfEventTarget) and is_each_cpu(target):
+        return [replace(target, cpu=cpu) for cpu in machine.online_cpus]
+    return [target]
 
 
 def _fault(attach: AttachEntry, origin: str, section: str, hook: Hook | None) -> str:

@@ -149,6 +149,14 @@ def verified_instructions(program_fd: int) -> int:
     return int(struct.unpack_from("=I", info.raw, 216)[0])
 
 
+def passed_over(program_fd: int) -> int:
+    """How many events the kernel did not run a program for, because of what was going on there:
+    see `tests.kernel.tracing.Tracing.beside_a_control`."""
+    info = ctypes.create_string_buffer(256)
+    _bpf(15, struct.pack("=IIQ", program_fd, 220, ctypes.addressof(info)))
+    return int(struct.unpack_from("=Q", info.raw, 208)[0])  # recursion_misses
+
+
 def prog_attach(program_fd: int, target_fd: int, attach_type: int) -> int:
     """BPF_PROG_ATTACH: 0, or the errno."""
     attributes = struct.pack("=IIII", target_fd, program_fd, attach_type, 0)

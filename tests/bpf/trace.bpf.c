@@ -21,6 +21,7 @@
 #define RESULT		6	/* what such a function returns */
 #define NOWHERE		7	/* there is none: all count as number 0 */
 #define READ		8	/* nor is one needed, what counts is what the iterator writes */
+#define KERNEL_RESULT	9	/* what a function of the kernel returns: MAGIC above the number */
 
 #define USED_BY_SOME static __always_inline __attribute__((unused))
 
@@ -97,6 +98,8 @@ int PROGRAM(void *ctx)
 	return count(MAGIC, PT_REGS_PARM1((struct pt_regs *)ctx));
 #elif WHERE == RESULT
 	return count(MAGIC, PT_REGS_RC((struct pt_regs *)ctx));
+#elif WHERE == KERNEL_RESULT
+	return count((__u64)PT_REGS_RC((struct pt_regs *)ctx) >> 32, PT_REGS_RC((struct pt_regs *)ctx));
 #else
 	return count(MAGIC, 0);
 #endif

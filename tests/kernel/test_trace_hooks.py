@@ -14,6 +14,8 @@ from tests.kernel.test_reload import plan_now
 from tests.kernel.tracing import (
     ARGUMENTS,
     FUNCTION,
+    KERNEL_RESULT,
+    LSEEK,
     NOWHERE,
     PRCTL,
     PROBE_REGISTERS,
@@ -48,7 +50,11 @@ ROWS = (
     Row(f"kprobe/{PRCTL}", PROBE_REGISTERS, swaps=100),
     Row("kprobe", PROBE_REGISTERS, f"[{{function: {PRCTL}}}]"),
     Row("ksyscall/prctl", PROBE_REGISTERS),
+    Row(f"kretprobe/{LSEEK}", KERNEL_RESULT, swaps=30),
+    Row("kretprobe", KERNEL_RESULT, f"[{{function: {LSEEK}}}]"),
+    Row("kretsyscall/lseek", KERNEL_RESULT),
     Row("kprobe.multi/*_sys_prctl", PROBE_REGISTERS, swaps=100),
+    Row("kretprobe.multi/*_sys_lseek", KERNEL_RESULT, swaps=30),
     Row("uprobe/VICTIM:victim_touch", FUNCTION, swaps=30),
     Row("uprobe", FUNCTION, f"[{{{VICTIM}, symbol: victim_touch}}]"),
     Row("uprobe", FUNCTION, f"[{{{VICTIM}, offset: OFFSET}}]"),
@@ -62,6 +68,7 @@ ROWS = (
     Row("perf_event", NOWHERE, "[{perf_event: cpu-clock, period: 1000000}]", counted=False),
     Row("iter/bpf_map", READ),
     Row("iter/task", READ),
+    Row("iter.s/task", READ),
 )
 
 

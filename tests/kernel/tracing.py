@@ -17,11 +17,13 @@ from tests.scenario import World
 
 # What WHERE of tests/bpf/trace.bpf.c can be.
 TRACEPOINT, REGISTERS, PROBE_REGISTERS, ARGUMENTS, FUNCTION, RESULT, NOWHERE, READ = range(1, 9)
+KERNEL_RESULT = 9
 MAGIC = 0x42000000 | os.getpid()
 """Marks the events of this process."""
 _ARCHITECTURE = {"x86_64": "x86", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
 PRCTL_ENTERED = "syscalls/sys_enter_prctl"
-PRCTL = {"x86_64": "__x64_sys_prctl", "aarch64": "__arm64_sys_prctl"}.get(platform.machine(), "")
+PREFIX = {"x86_64": "__x64_sys_", "aarch64": "__arm64_sys_"}.get(platform.machine(), "")
+PRCTL, LSEEK = f"{PREFIX}prctl", f"{PREFIX}lseek"
 
 
 _PASSED_OVER = {
