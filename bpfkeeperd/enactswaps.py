@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from bpfkeeperd import kernel
 from bpfkeeperd.actions import LinkAction, Swap
 from bpfkeeperd.attach import MapOpener, create_link
-from bpfkeeperd.attachnet import Around, note_netns
+from bpfkeeperd.attachnet import Around, end_netfilter_link, note_netns
 from bpfkeeperd.desired import Attachment
 from bpfkeeperd.directories import exchange, make_parents, remove_empty, unlink
 from bpfkeeperd.enactfilter import FilterEnactor
@@ -76,8 +76,10 @@ class SwapEnactor:
     def _timed(self) -> Iterator[None]:
         if self._began is None:
             self._began = time.monotonic()
-        yield
-        self._ended = time.monotonic()
+        try:
+            yield
+        finally:
+            self._ended = time.monotonic()
 
     def update_all(self, transaction: Transaction, actions: Sequence[Swap], loaded: Loaded) -> None:
         """Swaps by BPF_LINK_UPDATE where nothing else is to be done.
@@ -200,7 +202,7 @@ class SwapEnactor:
         # The pin last: the kernel takes a link down later when its last pin goes, and at once, for
         # which a probe waits 0.1 s, when its last descriptor does.
         transaction.on_success(lambda: self.parts.held.drop_link(action.key))
-        transaction.on_success(lambda: unlink(aside))
+        transaction.on_success(lambda: _unpin_old(attachment, aside))
         map_fd = self.parts.maps.opener(transaction, loaded)
         transaction.before_waiting(lambda: self._end_overlap(action, aside, map_fd, info))
         if attachment.key != action.key:
@@ -218,7 +220,7 @@ class SwapEnactor:
                 kernel.pin(fd, aside)
                 note_netns(aside, action.attachment)
 
-        unlink(aside)
+        _unpin_old(action.attachment, aside)
         self.parts.held.drop_link(action.key)
         self.parts.reload.on_undo(attach_again)
 
@@ -311,6 +313,12 @@ class SwapEnactor:
             )
         self._old_programs[wanted] = self.parts.reload.close_later(fd)
         return fd
+
+
+def _unpin_old(attachment: Attachment, path: str) -> None:
+    if attachment.hook.kind is HookKind.NETFILTER:
+        end_netfilter_link(path)
+    unlink(path)
 
 
 def is_plain_update(action: LinkAction) -> bool:
