@@ -32,13 +32,14 @@ from bpfkeeperd.after import After
 from bpfkeeperd.directories import make_directory, make_parents, remove_empty, remove_tree, unlink
 from bpfkeeperd.enact import Enactor, not_undone
 from bpfkeeperd.enactfilter import restore_record
-from bpfkeeperd.enactlinks import SwapError, make_link_directory
 from bpfkeeperd.enactmaps import kept_map
 from bpfkeeperd.enactstubs import remove_stub, restore_stub
+from bpfkeeperd.enactswaps import SwapError
 from bpfkeeperd.errors import KeeperError, ObjectError, error_text
 from bpfkeeperd.held import Held
 from bpfkeeperd.hooks import CLSACT_LINK
 from bpfkeeperd.layout import Layout, LinkKey
+from bpfkeeperd.linkparts import make_link_directory
 from bpfkeeperd.load import Loaded, OpenObject, load_each
 from bpfkeeperd.observed import Observed
 from bpfkeeperd.pinnotes import write_note
@@ -70,6 +71,7 @@ class Applied:
     observed: Observed | None = None
     """What is now; None when it takes another look to know."""
     rolled_back: bool = False
+    swapping_seconds: float = 0.0
     """All changes were undone."""
     unhealthy: str = ""
     """Why the new version as a whole is not to be tried again by itself."""
@@ -131,7 +133,7 @@ def apply(
     _sweep(layout, observed, on_step)
     if plan.actions:
         enactor = Enactor(layout, observed, held, on_step, After(observed), applied.notes)
-        enactor.links.swaps = sum(change.swaps for change in plan.changes)
+        enactor.swaps.swaps = sum(change.swaps for change in plan.changes)
         trials = Trials(enactor, plan.changes)
         _carry_out(trials, plan, open_object, applied, patience)
     else:
@@ -155,10 +157,12 @@ def _carry_out(
     for removal in plan.removals if not applied.rolled_back else ():
         _remove(enactor, removal, applied)
     remove_tree(layout.staging)
+    applied.swapping_seconds = enactor.swaps.seconds
     applied.refusals += enactor.links.refused.values()
     applied.adopted |= enactor.links.adopted
     # What others have attached is not followed step by step.
-    if not applied.failures and not plan.restores and not enactor.observed.foreign:
+    sure = not enactor.observed.foreign and not enactor.after.unsure
+    if not applied.failures and not plan.restores and sure:
         applied.observed = enactor.after.observed()
 
 

@@ -182,4 +182,5 @@ def _decode(data: Mapping[str, Any]) -> Outcome:
         kept_maps=data["kept_maps"],
         duration_seconds=data["duration_seconds"],
         rolled_back=data["rolled_back"],
+        swapping_seconds=data["swapping_seconds"],
     )

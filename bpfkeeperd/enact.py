@@ -1,18 +1,33 @@
 """The second half of a change: pins, swaps and renames, each with the way back."""
 
+import itertools
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from bpfkeeperd import kernel
-from bpfkeeperd.actions import CreateMap, LoadObject, RecreateMap, RenameMap, RenewMap
+from bpfkeeperd.actions import (
+    Attach,
+    CreateMap,
+    Displace,
+    LinkAction,
+    LoadObject,
+    RecreateMap,
+    RenameMap,
+    RenewMap,
+    Swap,
+)
 from bpfkeeperd.adopt import adoptable, pin_adopted
 from bpfkeeperd.after import After
 from bpfkeeperd.directories import make_directory, remove_tree
-from bpfkeeperd.enactlinks import LinkEnactor, SwapError
+from bpfkeeperd.enactfilter import FilterEnactor
+from bpfkeeperd.enactlinks import LinkEnactor
 from bpfkeeperd.enactmaps import MapEnactor
+from bpfkeeperd.enactswaps import SwapEnactor, SwapError, is_plain_update
 from bpfkeeperd.errors import KeeperError, error_text
 from bpfkeeperd.held import Held
 from bpfkeeperd.layout import Layout, escape
+from bpfkeeperd.linkparts import LinkParts
 from bpfkeeperd.load import Loaded
 from bpfkeeperd.observed import Observed
 from bpfkeeperd.steps import OnStep, Step
@@ -32,14 +47,19 @@ class Enactor:
     reload: Transaction = field(default_factory=Transaction)
     """All changes that went well so far."""
     maps: MapEnactor = field(init=False)
+    parts: LinkParts = field(init=False)
     links: LinkEnactor = field(init=False)
+    swaps: SwapEnactor = field(init=False)
 
     def __post_init__(self) -> None:
         layout, observed, on_step, after = self.layout, self.observed, self.on_step, self.after
         self.maps = MapEnactor(layout, observed, self.held, on_step, after)
-        self.links = LinkEnactor(
+        self.parts = LinkParts(
             layout, observed, self.held, on_step, after, self.notes, self.reload, self.maps
         )
+        filters = FilterEnactor(layout, on_step, after, self.notes)
+        self.links = LinkEnactor(self.parts, filters)
+        self.swaps = SwapEnactor(self.parts, filters)
 
     def enact(self, loaded: Loaded) -> None:
         """Does a change whose objects are loaded, as a part of the reload's transaction.
@@ -50,13 +70,13 @@ class Enactor:
             KeeperError: it failed otherwise and was undone; the message says what could not be.
         """
         transaction = Transaction()
-        swapped = self.links.swapped
+        swapped = self.swaps.swapped
         try:
             self._enact(loaded, transaction)
         except SwapError:
             raise
         except (KeeperError, OSError) as error:
-            self.links.swapped = swapped
+            self.swaps.swapped = swapped
             why = f"{loaded.change.subject}: {error_text(error)}"
             text = f"{why}; rolled back: what ran before goes on running"
             raise KeeperError(text + not_undone(transaction.undo())) from None
@@ -69,7 +89,7 @@ class Enactor:
             self.maps.make_ready(transaction, action, loaded)
         for action in change.makes:
             self.maps.pin(transaction, action, loaded.new_maps[action.map.name])
-        adoption = self.links.adoption = adoptable(transaction, loaded, self.observed)
+        adoption = self.parts.adoption = adoptable(transaction, loaded, self.observed)
         self.notes += adoption.notes
         for load in change.loads:
             self._pin_programs(transaction, load, loaded)
@@ -78,8 +98,7 @@ class Enactor:
             if isinstance(action, RenewMap) and action.map.spec.internal:
                 self.maps.carry_data(transaction, action, loaded.new_maps[action.map.name])
         # From here on what runs changes.
-        for link in change.links:
-            self.links.enact(transaction, link, loaded)
+        self._enact_links(transaction, change.links, loaded)
         for write in change.writes:
             self.maps.write(transaction, write, loaded)
         for map_action in change.maps:
@@ -93,6 +112,23 @@ class Enactor:
         for load in change.loads:
             if self._is_pinned(load):
                 self._commit_programs(transaction, load)
+
+    def _enact_links(
+        self, transaction: Transaction, actions: Iterable[LinkAction], loaded: Loaded
+    ) -> None:
+        for plain, some in itertools.groupby(actions, is_plain_update):
+            if plain:
+                swaps = [action for action in some if isinstance(action, Swap)]
+                self.swaps.update_all(transaction, swaps, loaded)
+                continue
+            for action in some:
+                match action:
+                    case Attach():
+                        self.links.attach(transaction, action, loaded)
+                    case Swap():
+                        self.swaps.swap(transaction, action, loaded)
+                    case Displace():
+                        self.links.displace(transaction, action)
 
     def _is_pinned(self, load: LoadObject) -> bool:
         """Whether programs of the very same file and settings are pinned already."""
@@ -117,7 +153,7 @@ class Enactor:
         transaction.on_undo(lambda: remove_tree(directory))
         opened = loaded.objects[wanted.name]
         programs = {
-            program: self.links.adoption.fd(wanted.name, program) or opened.program_fd(program)
+            program: self.parts.adoption.fd(wanted.name, program) or opened.program_fd(program)
             for program in wanted.programs
         }
         for program, fd in programs.items():

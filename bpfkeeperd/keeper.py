@@ -4,13 +4,14 @@ import functools
 import time
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 from bpfkeeperd import kernel
 from bpfkeeperd.actions import Plan
 from bpfkeeperd.apply import Applied, apply, together
 from bpfkeeperd.churn import IdChange, Memory, follow
+from bpfkeeperd.compare import Machine
 from bpfkeeperd.desired import Desired, ObjectSource, WantedObject
 from bpfkeeperd.drift import differences
 from bpfkeeperd.entries import Manifest
@@ -123,6 +124,7 @@ class Keeper:
         self._reuses: Counter[str] = Counter()
         self._foreign = False  # whether somebody else was seen where we attach
         self._settled: Desired | None = None  # what is healed: as the last reload left it
+        self._machine: Machine | None = None  # as of the last reload
         self._healer = Healer()
         self.places: Places | None = None
         """Where something that concerns the keeper can change, as of the last look."""
@@ -157,7 +159,10 @@ class Keeper:
             )
         with read_sources(manifest, self._specs) as sources:
             lacking = lacking_hooks(manifest, sources)
-            raw = resolve(manifest, sources.found, kernel.machine(), self._good, lacking)
+            machine = kernel.machine()
+            known = self.desired if machine == self._machine else None
+            self._machine = machine
+            raw = resolve(manifest, sources.found, machine, self._good, lacking, known)
             desired = with_matches(raw)
             make_pin_root(manifest.pin_root)
             self._lock.refresh()
@@ -179,7 +184,9 @@ class Keeper:
         left = replace(todo, restores=(), changes=(), removals=())
         changes: tuple[IdChange, ...] = ()
         try:
-            changes = self._take_stock(desired, applied, left)
+            whole = not (applied.failures or todo.refusals or applied.refusals)
+            former_maps = self._settled.maps if self._settled and not whole else ()
+            changes = self._take_stock(desired, applied, left, former_maps)
         except KeeperError as error:  # what was done is done, and has to be told
             applied.failures.append(Failure(f"cannot look at what is now: {error}"))
         if todo.changes:
@@ -194,6 +201,7 @@ class Keeper:
             notes=tuple(applied.notes),
             kept_maps=len(todo.kept_maps),
             rolled_back=applied.rolled_back,
+            swapping_seconds=applied.swapping_seconds,
         )
         if applied.unhealthy or not applied.rolled_back or self._settled is None:
             self._settled = self._in_force(raw, lacking)
@@ -246,7 +254,7 @@ class Keeper:
         with Sources() as sources, writing(self._layout.own) as lock:
             observed = self._observe(wanted)
             todo = plan(wanted, observed)
-            changed = read_for_healing(todo, wanted, self.manifest, sources, self._specs)
+            changed = read_for_healing(todo, wanted, sources, self._specs)
             healing = self._healer.choose(todo, observed, changed, now)
             parts = [self._apply(part, observed, sources, lock) for part in healing.plans]
         applied = together(parts) if parts else Applied(observed=observed)
@@ -256,7 +264,7 @@ class Keeper:
             wanted = with_matches(self.desired)
         elif applied.observed and healing.plans:
             todo = plan(wanted, applied.observed)
-        return replace(healed, changes=self._take_stock(wanted, applied, todo))
+        return replace(healed, changes=self._take_stock(wanted, applied, todo, self._settled.maps))
 
     def _apply(self, todo: Plan, observed: Observed, sources: Sources, lock: int | None) -> Applied:
         return apply(
@@ -281,7 +289,8 @@ class Keeper:
         desired = with_matches(self.desired)
         observed = self._observe(desired)
         todo = plan(desired, observed)
-        return self._take_stock(desired, Applied(observed=observed), todo)
+        settled = self._settled.maps if self._settled else ()
+        return self._take_stock(desired, Applied(observed=observed), todo, settled)
 
     def _observe(self, desired: Desired) -> Observed:
         last_ids = self._memory.last_ids(kernel.boot_id())
@@ -291,10 +300,13 @@ class Keeper:
         self._foreign = bool(observed.foreign)
         return observed
 
-    def _take_stock(self, desired: Desired, applied: Applied, todo: Plan) -> tuple[IdChange, ...]:
+    def _take_stock(
+        self, desired: Desired, applied: Applied, todo: Plan, settled: Collection[str]
+    ) -> tuple[IdChange, ...]:
         """Takes hold of what is now, counts ID changes and makes a new status.
 
-        ``todo`` is what is still to be done.
+        ``todo`` is what is still to be done; ``settled`` are maps that stay held, although a
+        reload that failed does not want them any more.
         """
         observed = applied.observed
         if observed is None:
@@ -321,7 +333,7 @@ class Keeper:
                 write_state(self._state_path, memory)
             except KeeperError as error:  # the maps are kept all the same
                 applied.notes.append(f"{error}: ID changes may be counted twice or not at all")
-        self._held.follow(observed, self._layout)
+        self._held.follow(observed, self._layout, settled)
         self.places = places(self.desired or desired, observed, self._layout)
         now = status(
             desired,

@@ -21,6 +21,7 @@ from bpfkeeperd.targets import (
     PerfEventTarget,
     Target,
     TracepointTarget,
+    is_pattern,
 )
 
 
@@ -130,6 +131,8 @@ def _netns_inode(path: str) -> int | str:
 def _cgroup_id(path: str | None) -> int | str:
     if path is None:
         return "no cgroup2 is mounted here: mount -t cgroup2 none /sys/fs/cgroup"
+    if is_pattern(path):
+        return f"cannot look into the directories of {path}: what matches stays as it is"
     try:
         return os.stat(path).st_ino
     except FileNotFoundError:

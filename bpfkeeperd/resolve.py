@@ -1,7 +1,7 @@
 """Manifest and object files put together: what should be, or all that is wrong with it. Pure."""
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from bpfkeeperd.compare import Machine
@@ -33,12 +33,14 @@ def resolve(
     machine: Machine,
     good: Mapping[str, WantedObject] | None = None,
     lacking: Mapping[Hook, str] | None = None,
+    former: Desired | None = None,
 ) -> Desired:
     """Puts manifest and object files together.
 
     ``sources`` holds, for each object, its file or why that cannot be used; ``good`` the objects as
     they were last loaded. An object with a fault is wanted as it was then, so that what runs of it
     is not taken for left-over. ``lacking`` are hooks that the kernel cannot attach, and why.
+    ``former`` saves work: what was made of the same entries is not made again.
 
     Raises:
         ManifestError: references to programs or maps the objects do not have, targets that do not
@@ -54,7 +56,10 @@ def resolve(
         ):
             source = f"{entry.file}: {fault}"
         if isinstance(source, ObjectSource):
-            objects[name] = _wanted_object(entry, source, machine, problems)
+            known = former.objects.get(name) if former else None
+            if known and former and former.manifest.objects.get(name) is not entry:
+                known = None
+            objects[name] = _wanted_object(entry, source, machine, problems, known)
         elif good and name in good:
             objects[name] = _as_loaded(entry, good[name], source, machine)
         else:
@@ -85,10 +90,19 @@ def _as_loaded(
 
 
 def _wanted_object(
-    entry: ObjectEntry, source: ObjectSource, machine: Machine, problems: list[Problem]
+    entry: ObjectEntry,
+    source: ObjectSource,
+    machine: Machine,
+    problems: list[Problem],
+    former: WantedObject | None = None,
 ) -> WantedObject:
+    """What is wanted of an object; ``former`` is what the same entry wanted of another file."""
     maps = _kept_maps(entry, source.spec, problems)
     source = _with_links(entry, source, maps, problems)
+    same = former and (former.maps, former.source.spec.programs) == (maps, source.spec.programs)
+    if former and same and not former.fault:
+        digest = _digest(entry, source, maps, former.programs, former.types, former.functions)
+        return replace(former, digest=digest, source=source)
     programs = {program.name: program for program in source.spec.programs}
     attachments: list[Attachment] = []
     types: dict[str, ProgramKind] = {}
@@ -115,6 +129,21 @@ def _wanted_object(
         if program.autoload or program.name in entry.programs
     )
     names = tuple(program.name for program in loaded)
+    digest = _digest(entry, source, maps, names, types, functions)
+    return WantedObject(
+        entry.name, digest, source, maps, tuple(attachments), names, types, functions
+    )
+
+
+def _digest(
+    entry: ObjectEntry,
+    source: ObjectSource,
+    maps: Mapping[str, str],
+    names: Iterable[str],
+    types: Mapping[str, ProgramKind],
+    functions: Mapping[str, str],
+) -> str:
+    """Of the file and of every setting that changes what is loaded."""
     settings = f"{sorted(maps.items())} {sorted(names)}"
     if types:
         settings += f" {sorted((name, str(kind)) for name, kind in types.items())}"
@@ -122,10 +151,7 @@ def _wanted_object(
         settings += f" {sorted(functions.items())}"
     if entry.register:
         settings += f" {sorted(entry.register)}"
-    digest = f"{source.sha256[:24]}{zlib.crc32(settings.encode()):08x}"
-    return WantedObject(
-        entry.name, digest, source, maps, tuple(attachments), names, types, functions
-    )
+    return f"{source.sha256[:24]}{zlib.crc32(settings.encode()):08x}"
 
 
 def _with_links(

@@ -270,6 +270,8 @@ class Outcome:
     duration_seconds: float = 0.0
     rolled_back: bool = False
     """All changes of the reload were undone."""
+    swapping_seconds: float = 0.0
+    """From before the first swap to after the last: some ran the new version, others the old."""
 
     @property
     def summary(self) -> str:

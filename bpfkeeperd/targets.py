@@ -15,7 +15,7 @@ class XdpMode(StrEnum):
 
 def is_pattern(text: str) -> bool:
     """Whether a name stands for all that match it, as in a shell."""
-    return any(char in text for char in "*?[")
+    return "*" in text or "?" in text or "[" in text
 
 
 @dataclass(frozen=True, slots=True)

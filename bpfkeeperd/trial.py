@@ -207,7 +207,7 @@ class Trials:
         if not _counts_runs(trial):
             return None
         # The kernel counts what it runs: a stub, not what that calls.
-        stub = self.enactor.links.stubs.ready_fd((escape(trial.object), escape(trial.program)))
+        stub = self.enactor.parts.stubs.ready_fd((escape(trial.object), escape(trial.program)))
         if stub is not None:
             return stub
         opened = loaded.objects.get(trial.object)

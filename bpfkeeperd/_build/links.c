@@ -225,3 +225,15 @@ int keeper_link_update(int link_fd, int prog_fd, int old_prog_fd)
 	}
 	return bpf_link_update(link_fd, prog_fd, &opts);
 }
+
+int keeper_link_swap_all(const struct keeper_link_swap *swaps, uint32_t count, uint32_t *done)
+{
+	for (*done = 0; *done < count; ++*done) {
+		const struct keeper_link_swap *swap = &swaps[*done];
+		int err = keeper_link_update(swap->link_fd, swap->prog_fd, swap->old_prog_fd);
+
+		if (err)
+			return err;
+	}
+	return 0;
+}

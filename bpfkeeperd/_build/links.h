@@ -29,3 +29,12 @@ int keeper_link_create(int prog_fd, int target, uint32_t attach_type, uint32_t f
 		       const void *extra, uint32_t extra_size);
 /* With old_prog_fd >= 0 the link is updated only while it runs that program, else EPERM. */
 int keeper_link_update(int link_fd, int prog_fd, int old_prog_fd);
+
+/*
+ * Updates links one after the other, each only while it runs its old program, up to the first that
+ * fails. *done tells how many were updated.
+ */
+struct keeper_link_swap {
+	int32_t link_fd, prog_fd, old_prog_fd;
+};
+int keeper_link_swap_all(const struct keeper_link_swap *swaps, uint32_t count, uint32_t *done);

@@ -2,9 +2,11 @@
 
 import errno
 import functools
+import itertools
 import os
 import re
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -343,6 +345,18 @@ def link_update(link_fd: int, prog_fd: int, old_prog_fd: int | None = None) -> N
     """
     old = -1 if old_prog_fd is None else old_prog_fd
     checked(lib.keeper_link_update(link_fd, prog_fd, old), "swap the program of a link")
+
+
+def link_swap_all(swaps: Sequence[tuple[int, int, int]]) -> tuple[int, int]:
+    """Swaps the programs of links: descriptors of link, new and old program, as `link_update`.
+
+    Returns how many were swapped, and the errno of the one after them; 0 when all were.
+    """
+    flat = array("i", itertools.chain.from_iterable(swaps))
+    done = ffi.new("uint32_t *")
+    pointer = ffi.cast("struct keeper_link_swap *", ffi.from_buffer(flat))
+    result = lib.keeper_link_swap_all(pointer, len(swaps), done)
+    return done[0], -result
 
 
 def iter_create(link_fd: int) -> int:

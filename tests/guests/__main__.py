@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from tests.guests.boot import CHECKOUT, Result, run_tests
+from tests.guests.boot import CHECKOUT, Counts, Result, run_tests
 from tests.guests.fetch import RELEASES, FetchError, fetch_kernel
 
 DIRECTORY = CHECKOUT / ".guests"
@@ -47,15 +47,23 @@ def _one(name: str, directory: Path, tests: list[str], timeout_seconds: float) -
 
 
 def table(results: dict[str, Result]) -> str:
-    """Kernels and counts, then what failed and why tests were skipped."""
-    lines = ["", "KERNEL  PASSED  FAILED  SKIPPED  BOOT s  ALL s"]
+    """Kernels and counts, for each test file and in all; then what failed and why tests were
+    skipped."""
+    lines = ["", f"KERNEL  {'TESTS':28}  PASSED  FAILED  SKIPPED  BOOT s  ALL s"]
     for name, r in results.items():
-        counts = f"{name:6}  {r.passed:6}  {r.failed:6}  {r.skipped:7}"
-        lines.append(f"{counts}  {r.boot_seconds:6.1f}  {r.seconds:5.0f}  {r.trouble}".rstrip())
+        lines += [_row(name, file, counts) for file, counts in r.files]
+        times = f"{r.boot_seconds:6.1f}  {r.seconds:5.0f}"
+        lines.append(f"{_row(name, 'all', r.total)}  {times}  {r.trouble}".rstrip())
     for name, r in results.items():
         lines += [f"{name} failed: {failure}" for failure in r.failures]
         lines += [f"{name} skipped: {reason}" for reason in r.skips]
     return "\n".join(lines)
+
+
+def _row(kernel: str, tests: str, counts: Counts) -> str:
+    return (
+        f"{kernel:6}  {tests:28}  {counts.passed:6}  {counts.failed:6}  {counts.skipped:7}"
+    ).rstrip()
 
 
 if __name__ == "__main__":

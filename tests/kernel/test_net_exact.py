@@ -21,7 +21,7 @@ from tests.machine import Netns, inside_cgroup, map_value
 from tests.scenario import World
 
 SWAPS = 1000
-EVENTS = 1 << 24
+EVENTS = 1 << 25
 PORT = 7802
 SENDER = Path(__file__).parents[1] / "bench/sender.c"
 CONNECTOR = Path(__file__).with_name("connector.c")

@@ -274,7 +274,7 @@ def without_links(monkeypatch: pytest.MonkeyPatch) -> None:
     def create(*arguments: object) -> tuple[int, str]:
         raise KernelError("attach a program", errno.EINVAL)
 
-    monkeypatch.setattr("bpfkeeperd.enact.create_link", create)
+    monkeypatch.setattr("bpfkeeperd.linkparts.create_link", create)
 
 
 def records(world: World) -> list[str]:

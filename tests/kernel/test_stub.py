@@ -15,8 +15,11 @@ from bpfkeeperd.steps import Step
 from tests.kernel.exactness import GETPGID, Caller, seen, total
 from tests.kernel.test_reload import plan_now
 from tests.kernel.test_rollback import fail_at_each_step
+from tests.kernel.test_trace_hooks import tracefs
 from tests.machine import skip_without_section
 from tests.scenario import World
+
+__all__ = ["tracefs"]
 
 EXACT = """
 objects:
@@ -33,7 +36,9 @@ def write(world: World, swap: str = "exact", program: str = "program") -> None:
 
 def put(world: World, version: int = 1, hook: str = "raw_tp/sys_enter", **macros: object) -> None:
     """A version that sees this process's own calls of getpgid(2), if not another's."""
-    macros = {"PID": os.getpid(), "SYSCALL": GETPGID} | macros
+    macros = {"PID": os.getpid()} | macros
+    if "sys_enter" in hook:
+        macros["SYSCALL"] = GETPGID
     world.put("one", "exact", HOOK=f'"{hook}"', VERSION=version, **macros)
 
 
@@ -69,8 +74,22 @@ def check_served(world: World, version: int, times: int = 1) -> None:
     assert after == [3 * times if place == version else 0 for place in range(4)]
 
 
-@pytest.mark.parametrize(("hook", "swaps"), [("raw_tp/sys_enter", 1000), ("tp_btf/sys_enter", 100)])
+@pytest.mark.parametrize(
+    ("hook", "swaps"),
+    [
+        ("raw_tp/sys_enter", 1000),
+        ("tp_btf/sys_enter", 100),
+        ("tp/raw_syscalls/sys_enter", 200),
+        ("uprobe/LIBC:getpgid", 200),
+        ("uprobe.multi/LIBC:getpgid", 200),
+        ("fentry/__x64_sys_getpgid", 100),
+        ("kprobe/__x64_sys_getpgid", 200),
+    ],
+)
+@pytest.mark.usefixtures("tracefs")
 def test_no_event_is_missed_or_seen_twice(world: World, hook: str, swaps: int) -> None:
+    hook = hook.replace("LIBC", libc())
+    skip_without_section(hook)
     caller = Caller()
     write(world)
     put(world, 1, hook, PID=caller.pid)
@@ -87,6 +106,12 @@ def test_no_event_is_missed_or_seen_twice(world: World, hook: str, swaps: int) -
         assert total(world)[0] == calls
         assert min(events for events, _ in seen(world)[1:3]) > 0
     assert plan_now(world) == ()
+
+
+def libc() -> str:
+    """The file that this process has its C library from."""
+    with open("/proc/self/maps", encoding="ascii") as maps:
+        return next(line.split()[-1] for line in maps if "/libc.so" in line or "/libc-" in line)
 
 
 def test_the_next_keeper_goes_on_with_the_stub(world: World) -> None:

@@ -17,14 +17,13 @@ from bpfkeeperd.hooks import KINDS, STRUCT_OPS, Hook, SwapWay, hook_of_section
 from tests.bench.gap import quiet_pair
 from tests.conftest import BuildObject, child_cgroup, make_places, mounted_bpffs
 from tests.kernel.exactness import GETPGID
-from tests.kernel.test_struct_ops import all_gone
 from tests.kernel.test_trace_hooks import tracefs, victim
 from tests.machine import bpf_ids, inside_cgroup
 from tests.scenario import World, garbage
 from tests.system.everyhook import GROUPS, ROWS, Row, Scene, counts
 from tests.system.process import METRICS, DaemonProcess, cli
 
-__all__ = ["all_gone", "tracefs", "victim"]
+__all__ = ["tracefs", "victim"]
 
 ATTACHED, KILLED, ADOPTED = "attached", "killed", "adopted"
 SWAPPED, SWAPPED_AND_KILLED = "swapped", "swapped and killed"

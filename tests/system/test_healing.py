@@ -408,8 +408,10 @@ def test_a_fight_has_an_end(world: World, start: Start, what: str) -> None:
     until(lambda: counted(world) == 3, "not served after the fight")
 
 
-def test_what_fails_is_tried_again_later(world: World, start: Start, netns: Netns) -> None:
-    """An interface that somebody else's program holds does not keep others from being served."""
+def test_what_is_taken_keeps_no_other_from_being_served(
+    world: World, start: Start, netns: Netns
+) -> None:
+    """An interface that somebody else's program holds is told, and served when it is free."""
     world.put("one", HOOK='"xdp"', VERDICT=2)
     write_interfaces(world, f'interface: "veth*", netns: {netns.here}')
     daemon = start(pace="first_seconds=0.2")
@@ -418,10 +420,27 @@ def test_what_fails_is_tried_again_later(world: World, start: Start, netns: Netn
     ip("-n", netns.here, "link", "set", "taken", "xdp", "obj", str(foreign), "sec", "xdp")
     ip("-n", netns.here, "link", "set", "taken", "name", "veth8")
     add_veth(netns, "veth9", "other1")
-    daemon.wait_log("cannot heal: attach one/count at xdp of interface:veth8")
+    daemon.wait_log("of somebody else is attached there (without a link), and nothing is changed")
     index = interface_index(netns, "veth9")
     until(lambda: index in world.link_targets(), "the free interface is not served")
     ip("-n", netns.here, "link", "set", "veth8", "xdp", "off")
+    index = interface_index(netns, "veth8")
+    until(lambda: index in world.link_targets(), "it is not served when it is free")
+
+
+def test_what_fails_is_tried_again_later(world: World, start: Start, netns: Netns) -> None:
+    """veth refuses XDP while its peer takes packets that are larger than a page."""
+    world.put("one", HOOK='"xdp"', VERDICT=2)
+    write_interfaces(world, f'interface: "veth*", netns: {netns.here}')
+    daemon = start(pace="first_seconds=0.2")
+    add_veth(netns, "large", "other0")
+    ip("-n", netns.here, "link", "set", "other0", "mtu", "9000")
+    ip("-n", netns.here, "link", "set", "large", "name", "veth8")
+    add_veth(netns, "veth9", "other1")
+    daemon.wait_log("cannot heal: attach one/count at xdp of interface:veth8")
+    index = interface_index(netns, "veth9")
+    until(lambda: index in world.link_targets(), "the free interface is not served")
+    ip("-n", netns.here, "link", "set", "other0", "mtu", "1500")
     index = interface_index(netns, "veth8")
     until(lambda: index in world.link_targets(), "it is not tried again")
 

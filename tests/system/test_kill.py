@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from bpfkeeperd import kernel
+from bpfkeeperd.enactswaps import SWAPS_AT_ONCE
 from bpfkeeperd.state import ReloadResult
 from bpfkeeperd.steps import FAILPOINT_VARIABLE, Step
 from tests.kernel.exactness import GETPGID, seen, total
@@ -388,3 +389,33 @@ def test_killed_again_and_again(world: World, start: Start) -> None:
     assert sum(counted(world, "whole")) == sent
     check_converged(world, old_counts)
     check_foreign_pins(world)
+
+
+def test_killed_between_two_rows_of_updates(world: World, start: Start) -> None:
+    """Links that are updated in a row are of two versions when the daemon dies between two rows."""
+    count = SWAPS_AT_ONCE + 40
+    for number in range(count):
+        (world.cgroup / f"many{number}").mkdir()
+    world.put("many", STEP=1)
+    world.write(
+        "objects: {many: {file: many.bpf.o, pin_maps: [counts],"
+        ' programs: {count: {attach: [{cgroup: "CGROUP/many*"}]}}}}\n'
+    )
+    daemon = start()
+    before = world.link_ids()
+    assert len(before) == count
+    assert daemon.stop() == 0
+    world.put("many", STEP=2)
+    variables = {FAILPOINT_VARIABLE: f"{Step.SWAP}:{SWAPS_AT_ONCE + 10}"}
+    daemon = start(ready=False, variables=variables)
+    assert daemon.wait_exit_or_ready() == -signal.SIGKILL
+    between = world.link_ids()
+    assert sum(between[path] != before[path] for path in before) == SWAPS_AT_ONCE
+    daemon = start()
+    after = world.link_ids()
+    assert {path: link for path, (link, _) in after.items()} == {
+        path: link for path, (link, _) in before.items()
+    }
+    assert len({program for _, program in after.values()}) == 1
+    assert len(world.program_ids()) == 1
+    assert daemon.stop() == 0

@@ -161,8 +161,11 @@ class Ideal:
     def _same(self, wanted: WantedObject, ours: ProgramInfo, other: Foreign) -> bool:
         if ours.id == other.program.id:
             return True
-        uses, theirs = self.used_as[ours.id], self.used_as[other.program.id]
-        return other.program.tag == "same" and all(uses[elf] == theirs.get(elf) for elf in uses)
+        uses, theirs = (
+            {elf: used for elf, used in self.used_as[number].items() if elf in wanted.maps}
+            for number in (ours.id, other.program.id)
+        )
+        return other.program.tag == "same" and uses == theirs
 
     def know(self, desired: Desired) -> None:
         """Takes note of what is said of the maps."""
@@ -354,10 +357,15 @@ class Ideal:
     def _attached_among_others(self, action: Attach, prog_id: int) -> bool:
         """Whether theirs is kept, or ours cannot be attached beside it."""
         key, other = action.attachment.key, action.adopt
+        links = [one for one in action.displaced if one.link]
+        assert not (other and links) or other == links[0], "ours comes in the place of the first"
         if other and other.link and other.program.id == prog_id and self._is_there(other):
             self.links[key] = ObservedLink(other.link)
             self.adopted.add(other.link.id)
             self.gone(other)
+            self._displace(
+                action.attachment, tuple(one for one in action.displaced if one != other)
+            )
             return True
         if action.sole and not action.displaced:
             self.left_out.add(str(action.attachment))

@@ -206,7 +206,7 @@ def desires(draw: st.DrawFn) -> Desired:
         name: "the file is empty" if name in faulty else file for name, (_, file) in files.items()
     }
     entries = {name: entry for name, (entry, _) in files.items()}
-    for name in faulty:
+    for name in sorted(faulty):
         if draw(st.booleans()):
             entries[name] = replace(entries[name], pin_maps={})
     now = manifest(entries, 16)
@@ -304,7 +304,9 @@ def _put_foreign(draw: st.DrawFn, ideal: Ideal, desired: Desired, number: int) -
         return
     linked = draw(st.booleans()) or number == 1
     uses = {
-        elf: ideal.pins.get(pin) or ideal.remembered.get(pin, 0)
+        elf: ideal.pins.get(pin)
+        or ideal.remembered.get(pin)
+        or ideal.make_map(desired.maps[pin].spec, kernel_name(at.object, elf))
         for elf, pin in desired.objects[at.object].maps.items()
     }
     loaded = ideal.programs.get(at.key[0], {}).get(desired.objects[at.object].digest, {})

@@ -236,3 +236,11 @@ def test_nothing_is_left_to_do() -> None:
 
 def test_every_module_says_what_it_is() -> None:
     assert not [name for name in MODULES if not ast.get_docstring(SOURCES[name])]
+
+
+def test_every_module_is_in_the_table_of_modules() -> None:
+    text = (PACKAGE.parent / "ARCHITECTURE.md").read_text()
+    table = text[text.index("| module | does") : text.index("`tests/unit/test_structure.py` holds")]
+    named = set(re.findall(r"\w+", table))
+    modules = {name.removesuffix(".py") for name in MODULES if "/" not in name}
+    assert modules - named == {"__init__"}
