@@ -12,7 +12,7 @@
 
 enum kind {
 	BIND4, POST_BIND4, CONNECT4, SENDMSG4, RECVMSG4, GETPEERNAME4, GETSOCKNAME4,
-	SETSOCKOPT, GETSOCKOPT, SYSCTL, DEV, SOCK_RELEASE, SOCK_CREATE, KINDS,
+	SETSOCKOPT, GETSOCKOPT, SYSCTL, DEV, SOCK_CREATE, SOCK_RELEASE, KINDS,
 };
 
 /* A byte for each, so that one that is missed is not made up for by one seen twice. */
@@ -31,7 +31,7 @@ struct {
 /* How many each version saw: both must have had their turn. */
 struct by_version {
 	__u64 seen[KINDS][3];
-	__u64 sockets;
+	__u64 numbered[KINDS];
 };
 
 struct {
@@ -49,8 +49,8 @@ static __always_inline int note(enum kind kind, __u32 number)
 
 	if (!noted || !counted)
 		return 1;
-	if (kind == SOCK_CREATE)	/* nothing is known of it yet: they are counted */
-		number = __sync_fetch_and_add(&counted->sockets, 1);
+	if (kind >= SOCK_CREATE)	/* nothing is known of the socket: they are counted */
+		number = __sync_fetch_and_add(&counted->numbered[kind], 1);
 	noted->seen[kind][number & (EVENTS - 1)]++;
 	__sync_fetch_and_add(&counted->seen[kind][VERSION], 1);
 	return 1;
@@ -73,15 +73,11 @@ AT_ADDRESS(recvmsg4, RECVMSG4)
 AT_ADDRESS(getpeername4, GETPEERNAME4)
 AT_ADDRESS(getsockname4, GETSOCKNAME4)
 
-#define AT_SOCKET(name, kind)						\
-SEC("cgroup/" #name)							\
-int name(struct bpf_sock *ctx)						\
-{									\
-	return ctx->src_port == PORT ? note(kind, NUMBER(ctx->src_ip4)) : 1;	\
+SEC("cgroup/post_bind4")
+int post_bind4(struct bpf_sock *ctx)
+{
+	return ctx->src_port == PORT ? note(POST_BIND4, NUMBER(ctx->src_ip4)) : 1;
 }
-
-AT_SOCKET(post_bind4, POST_BIND4)
-AT_SOCKET(sock_release, SOCK_RELEASE)
 
 #define AT_OPTION(name, kind)						\
 SEC("cgroup/" #name)							\
@@ -112,6 +108,12 @@ SEC("cgroup/sock_create")
 int sock_create(struct bpf_sock *ctx)
 {
 	return note(SOCK_CREATE, 0);
+}
+
+SEC("cgroup/sock_release")
+int sock_release(struct bpf_sock *ctx)
+{
+	return note(SOCK_RELEASE, 0);
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
