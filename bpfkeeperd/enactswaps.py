@@ -22,6 +22,7 @@ from bpfkeeperd.state import LinkInfo
 from bpfkeeperd.steps import Step
 from bpfkeeperd.transaction import Transaction
 
+LSM_CGROUP = "lsm_cgroup"
 SWAPS_AT_ONCE = 256
 """Links that are updated by one call into C."""
 
@@ -159,7 +160,7 @@ class SwapEnactor:
             )
         match attachment.hook.rules.swap:
             case SwapWay.UPDATE:
-                self._update(transaction, action, loaded)
+                self._update_or_overlap(transaction, action, loaded)
             case SwapWay.OVERLAP:
                 self._overlap(transaction, action, loaded)
             case SwapWay.STUB:
@@ -170,6 +171,19 @@ class SwapEnactor:
                 self._update(transaction, action, loaded)
             case SwapWay.REPLACE:
                 raise KeeperError(f"cannot swap the program of {action.attachment}")
+
+    def _update_or_overlap(self, transaction: Transaction, action: Swap, loaded: Loaded) -> None:
+        """A cgroup has its links of lsm_cgroup by function: one is not found to be updated among
+        those of another function, which only the section of the new program tells."""
+        try:
+            self._update(transaction, action, loaded)
+        except KernelError as error:
+            if error.errno != errno.ENOENT or action.attachment.hook.name != LSM_CGROUP:
+                raise
+            self.parts.notes.append(
+                f"{action.attachment} is at another function of the kernel now, and got a new link"
+            )
+            self._overlap(transaction, action, loaded)
 
     def _overlap(self, transaction: Transaction, action: Swap, loaded: Loaded) -> None:
         """Attaches the new program beside the old one, which goes when nothing can fail any more:
@@ -327,6 +341,7 @@ def is_plain_update(action: LinkAction) -> bool:
         case Swap(attachment):
             hook = attachment.hook
             plain = hook.rules.swap is SwapWay.UPDATE and hook.kind is not HookKind.STRUCT_OPS
+            plain = plain and hook.name != LSM_CGROUP  # see `_update_or_overlap`
             stays = attachment.key == action.key and action.link.type in hook.rules.link_types
             return plain and stays and not attachment.exact and action.stub is None
         case _:

@@ -20,7 +20,7 @@ def former(
     now: Desired,
     withheld: Mapping[str, Withheld],
 ) -> Desired:
-    """What is wanted after a reload was rolled back: what was in force before it, and nothing is
+    """What is wanted after a reload was rolled back: what was wanted before it, and nothing is
     loaded in the place of what runs.
 
     A keeper that knows nothing of before leaves alone what runs of the objects.
@@ -29,12 +29,14 @@ def former(
         return without(now, withheld)
     objects = {}
     for name, wanted in before.objects.items():
-        fault, found = wanted.fault, now.objects.get(name)
+        objects[name] = wanted
         if name in withheld:
-            fault = _fault(withheld[name])
-        elif found and found.digest == wanted.digest:  # its former file is back
-            fault = found.fault
-        objects[name] = replace(wanted, fault=fault)
+            objects[name] = replace(wanted, fault=_fault(withheld[name]))
+        elif wanted.fault and name in now.objects:
+            # Nothing of it was loaded: it runs as it is wanted now, or why not is said there.
+            anew = now.objects[name]
+            same = anew.digest == wanted.digest
+            objects[name] = replace(wanted, fault=anew.fault) if same else anew
     return replace(before, objects=objects)
 
 

@@ -253,25 +253,6 @@ def test_after_a_reload_that_failed_otherwise(world: World) -> None:
         assert program == former and keeper.status.attachments[0].up
 
 
-def test_a_former_file_that_is_back(world: World) -> None:
-    """It is no new version that was rolled back."""
-    more = (
-        "  two: {file: two.bpf.o, pin_maps: [twos],"
-        " programs: {count: {attach: [{cgroup: CGROUP}]}}}\n"
-    )
-    world.put("one", "health")
-    world.put("two", MAP="twos")
-    write(world, f"seconds: 1, {ERRORS}", more=more)
-    with keeping(world) as keeper:
-        assert world.reload(keeper).result is ReloadResult.OK
-        for step, troubled in ((2, [True, True]), (1, [True, False])):
-            world.put("one", "health", WRONG=1, VERSION=step)
-            world.put("two", MAP="twos", STEP=step)
-            refused(world.reload(keeper))
-            found = sorted(keeper.status.attachments, key=lambda each: each.object)
-            assert [bool(each.problem) for each in found] == troubled
-
-
 def test_a_keeper_that_starts_with_a_bad_version(world: World) -> None:
     """It knows nothing of the one before but what is pinned, and leaves that alone."""
     world.put("one", "health")
