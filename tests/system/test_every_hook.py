@@ -45,7 +45,7 @@ SERVED_BY = {
     UNLOADED: None,
 }
 """What happens, and which version serves then; None for none."""
-SECONDS = 5.0
+SECONDS = 2.0
 """In which a program is gone that was swapped out or taken down."""
 
 

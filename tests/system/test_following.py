@@ -351,6 +351,8 @@ def test_wait_prints_the_next_id(world: World, start: Start) -> None:
     done = cli(world, "wait", "counts", "--timeout", "0.1")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "bpfkeeperd: map counts has no other ID after 0.1 s\n"
+    absent = cli(world, "wait", "cuonts", "--timeout", "0.1")
+    assert f"waiting: no map is pinned as {world.pins}/cuonts yet\n" in absent.stderr
     command = [sys.executable, "-m", "bpfkeeperd", "wait", "counts", "--id", str(before)]
     waiting = subprocess.Popen(
         [*command, "--timeout", str(WAIT_SECONDS), "-c", str(world.manifest_file)],

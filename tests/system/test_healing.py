@@ -84,6 +84,29 @@ def test_a_lost_pin_is_restored(world: World, start: Start, pin: str) -> None:
     assert daemon.log.count("healed: restore the pin of ") == restored
 
 
+@pytest.mark.parametrize("kind", ["stubs", "attached"])
+def test_a_lost_pin_of_what_has_no_link_of_its_own(
+    world: World, start: Start, netns: Netns, kind: str
+) -> None:
+    """A stub, or the record of a filter: at once, like the others."""
+    section = '"clsact/ingress"' if kind == "attached" else '"raw_tp/sys_exit"'
+    program = "count: {attach: auto, swap: exact}"
+    if kind == "attached":
+        program = f"count: {{attach: [{{interface: veth0, netns: {netns.here}}}]}}"
+    world.put("one", HOOK=section, VERDICT=0)
+    world.write(
+        f"{NO_METRICS}\n"
+        f"objects: {{one: {{file: one.bpf.o, pin_maps: [counts], programs: {{{program}}}}}}}\n"
+    )
+    daemon = start()
+    pins = world.layout_files(kind)
+    assert len(pins) == {"stubs": 2, "attached": 1}[kind]
+    for pin in pins:
+        pin.unlink()
+    until(lambda: world.layout_files(kind) == pins, "pins are not there again")
+    assert "load object" not in daemon.log.partition("applied in")[2]
+
+
 def test_a_detached_link_is_attached_again(world: World, start: Start) -> None:
     """Nothing tells that a link was detached: the timer finds it."""
     prepare(world)
