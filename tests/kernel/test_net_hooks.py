@@ -501,3 +501,18 @@ def test_unload_takes_filters_down(world: World, quiet: Netns) -> None:
     assert any("detached one/count" in line for line in world.unload())
     assert tc(quiet, "filter", "show", "dev", "veth0", "ingress") == ""
     assert not (world.pins / "bpfkeeperd").exists()
+
+
+def test_a_netfilter_link_that_somebody_detached(world: World, quiet: Netns) -> None:
+    """The kernel does not tell, so nothing is noticed: a forced reload attaches again."""
+    skip_without_section("netfilter")
+    world.put("one", HOOK='"netfilter"')
+    row = Row("netfilter", "{netfilter: ipv4/local_in, priority: 10, netns: HERE}", datagrams)
+    write(world, quiet, row)
+    with world.keeper() as keeper:
+        assert world.reload(keeper).result is ReloadResult.OK
+        (path,) = world.link_ids()
+        detach_link(Path(world.layout.links) / path)
+        assert counted(world, lambda: quiet.send(3)) == (0, 0)
+        assert world.reload(keeper, force=True).result is ReloadResult.OK
+        assert counted(world, lambda: quiet.send(3)) == (3, 3)
