@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from bpfkeeperd import kernel
 from bpfkeeperd.actions import LinkAction, Swap
 from bpfkeeperd.attach import MapOpener, create_link
-from bpfkeeperd.attachnet import Around, note_netns
+from bpfkeeperd.attachnet import Around, end_netfilter_link, note_netns
 from bpfkeeperd.desired import Attachment
 from bpfkeeperd.directories import exchange, make_parents, remove_empty, unlink
 from bpfkeeperd.enactfilter import FilterEnactor
@@ -22,6 +22,7 @@ from bpfkeeperd.state import LinkInfo
 from bpfkeeperd.steps import Step
 from bpfkeeperd.transaction import Transaction
 
+LSM_CGROUP = "lsm_cgroup"
 SWAPS_AT_ONCE = 256
 """Links that are updated by one call into C."""
 
@@ -76,8 +77,10 @@ class SwapEnactor:
     def _timed(self) -> Iterator[None]:
         if self._began is None:
             self._began = time.monotonic()
-        yield
-        self._ended = time.monotonic()
+        try:
+            yield
+        finally:
+            self._ended = time.monotonic()
 
     def update_all(self, transaction: Transaction, actions: Sequence[Swap], loaded: Loaded) -> None:
         """Swaps by BPF_LINK_UPDATE where nothing else is to be done.
@@ -157,7 +160,7 @@ class SwapEnactor:
             )
         match attachment.hook.rules.swap:
             case SwapWay.UPDATE:
-                self._update(transaction, action, loaded)
+                self._update_or_overlap(transaction, action, loaded)
             case SwapWay.OVERLAP:
                 self._overlap(transaction, action, loaded)
             case SwapWay.STUB:
@@ -168,6 +171,19 @@ class SwapEnactor:
                 self._update(transaction, action, loaded)
             case SwapWay.REPLACE:
                 raise KeeperError(f"cannot swap the program of {action.attachment}")
+
+    def _update_or_overlap(self, transaction: Transaction, action: Swap, loaded: Loaded) -> None:
+        """A cgroup has its links of lsm_cgroup by function: one is not found to be updated among
+        those of another function, which only the section of the new program tells."""
+        try:
+            self._update(transaction, action, loaded)
+        except KernelError as error:
+            if error.errno != errno.ENOENT or action.attachment.hook.name != LSM_CGROUP:
+                raise
+            self.parts.notes.append(
+                f"{action.attachment} is at another function of the kernel now, and got a new link"
+            )
+            self._overlap(transaction, action, loaded)
 
     def _overlap(self, transaction: Transaction, action: Swap, loaded: Loaded) -> None:
         """Attaches the new program beside the old one, which goes when nothing can fail any more:
@@ -200,7 +216,7 @@ class SwapEnactor:
         # The pin last: the kernel takes a link down later when its last pin goes, and at once, for
         # which a probe waits 0.1 s, when its last descriptor does.
         transaction.on_success(lambda: self.parts.held.drop_link(action.key))
-        transaction.on_success(lambda: unlink(aside))
+        transaction.on_success(lambda: _unpin_old(attachment, aside))
         map_fd = self.parts.maps.opener(transaction, loaded)
         transaction.before_waiting(lambda: self._end_overlap(action, aside, map_fd, info))
         if attachment.key != action.key:
@@ -218,7 +234,7 @@ class SwapEnactor:
                 kernel.pin(fd, aside)
                 note_netns(aside, action.attachment)
 
-        unlink(aside)
+        _unpin_old(action.attachment, aside)
         self.parts.held.drop_link(action.key)
         self.parts.reload.on_undo(attach_again)
 
@@ -313,12 +329,19 @@ class SwapEnactor:
         return fd
 
 
+def _unpin_old(attachment: Attachment, path: str) -> None:
+    if attachment.hook.kind is HookKind.NETFILTER:
+        end_netfilter_link(path)
+    unlink(path)
+
+
 def is_plain_update(action: LinkAction) -> bool:
     """Whether an attachment's link is updated, and nothing else happens to it."""
     match action:
         case Swap(attachment):
             hook = attachment.hook
             plain = hook.rules.swap is SwapWay.UPDATE and hook.kind is not HookKind.STRUCT_OPS
+            plain = plain and hook.name != LSM_CGROUP  # see `_update_or_overlap`
             stays = attachment.key == action.key and action.link.type in hook.rules.link_types
             return plain and stays and not attachment.exact and action.stub is None
         case _:

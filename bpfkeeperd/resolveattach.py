@@ -81,7 +81,10 @@ def map_fault(
         return f"no map {target.name} is kept{f': {hint}' if hint else ''}"
     of_sockets = found.spec.type in (SOCKMAP, SOCKHASH)
     if attachment.hook.kind is HookKind.SOCKMAP and not of_sockets:
-        return f"{target.name} is a {type_name(found.spec.type)}: it takes a sockmap or a sockhash"
+        return (
+            f"{target.name} is of type {type_name(found.spec.type)}: it takes a sockmap or a"
+            " sockhash"
+        )
     return ""
 
 

@@ -34,7 +34,8 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 
 def pytest_sessionstart() -> None:
-    """The tests' mounts are seen by their own processes only, and end with them.
+    """The tests' mounts and names of network namespaces are seen by their own processes only, and
+    end with them.
 
     Else daemons of other runs on this machine would wake up at each, and a tracefs could go away
     that another run found mounted.
@@ -220,9 +221,11 @@ def netns() -> Iterator[Netns]:
     """Two network namespaces of the test's own, joined by a veth pair: ``here`` and ``there``."""
     name = f"keeper-{uuid.uuid4().hex[:8]}"
     pair = Netns(name)
-    pair.make()
-    yield pair
-    pair.remove()
+    try:
+        pair.make()
+        yield pair
+    finally:
+        pair.remove()
 
 
 def make_places(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:

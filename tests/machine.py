@@ -119,10 +119,17 @@ def adopt_orphans() -> None:
 
 
 def enter_mount_namespace() -> None:
-    """Gives this process, and those it starts, mounts of their own (unshare -m)."""
+    """Gives this process, and those it starts, mounts of their own (unshare -m), and names of
+    network namespaces."""
     libc = ctypes.CDLL(None, use_errno=True)
     private, recursive, new_mounts = 1 << 18, 1 << 14, 0x20000  # MS_PRIVATE, MS_REC, CLONE_NEWNS
-    if libc.unshare(new_mounts) or libc.mount(b"none", b"/", None, private | recursive, None):
+    names = "/run/netns"
+    os.makedirs(names, exist_ok=True)
+    if (
+        libc.unshare(new_mounts)
+        or libc.mount(b"none", b"/", None, private | recursive, None)
+        or libc.mount(b"tmpfs", names.encode(), b"tmpfs", 0, None)
+    ):
         number = ctypes.get_errno()
         raise OSError(number, f"cannot have mounts of our own: {os.strerror(number)}")
 
@@ -140,6 +147,14 @@ def verified_instructions(program_fd: int) -> int:
     info = ctypes.create_string_buffer(256)
     _bpf(15, struct.pack("=IIQ", program_fd, 220, ctypes.addressof(info)))
     return int(struct.unpack_from("=I", info.raw, 216)[0])
+
+
+def passed_over(program_fd: int) -> int:
+    """How many events the kernel did not run a program for, because of what was going on there:
+    see `tests.kernel.tracing.Tracing.beside_a_control`."""
+    info = ctypes.create_string_buffer(256)
+    _bpf(15, struct.pack("=IIQ", program_fd, 220, ctypes.addressof(info)))
+    return int(struct.unpack_from("=Q", info.raw, 208)[0])  # recursion_misses
 
 
 def prog_attach(program_fd: int, target_fd: int, attach_type: int) -> int:

@@ -9,20 +9,20 @@ from tests.guests.fetch import RELEASES, FetchError, fetch_kernel
 
 DIRECTORY = CHECKOUT / ".guests"
 KERNELS = ("6.1", "6.12")
-TESTS = (
-    "tests/kernel/test_probes.py",
-    "tests/kernel/test_hooks.py",
-    "tests/kernel/test_net_hooks.py",
-    "tests/kernel/test_net_order.py",
-    "tests/kernel/test_pins.py",
-    "tests/kernel/test_reload.py",
+TESTS = tuple(
+    f"tests/kernel/test_{name}.py"
+    for name in (
+        *("probes", "hooks", "trace_hooks", "net_hooks", "net_order", "sockmap", "stub"),
+        *("struct_ops", "rollback_trace", "rollback_net", "adoption", "health", "pathwatch"),
+        *("pins", "reload"),
+    )
 )
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.guests", description=__doc__)
     parser.add_argument("--kernels", default=" ".join(KERNELS), help=f"of {', '.join(RELEASES)}")
-    parser.add_argument("--timeout", type=float, default=900, help="seconds for each guest")
+    parser.add_argument("--timeout", type=float, default=3600, help="seconds for each guest")
     parser.add_argument("tests", nargs="*", default=TESTS, help="what to give to pytest")
     arguments = parser.parse_args()
     kernels = arguments.kernels.replace(",", " ").split()

@@ -156,9 +156,10 @@ def _watched(command: list[str], console: Path, timeout_seconds: float) -> str:
         )
         try:
             assert guest.stdout
-            for line in guest.stdout:
-                log.write(line)
-                sys.stdout.write(line.decode(errors="replace").replace("\r", ""))
+            # As it comes: a line of dots can take minutes.
+            while piece := os.read(guest.stdout.fileno(), 4096):
+                log.write(piece)
+                sys.stdout.write(piece.decode(errors="replace").replace("\r", ""))
                 sys.stdout.flush()
         finally:
             _end(guest)

@@ -16,7 +16,7 @@ from bpfkeeperd.keeper import Keeper
 from bpfkeeperd.state import AttachmentStatus, ReloadResult
 from tests.bench.gap import quiet_pair
 from tests.kernel.test_reload import plan_now
-from tests.machine import Netns, bpf_ids, ip, skip_without_section
+from tests.machine import Netns, bpf_ids, detach_link, ip, skip_without_section
 from tests.scenario import World, refused
 
 PORT = 7801
@@ -516,3 +516,23 @@ def test_a_netfilter_link_that_somebody_detached(world: World, quiet: Netns) -> 
         assert counted(world, lambda: quiet.send(3)) == (0, 0)
         assert world.reload(keeper, force=True).result is ReloadResult.OK
         assert counted(world, lambda: quiet.send(3)) == (3, 3)
+
+
+def test_a_netfilter_priority_is_free_at_once(world: World, quiet: Netns) -> None:
+    """Reload upon reload: the kernel takes a link down some time after its pin goes."""
+    skip_without_section("netfilter")
+    world.put("one", HOOK='"netfilter"')
+    write(world, quiet, NETFILTER)
+    with world.keeper() as keeper:
+        for _ in range(5):
+            write(world, quiet, NETFILTER)
+            for _ in range(4):
+                outcome = world.reload(keeper, force=True)
+                assert outcome.result is ReloadResult.OK, outcome
+            assert len(world.link_pins("one")) == 1
+            before = world.events()[0]
+            quiet.send(3)
+            assert world.events()[0] == before + 3
+            world.write("objects: {one: {file: one.bpf.o, pin_maps: [counts]}}\n")
+            assert world.reload(keeper).result is ReloadResult.OK
+            assert not world.link_pins("one")
