@@ -63,8 +63,8 @@ def targets_of(section: str) -> tuple[Target, ...]:
             return (ETH0,)
 
 
-def order(draw: st.DrawFn, section: str) -> Mapping[str, str]:
-    """What the manifest says of the place of a program among others."""
+def order(draw: st.DrawFn, section: str) -> tuple[str, str]:
+    """What the manifest says of the place of a program among others: before and after."""
     if hook(section).kind is not HookKind.TCX:
-        return {}
-    return draw(st.sampled_from([{}, {"before": "*"}, {"after": "*"}, {"after": "nobody"}]))
+        return "", ""
+    return draw(st.sampled_from([("", ""), ("*", ""), ("", "*"), ("", "nobody")]))

@@ -7,7 +7,6 @@ from bpfkeeperd.actions import Attach, Plan
 from bpfkeeperd.desired import Desired, WantedMap, WantedObject
 from bpfkeeperd.entries import MismatchPolicy
 from bpfkeeperd.layout import LinkKey, escape, is_array_name, kernel_name
-from bpfkeeperd.observed import ObservedLink
 from bpfkeeperd.plan import plan, serves
 from bpfkeeperd.state import ProgramInfo
 from tests.unit.ideal import Ideal
@@ -27,8 +26,8 @@ def check_held_objects(before: Ideal, after: Ideal, desired: Desired, names: set
         for key, link in before.links.items():
             alive = key[0] == name and link.info.target_id  # one that is dead serves nobody
             if alive and not (_can_be_repaired(before, desired, key) and key in after.links):
-                there = seen(before, key)
-                assert seen(after, key) == replace(there, pinned=True), "pinned, and not touched"
+                untouched = replace(seen(before, key), pinned=True)
+                assert seen(after, key) == untouched, "pinned, and not touched"
         used = _used(before.programs.get(name, {}).values())
         for pin_name, map_id in (before.remembered | before.pins).items():
             if pin_name in before.pins or (pin_name in desired.maps.keys() - before.faults.keys()):
@@ -219,9 +218,7 @@ def _running_on(ideal: Ideal, name: str) -> set[str]:
     return {n for n in names if map_id in _used(ideal.programs.get(escape(n), {}).values())}
 
 
-def check_second(
-    after: Ideal, desired: Desired, first: Plan, second: Plan, *, force: bool
-) -> None:
+def check_second(after: Ideal, desired: Desired, first: Plan, second: Plan, *, force: bool) -> None:
     """A plan that was applied leaves nothing to do.
 
     Nobody asks for it any more when a reload was forced: what was held back for that alone is then

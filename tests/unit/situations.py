@@ -31,7 +31,7 @@ from bpfkeeperd.entries import (
     ProgramRef,
     SwapChoice,
 )
-from bpfkeeperd.hooks import HookKind, SwapWay
+from bpfkeeperd.hooks import XDP, Hook, HookKind, SwapWay
 from bpfkeeperd.layout import array_name, escape, kernel_name
 from bpfkeeperd.maptypes import PROG_ARRAY
 from bpfkeeperd.observed import Foreign, ObservedLink
@@ -44,7 +44,6 @@ from tests.unit import idealstubs
 from tests.unit.ideal import Ideal
 from tests.unit.places import (
     CGROUPS,
-    INTERFACES,
     PATTERN,
     SECTIONS,
     SOCKETS,
@@ -113,16 +112,13 @@ def object_files(draw: st.DrawFn, name: str, max_entries: int) -> tuple[ObjectEn
         there = targets_of(section)
         # The manifest takes an interface once, in whichever mode.
         targets = draw(st.lists(st.sampled_from(there), unique_by=place, max_size=2))
-        attach = tuple(
-            AttachEntry(
-                target,
-                **order(draw, section),
-                take_over=draw(st.booleans()) and draw(st.booleans()),
-            )
-            for target in targets
-        )
+        attach = []
+        for target in targets:
+            before, after = order(draw, section)
+            take_over = draw(st.booleans()) and draw(st.booleans())
+            attach.append(AttachEntry(target, before, after, take_over))
         swap = draw(st.sampled_from(SwapChoice))
-        entries[program] = ProgramEntry(program, attach, swap=swap)
+        entries[program] = ProgramEntry(program, tuple(attach), swap=swap)
     pins = dict(zip(names, used, strict=True))
     specs = [*(map_spec(map_name, max_entries) for map_name in names), *map(map_spec, private)]
     if draw(st.booleans()):
@@ -140,8 +136,8 @@ def object_files(draw: st.DrawFn, name: str, max_entries: int) -> tuple[ObjectEn
 def apart(
     files: Mapping[str, tuple[ObjectEntry, ObjectSource]],
 ) -> dict[str, tuple[ObjectEntry, ObjectSource]]:
-    """Without the second XDP program at an interface, which a manifest must not have."""
-    taken: set[str] = set()
+    """Without the second program at a place that takes one, which a manifest must not have."""
+    taken: set[tuple[Hook, str]] = set()
     found = {}
     for name, (entry, origin) in files.items():
         programs = {}
@@ -149,10 +145,12 @@ def apart(
             asked = entry.programs[program.name]
             kept = []
             for attach in asked.attach:
-                if program.hook == XDP:
-                    if place(attach.target) in taken:
+                if program.hook and program.hook.rules.exclusive:
+                    # Objects have names of their own for a map: one map for each hook will do.
+                    where = place(attach.target) if program.hook == XDP else ""
+                    if (program.hook, where) in taken:
                         continue
-                    taken.add(place(attach.target))
+                    taken.add((program.hook, where))
                 kept.append(attach)
             programs[program.name] = replace(asked, attach=tuple(kept))
         found[name] = replace(entry, programs=programs), origin
