@@ -480,14 +480,15 @@ def test_netkit(world: World, quiet: Netns, side: str) -> None:
 
 
 def test_second_flow_dissector(world: World, quiet: Netns) -> None:
+    """Of one namespace under two names, which only the kernel tells to be the same."""
     for name in ("one", "two"):
         world.put(name, HOOK='"flow_dissector"', VERDICT=0)
     world.write(
         "objects:\n"
         + "".join(
             f"  {name}: {{file: {name}.bpf.o, pin_maps: [counts],"
-            f" programs: {{count: {{attach: [{{netns: {quiet.here}}}]}}}}}}\n"
-            for name in ("one", "two")
+            f" programs: {{count: {{attach: [{{netns: {netns}}}]}}}}}}\n"
+            for name, netns in (("one", quiet.here), ("two", f"/run/netns/{quiet.here}"))
         )
     )
     with world.keeper() as keeper:
