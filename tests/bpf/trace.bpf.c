@@ -4,7 +4,7 @@
  * one seen twice do not look like nothing. The events are made by tests/kernel/victim.c.
  *
  * HOOK	section of the program	MAGIC	marks the events that are ours
- * PROGRAM	its name
+ * PROGRAM	its name				SEEN	that of its map
  * SLEEPS	it calls what only a program that may sleep can call
  * WHERE	how the number is found: one of the following
  */
@@ -21,11 +21,15 @@
 #define RESULT		6	/* what such a function returns */
 #define NOWHERE		7	/* there is none: all count as number 0 */
 #define READ		8	/* nor is one needed, what counts is what the iterator writes */
+#define KERNEL_RESULT	9	/* what a function of the kernel returns: MAGIC above the number */
 
 #define USED_BY_SOME static __always_inline __attribute__((unused))
 
 #ifndef PROGRAM
 #define PROGRAM trace
+#endif
+#ifndef SEEN
+#define SEEN seen
 #endif
 #ifndef VERDICT
 #define VERDICT 0
@@ -36,7 +40,7 @@ struct {
 	__type(key, __u32);
 	__type(value, __u32);
 	__uint(max_entries, 1 << 18);
-} seen SEC(".maps");
+} SEEN SEC(".maps");
 
 USED_BY_SOME int count(__u64 magic, __u32 number)
 {
@@ -44,7 +48,7 @@ USED_BY_SOME int count(__u64 magic, __u32 number)
 
 	if (magic != MAGIC)
 		return VERDICT;
-	times = bpf_map_lookup_elem(&seen, &number);
+	times = bpf_map_lookup_elem(&SEEN, &number);
 	if (times)
 		__sync_fetch_and_add(times, 1);
 	return VERDICT;
@@ -94,6 +98,8 @@ int PROGRAM(void *ctx)
 	return count(MAGIC, PT_REGS_PARM1((struct pt_regs *)ctx));
 #elif WHERE == RESULT
 	return count(MAGIC, PT_REGS_RC((struct pt_regs *)ctx));
+#elif WHERE == KERNEL_RESULT
+	return count((__u64)PT_REGS_RC((struct pt_regs *)ctx) >> 32, PT_REGS_RC((struct pt_regs *)ctx));
 #else
 	return count(MAGIC, 0);
 #endif

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -51,12 +52,18 @@ busybox poweroff -f
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
-    """What the tests said on one kernel; `trouble` when the guest came to no end of its own."""
-
+class Counts:
     passed: int = 0
     failed: int = 0
     skipped: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What the tests said on one kernel; `trouble` when the guest came to no end of its own."""
+
+    files: tuple[tuple[str, Counts], ...] = ()
+    """For each test file, in the order in which they ran."""
     boot_seconds: float = 0.0
     seconds: float = 0.0
     trouble: str = ""
@@ -64,8 +71,17 @@ class Result:
     skips: tuple[str, ...] = ()
 
     @property
+    def total(self) -> Counts:
+        each = [counts for _, counts in self.files]
+        return Counts(
+            sum(counts.passed for counts in each),
+            sum(counts.failed for counts in each),
+            sum(counts.skipped for counts in each),
+        )
+
+    @property
     def ok(self) -> bool:
-        return not self.trouble and not self.failed and self.passed > 0
+        return not self.trouble and not self.total.failed and self.total.passed > 0
 
 
 def run_tests(
@@ -140,9 +156,10 @@ def _watched(command: list[str], console: Path, timeout_seconds: float) -> str:
         )
         try:
             assert guest.stdout
-            for line in guest.stdout:
-                log.write(line)
-                sys.stdout.write(line.decode(errors="replace").replace("\r", ""))
+            # As it comes: a line of dots can take minutes.
+            while piece := os.read(guest.stdout.fileno(), 4096):
+                log.write(piece)
+                sys.stdout.write(piece.decode(errors="replace").replace("\r", ""))
                 sys.stdout.flush()
         finally:
             _end(guest)
@@ -179,15 +196,27 @@ def _result(console: Path, report: Path, seconds: float, trouble: str) -> Result
     failed = [case for case in cases if _has(case, "failure") or _has(case, "error")]
     skipped = [case for case in cases if _has(case, "skipped") and case not in failed]
     return Result(
-        passed=len(cases) - len(failed) - len(skipped),
-        failed=len(failed),
-        skipped=len(skipped),
+        files=tuple(_by_file(cases, failed, skipped)),
         boot_seconds=boot_seconds,
         seconds=seconds,
         trouble=trouble,
         failures=tuple(map(_case_name, failed)),
         skips=tuple(sorted({_skip_reason(case) for case in skipped})),
     )
+
+
+def _by_file(
+    cases: list[ElementTree.Element],
+    failed: list[ElementTree.Element],
+    skipped: list[ElementTree.Element],
+) -> Iterator[tuple[str, Counts]]:
+    everything, bad, left_out = (
+        Counter(case.get("classname", "").rpartition(".")[2] for case in some)
+        for some in (cases, failed, skipped)
+    )
+    for name, number in everything.items():
+        counts = Counts(number - bad[name] - left_out[name], bad[name], left_out[name])
+        yield name, counts
 
 
 def _has(case: ElementTree.Element, tag: str) -> bool:

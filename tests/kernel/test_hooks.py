@@ -1,11 +1,13 @@
 """Every hook of the table is attached, swapped, and given up again, on the real kernel."""
 
+import socket
+
 import pytest
 
 from bpfkeeperd.hooks import HOOKS, Hook, HookKind
 from bpfkeeperd.state import ReloadResult
 from tests.kernel.test_reload import plan_now
-from tests.machine import Netns, skip_without, skip_without_section
+from tests.machine import Netns, inside_cgroup, skip_without, skip_without_section
 from tests.scenario import World
 
 CGROUP_HOOKS = [
@@ -35,6 +37,51 @@ def test_cgroup_hook(world: World, hook: Hook) -> None:
         world.write("objects: {}\n")
         assert world.reload(keeper).result is ReloadResult.OK
         assert world.link_ids() == {}
+
+
+def bind_sockets(world: World, count: int) -> tuple[int, int]:
+    """Binds sockets in the cgroup; how many of them were seen, and the steps counted."""
+    before = world.events()
+    with inside_cgroup(world.cgroup):
+        for _ in range(count):
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as bound:
+                bound.bind(("127.0.0.1", 0))
+    after = world.events()
+    return after[0] - before[0], after[1] - before[1]
+
+
+def test_lsm_cgroup(world: World) -> None:
+    """A function of the kernel's security hooks, for what a cgroup does."""
+    skip_without_section("lsm_cgroup/socket_bind")
+    manifest = "objects: {one: {file: one.bpf.o, pin_maps: [counts]%s}}\n"
+    world.put("one", HOOK='"lsm_cgroup/socket_bind"')
+    world.write(manifest % ", programs: {count: {attach: [{cgroup: CGROUP}]}}")
+    with world.keeper() as keeper:
+        outcome = world.reload(keeper)
+        assert outcome.result is ReloadResult.OK, outcome
+        assert bind_sockets(world, 3) == (3, 3)
+        links = world.link_ids()
+    assert bind_sockets(world, 3) == (3, 3), "not served without the keeper"
+    with world.keeper() as keeper:
+        assert world.reload(keeper).done == (), "not adopted as it was"
+        for step in (1000, 1, 1000):
+            world.put("one", HOOK='"lsm_cgroup/socket_bind"', STEP=step)
+            assert world.reload(keeper).result is ReloadResult.OK
+            assert bind_sockets(world, 3) == (3, 3 * step)
+        swapped = world.link_ids()
+        assert {path: ids[0] for path, ids in swapped.items()} == {
+            path: ids[0] for path, ids in links.items()
+        }
+        assert plan_now(world) == ()
+        world.put("one", HOOK='"lsm_cgroup/socket_listen"')
+        assert world.reload(keeper).result is ReloadResult.OK
+        assert bind_sockets(world, 3) == (0, 0), "its function is another now"
+        assert plan_now(world) == ()
+        world.put("one", HOOK='"lsm_cgroup/socket_bind"')
+        assert world.reload(keeper).result is ReloadResult.OK
+        world.write(manifest % "")
+        assert world.reload(keeper).result is ReloadResult.OK
+        assert bind_sockets(world, 3) == (0, 0) and world.link_ids() == {}
 
 
 @pytest.mark.parametrize("section", ["cgroup/sock", "?cgroup_skb/egress"])

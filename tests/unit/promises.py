@@ -26,8 +26,8 @@ def check_held_objects(before: Ideal, after: Ideal, desired: Desired, names: set
         for key, link in before.links.items():
             alive = key[0] == name and link.info.target_id  # one that is dead serves nobody
             if alive and not (_can_be_repaired(before, desired, key) and key in after.links):
-                was = seen(before, key)
-                assert seen(after, key) == replace(was, pinned=True), "pinned, and not touched"
+                untouched = replace(seen(before, key), pinned=True)
+                assert seen(after, key) == untouched, "pinned, and not touched"
         used = _used(before.programs.get(name, {}).values())
         for pin_name, map_id in (before.remembered | before.pins).items():
             if pin_name in before.pins or (pin_name in desired.maps.keys() - before.faults.keys()):

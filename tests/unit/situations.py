@@ -31,7 +31,7 @@ from bpfkeeperd.entries import (
     ProgramRef,
     SwapChoice,
 )
-from bpfkeeperd.hooks import HookKind
+from bpfkeeperd.hooks import XDP, Hook, HookKind
 from bpfkeeperd.layout import array_name, escape, kernel_name
 from bpfkeeperd.maptypes import PROG_ARRAY
 from bpfkeeperd.observed import Foreign, ObservedLink
@@ -113,16 +113,13 @@ def object_files(draw: st.DrawFn, name: str, max_entries: int) -> tuple[ObjectEn
         there = targets_of(section)
         # The manifest takes an interface once, in whichever mode.
         targets = draw(st.lists(st.sampled_from(there), unique_by=place, max_size=2))
-        attach = tuple(
-            AttachEntry(
-                target,
-                *order(draw, section),
-                take_over=draw(st.booleans()) and draw(st.booleans()),
-            )
-            for target in targets
-        )
+        attach = []
+        for target in targets:
+            before, after = order(draw, section)
+            take_over = draw(st.booleans()) and draw(st.booleans())
+            attach.append(AttachEntry(target, before, after, take_over))
         swap = draw(st.sampled_from(SwapChoice))
-        entries[program] = ProgramEntry(program, attach, swap=swap)
+        entries[program] = ProgramEntry(program, tuple(attach), swap=swap)
     pins = dict(zip(names, used, strict=True))
     specs = [*(map_spec(map_name, max_entries) for map_name in names), *map(map_spec, private)]
     if draw(st.booleans()):
@@ -135,6 +132,30 @@ def object_files(draw: st.DrawFn, name: str, max_entries: int) -> tuple[ObjectEn
         pins[".bss"] = f"data_{escape(name)[:3]}"
     entry = ObjectEntry(name, f"/lib/{name}.o", pin_maps=pins, programs=entries)
     return entry, source(tuple(specs), sections)
+
+
+def apart(
+    files: Mapping[str, tuple[ObjectEntry, ObjectSource]],
+) -> dict[str, tuple[ObjectEntry, ObjectSource]]:
+    """Without the second program at a place that takes one, which a manifest must not have."""
+    taken: set[tuple[Hook, str]] = set()
+    found = {}
+    for name, (entry, origin) in files.items():
+        programs = {}
+        for program in origin.spec.programs:
+            asked = entry.programs[program.name]
+            kept = []
+            for attach in asked.attach:
+                if program.hook and program.hook.rules.exclusive:
+                    # Objects have names of their own for a map: one map for each hook will do.
+                    where = place(attach.target) if program.hook == XDP else ""
+                    if (program.hook, where) in taken:
+                        continue
+                    taken.add((program.hook, where))
+                kept.append(attach)
+            programs[program.name] = replace(asked, attach=tuple(kept))
+        found[name] = replace(entry, programs=programs), origin
+    return found
 
 
 def array_spec(name: str, *, slotted: bool) -> MapSpec:
@@ -205,11 +226,11 @@ def desires(draw: st.DrawFn) -> Desired:
         )
         return Manifest("/etc/k.yaml", maps=maps, objects=entries)
 
-    files = {name: draw(object_files(name, 16)) for name in OBJECTS}
+    files = apart({name: draw(object_files(name, 16)) for name in OBJECTS})
     faulty = draw(st.sets(st.sampled_from(OBJECTS), max_size=2)) if draw(st.booleans()) else set()
     remembered = draw(st.sets(st.sampled_from(sorted(faulty)))) if faulty else set()
     old_size = draw(st.sampled_from([16, 8]))
-    old_files = {name: draw(object_files(name, old_size)) for name in sorted(remembered)}
+    old_files = apart({name: draw(object_files(name, old_size)) for name in sorted(remembered)})
     previous = resolve(
         manifest({name: entry for name, (entry, _) in old_files.items()}, old_size),
         {name: file for name, (_, file) in old_files.items()},
