@@ -48,11 +48,11 @@ def unwanted_stubs(draft: Draft, detached: Collection[LinkKey]) -> Iterator[Remo
     """Those that nothing runs when all that is planned is done."""
     actions = [action for actions in draft.links.values() for action in actions]
     swaps = [action for action in actions if isinstance(action, Swap)]
-    # Where an attachment is made anew, the link that had its name goes.
+    # Where an attachment is made anew or takes over a link, the one that had its name goes.
     renewed = {
         action.attachment.key
         for action in actions
-        if isinstance(action, Attach) and not action.sole
+        if isinstance(action, Swap) or (isinstance(action, Attach) and not action.sole)
     }
     moved = {action.key for action in swaps} | renewed
     taken = {action.stub for action in swaps}

@@ -348,6 +348,7 @@ def _put_foreign(draw: st.DrawFn, ideal: Ideal, desired: Desired, number: int) -
     rivals = [
         one for one in wanted if one.hook == at.hook and ideal.targets[one.target] == target_id
     ]
+    taken = taken or (sole and any(other.hook == at.hook for other, _ in ideal.foreign))
     if isinstance(target_id, str) or taken or (sole and len(rivals) > 1):
         return
     linked = draw(st.booleans()) or number == 1 or at.hook.kind is HookKind.SOCKMAP

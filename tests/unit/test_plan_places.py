@@ -184,3 +184,17 @@ def test_what_happens_together_waits_for_the_last() -> None:
     loads = tuple(LoadObject(wanted, "") for wanted in desired.objects.values())
     healing = heal(Plan(changes=(Change(loads=loads),)), observed, backoff, 0.0, {})
     assert not healing.plans and healing.again_at == dues[1]
+
+
+def test_a_stub_goes_with_the_link_whose_name_another_link_gets() -> None:
+    former = desire(an_object("one", at=(SWITCH,), program="tally", section="tracepoint"))
+    now = desire(an_object("one", at=(SWITCH,), section="tracepoint"))
+    ideal = machine()
+    ideal.targets[SWITCH] = 1
+    ideal.apply(look(former, ideal), former)
+    (link,) = ideal.links.values()
+    key = now.attachments[0].key
+    stub = idealstubs.make(ideal, key[:2], 99)
+    ideal.links[key] = ObservedLink(replace(link.info, prog_id=stub.prog_id, target_id=0))
+    ideal.apply(look(now, ideal), now)
+    assert not ideal.stubs and look(now, ideal).actions == ()
