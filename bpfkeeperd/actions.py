@@ -174,7 +174,7 @@ class Attach:
             text = f"adopt {self.adopt} for {self.attachment}: it is the same program"
         elif self.adopt:
             text += f", or adopt {self.adopt} if it is the same program"
-        return text + _displaced_text(self.displaced, "" if self.adopt is None else " if not")
+        return text + _displaced_text(self.displaced, self.adopt)
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,15 +346,16 @@ class Plan:
         return tuple(trial for change in self.changes for trial in change.trials)
 
 
-def _displaced_text(others: tuple[Foreign, ...], condition: str) -> str:
-    text = ""
+def _displaced_text(others: tuple[Foreign, ...], adopt: Foreign | None) -> str:
+    text, first = "", next((other for other in others if other.link), None)
     for other in others:
-        if other.link:
+        condition = " if not" if other == adopt else ""
+        if other is first:
             text += f": TAKES OVER {other}{condition}"
         elif other.sole:
             text += f": DETACHES {other} first{condition}, nothing runs for a moment"
         else:
-            text += f": DETACHES {other} afterwards{condition}, both run for a moment"
+            text += f": DETACHES {str(other).removesuffix(',')} afterwards, both run for a moment"
     return text
 
 

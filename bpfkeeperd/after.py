@@ -32,6 +32,8 @@ class After:
     gone_arrays: set[str] = field(default_factory=set)
     stubs: dict[StubKey, ObservedStub] = field(default_factory=dict)
     gone_stubs: set[StubKey] = field(default_factory=set)
+    unsure: bool = False
+    """Somebody else changed something meanwhile: it takes a look to know."""
 
     def made_map(self, name: str, fd: int) -> None:
         info = kernel.map_info(fd)

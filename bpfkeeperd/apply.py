@@ -29,6 +29,7 @@ from bpfkeeperd.actions import (
     RestoreStub,
 )
 from bpfkeeperd.after import After
+from bpfkeeperd.attachnet import end_netfilter_link
 from bpfkeeperd.directories import make_directory, make_parents, remove_empty, remove_tree, unlink
 from bpfkeeperd.enact import Enactor, not_undone
 from bpfkeeperd.enactfilter import restore_record
@@ -46,6 +47,7 @@ from bpfkeeperd.pinnotes import write_note
 from bpfkeeperd.recorded import detach_recorded
 from bpfkeeperd.state import Failure
 from bpfkeeperd.steps import OnStep, Step
+from bpfkeeperd.targetnames import is_netfilter
 from bpfkeeperd.transaction import Transaction
 from bpfkeeperd.trial import Patience, Trials, UnhealthyError
 
@@ -161,7 +163,8 @@ def _carry_out(
     applied.refusals += enactor.links.refused.values()
     applied.adopted |= enactor.links.adopted
     # What others have attached is not followed step by step.
-    if not applied.failures and not plan.restores and not enactor.observed.foreign:
+    sure = not enactor.observed.foreign and not enactor.after.unsure
+    if not applied.failures and not plan.restores and sure:
         applied.observed = enactor.after.observed()
 
 
@@ -327,6 +330,8 @@ def _remove(enactor: Enactor, removal: Removal, applied: Applied) -> None:
                     note = detach_recorded(layout, key)
                     applied.notes += [note] if note else []
                 path = layout.link_at(key)
+                if is_netfilter(key):
+                    end_netfilter_link(path)
                 unlink(path)  # the pin may be gone, and the link alive in a descriptor
                 enactor.held.drop_link(key)
                 remove_empty(path, layout.links)

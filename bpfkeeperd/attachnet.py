@@ -1,5 +1,6 @@
 """Attaching to network namespaces, netfilter, and the hooks of an interface that programs share."""
 
+import contextlib
 import errno
 import os
 import struct
@@ -112,6 +113,16 @@ def _netfilter_link(
                 case _:
                     pass
             raise KernelError(f"attach {attachment}", error.errno, remedy) from None
+
+
+def end_netfilter_link(path: str) -> None:
+    """Takes down what is pinned there, if it is one. When its pin goes, the kernel does so some
+    milliseconds later, and until then nobody else can have its priority."""
+    with contextlib.suppress(KernelError):
+        fd = kernel.pinned(path, kernel.PinKind.LINK)
+        if fd is not None:
+            with kernel.holding(fd):
+                kernel.link_detach(fd)
 
 
 def create_shared_link(

@@ -222,6 +222,8 @@ def wait(options: Namespace) -> int:
     from bpfkeeperd.follow import next_id, pin_path
 
     path = pin_path(options.map, options.config)
+    if not os.path.lexists(path):
+        print(f"bpfkeeperd: waiting: no map is pinned as {path} yet", file=sys.stderr)
     found = next_id(path, known=options.id, timeout_seconds=options.timeout)
     if found is None:
         text = f"map {options.map} has no other ID after {options.timeout:g} s"

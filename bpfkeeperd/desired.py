@@ -114,13 +114,15 @@ def attachment(
     )
 
 
+REGISTERED, THE_KERNEL = "struct_ops", "the kernel"
+"""Where a map is registered: as the name of its link's pin, and for people."""
+
+
 def registration(object_name: str, elf_name: str, pin_name: str) -> Attachment:
     """A struct_ops map that the kernel calls the programs of: an attachment of the map, not of any
     program."""
-    key = escape(object_name), escape(elf_name), "struct_ops"
-    return Attachment(
-        object_name, elf_name, STRUCT_OPS_HOOK, MapTarget(pin_name), "the kernel", key
-    )
+    key = escape(object_name), escape(elf_name), REGISTERED
+    return Attachment(object_name, elf_name, STRUCT_OPS_HOOK, MapTarget(pin_name), THE_KERNEL, key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +220,18 @@ class Desired:
                         key = escape(name), escape(program.name), escape(target_name(target))
                         yield name, program.name, target, key
 
+    def unread_by_pin(self) -> frozenset[tuple[str, str]]:
+        """Object and program, escaped, of what only objects that cannot be read tell the place of:
+        it is in the section or registered, or at each CPU that is up."""
+        found = set()
+        for name in self.faults:
+            entry = self.manifest.objects[name]
+            found |= {(escape(name), escape(elf_name)) for elf_name in entry.register}
+            for program in entry.programs.values():
+                if program.attach_auto or any(is_each_cpu(one.target) for one in program.attach):
+                    found.add((escape(name), escape(program.name)))
+        return frozenset(found)
+
     @property
     def attachments(self) -> list[Attachment]:
         """Of all objects."""
@@ -228,6 +242,11 @@ class Desired:
         return frozenset(
             attachment.key for wanted in self.objects.values() for attachment in wanted.attachments
         )
+
+
+def is_each_cpu(target: Target) -> bool:
+    """A perf event of all processes is counted on one CPU: there is one for each that is up."""
+    return isinstance(target, PerfEventTarget) and target.cpu is None and target.pid is None
 
 
 def filter_detail(handle: int, priority: int) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from bpfkeeperd import kernel
 from bpfkeeperd.actions import LinkAction, Swap
 from bpfkeeperd.attach import MapOpener, create_link
-from bpfkeeperd.attachnet import Around, note_netns
+from bpfkeeperd.attachnet import Around, end_netfilter_link, note_netns
 from bpfkeeperd.desired import Attachment
 from bpfkeeperd.directories import exchange, make_parents, remove_empty, unlink
 from bpfkeeperd.enactfilter import FilterEnactor
@@ -77,8 +77,10 @@ class SwapEnactor:
     def _timed(self) -> Iterator[None]:
         if self._began is None:
             self._began = time.monotonic()
-        yield
-        self._ended = time.monotonic()
+        try:
+            yield
+        finally:
+            self._ended = time.monotonic()
 
     def update_all(self, transaction: Transaction, actions: Sequence[Swap], loaded: Loaded) -> None:
         """Swaps by BPF_LINK_UPDATE where nothing else is to be done.
@@ -96,17 +98,17 @@ class SwapEnactor:
                 )
         except (KeeperError, OSError) as error:
             failed = error
-        before = self.swapped
+        updated, gone = list[Swap](), list[Swap]()
         with self._timed():
             for first in range(0, len(ready), SWAPS_AT_ONCE):
                 some = slice(first, min(first + SWAPS_AT_ONCE, len(ready)))
-                wrong = self._update_some(transaction, actions[some], ready[some])
+                wrong = self._update_some(transaction, actions[some], ready[some], updated, gone)
                 if wrong:
                     failed = wrong
                     break
-        done = self.swapped - before
-        self.tried += done
-        self.parts.after.swapped_all(actions[:done])
+        self.parts.after.swapped_all(updated)
+        for action in gone:
+            self._went_away(action.attachment)
         if failed:
             self.tried += 1
             raise self._swap_error(loaded, failed) from None
@@ -116,9 +118,11 @@ class SwapEnactor:
         transaction: Transaction,
         actions: Sequence[Swap],
         ready: Sequence[tuple[int, int, int]],
+        updated: list[Swap],
+        gone: list[Swap],
     ) -> KeeperError | OSError | None:
         """One right after the other: links run old and new versions side by side for no longer than
-        the kernel takes. Returns what went wrong."""
+        the kernel takes. Adds to those ``updated`` and ``gone``; returns what went wrong."""
         wrong: KeeperError | OSError | None = None
         announced = 0
         try:
@@ -127,10 +131,14 @@ class SwapEnactor:
                 announced += 1
         except (KeeperError, OSError) as error:
             wrong = error
-        done, number = kernel.link_swap_all(ready[:announced])
-        back = [(link, old, new) for link, new, old in reversed(ready[:done])]
-        transaction.on_undo(lambda: _swap_back(back))
-        self.swapped += done
+        done, dead, number = _swap_all(ready[:announced])
+        swapped = [place for place in range(done) if place not in dead]
+        back = [(link, old, new) for link, new, old in (ready[place] for place in swapped)]
+        transaction.on_undo(lambda: _swap_back(back[::-1]))
+        updated += [actions[place] for place in swapped]
+        gone += [actions[place] for place in dead]
+        self.tried += done
+        self.swapped += len(swapped)
         return _update_error(actions[done].attachment, number) if number else wrong
 
     def _exchange(self, transaction: Transaction, action: Swap, loaded: Loaded) -> None:
@@ -208,7 +216,7 @@ class SwapEnactor:
         # The pin last: the kernel takes a link down later when its last pin goes, and at once, for
         # which a probe waits 0.1 s, when its last descriptor does.
         transaction.on_success(lambda: self.parts.held.drop_link(action.key))
-        transaction.on_success(lambda: unlink(aside))
+        transaction.on_success(lambda: _unpin_old(attachment, aside))
         map_fd = self.parts.maps.opener(transaction, loaded)
         transaction.before_waiting(lambda: self._end_overlap(action, aside, map_fd, info))
         if attachment.key != action.key:
@@ -226,7 +234,7 @@ class SwapEnactor:
                 kernel.pin(fd, aside)
                 note_netns(aside, action.attachment)
 
-        unlink(aside)
+        _unpin_old(action.attachment, aside)
         self.parts.held.drop_link(action.key)
         self.parts.reload.on_undo(attach_again)
 
@@ -238,16 +246,24 @@ class SwapEnactor:
         link = self._link_fd(transaction, action)
         old = self._old_program_fd(action)
         self.parts.on_step(Step.SWAP, attachment)
-        try:
-            kernel.link_update(link, new, old)
-        except KernelError as error:
-            raise _update_error(attachment, error.errno) from None
-        transaction.on_undo(lambda: kernel.link_update(link, old, new))
+        _, gone, number = _swap_all([(link, new, old)])
+        if number:
+            raise _update_error(attachment, number)
+        if gone:
+            self._went_away(attachment)
+        transaction.on_undo(lambda: _swap_back([(link, old, new)]))
         if attachment.hook.kind is HookKind.STRUCT_OPS:
             self.parts.after.attached(attachment, link)
         else:
             self.parts.after.swapped(action, program)
         self._take_over(transaction, action)
+
+    def _went_away(self, attachment: Attachment) -> None:
+        """A link that is dead has nothing to swap, and is no reason to undo what can be done."""
+        self.parts.after.unsure = True
+        self.parts.notes.append(
+            f"{attachment}: its target went away, or the link was detached, during the reload"
+        )
 
     def _link_fd(self, transaction: Transaction, action: Swap) -> int:
         """The link that is to be updated: held, or pinned."""
@@ -313,6 +329,12 @@ class SwapEnactor:
         return fd
 
 
+def _unpin_old(attachment: Attachment, path: str) -> None:
+    if attachment.hook.kind is HookKind.NETFILTER:
+        end_netfilter_link(path)
+    unlink(path)
+
+
 def is_plain_update(action: LinkAction) -> bool:
     """Whether an attachment's link is updated, and nothing else happens to it."""
     match action:
@@ -328,11 +350,29 @@ def is_plain_update(action: LinkAction) -> bool:
             return False
 
 
+def _swap_all(swaps: Sequence[tuple[int, int, int]]) -> tuple[int, list[int], int]:
+    """Swaps up to the first one that fails: how many those are, which of them have a dead link, and
+    the errno of the one that failed."""
+    done, gone = 0, list[int]()
+    while True:
+        more, number = kernel.link_swap_all(swaps[done:])
+        done += more
+        if number != errno.ENOLINK:
+            return done, gone, number
+        gone.append(done)
+        done += 1
+
+
 def _swap_back(swaps: Sequence[tuple[int, int, int]]) -> None:
-    done, number = kernel.link_swap_all(swaps)
-    if number:
-        left = f"{len(swaps) - done} of {len(swaps)} links"
-        raise KernelError(f"swap the program of {left} back", number)
+    """All that can be; one that cannot does not keep the others from it."""
+    left, failed, why = swaps, 0, 0
+    while True:
+        done, _, number = _swap_all(left)
+        if not number:
+            break
+        failed, why, left = failed + 1, number, left[done + 1 :]
+    if failed:
+        raise KernelError(f"swap the program of {failed} of {len(swaps)} links back", why)
 
 
 def _update_error(attachment: Attachment, number: int) -> KernelError:

@@ -61,6 +61,8 @@ def decide(draft: Draft, attach: Attach, running: ProgramInfo | None) -> Attach 
         draft.refusals.append(Refusal("attachment", str(attachment), fault, foreign=True))
         return None
     draft.taken_foreign |= {_number(other) for other in displaced}
+    # Ours comes in the place of the first link: where that is kept, the others go all the same.
+    displaced = tuple(sorted(displaced, key=lambda other: other is not adopt))
     return replace(attach, adopt=adopt, displaced=displaced, sole=sole)
 
 

@@ -45,9 +45,16 @@ def group(
 
 
 def _in_order(links: Iterable[LinkAction]) -> tuple[LinkAction, ...]:
-    """Programs at maps of sockets first: a socket gets none that comes after it."""
+    """Programs at maps of sockets first: a socket gets none that comes after it. Then what stays on
+    a stub, which may have to get another name before other links are made on it."""
     return tuple(
-        sorted(links, key=lambda action: action.attachment.hook.kind is not HookKind.SOCKMAP)
+        sorted(
+            links,
+            key=lambda action: (
+                action.attachment.hook.kind is not HookKind.SOCKMAP,
+                not (isinstance(action, Swap) and action.stub),
+            ),
+        )
     )
 
 

@@ -10,7 +10,6 @@ from bpfkeeperd.backoff import Backoff, Pace
 from bpfkeeperd.churn import IdChange
 from bpfkeeperd.desired import Desired
 from bpfkeeperd.drift import kind_of
-from bpfkeeperd.entries import Manifest
 from bpfkeeperd.errors import KeeperError
 from bpfkeeperd.heal import Healing, Subject, heal, loaded_objects
 from bpfkeeperd.observed import Observed
@@ -93,15 +92,13 @@ class Healer:
         return HealStatus(results, tuple(sorted(map(str, self._given_up))))
 
 
-def read_for_healing(
-    todo: Plan, wanted: Desired, manifest: Manifest, sources: Sources, specs: Specs
-) -> dict[str, str]:
+def read_for_healing(todo: Plan, wanted: Desired, sources: Sources, specs: Specs) -> dict[str, str]:
     """Reads the files of objects that a plan loads; returns those that changed since the reload."""
     changed: dict[str, str] = {}
     for name in loaded_objects(todo):
         reason = f"object {name} has to be loaded again"
         try:
-            found = sources.read(manifest.objects[name], specs)
+            found = sources.read(wanted.manifest.objects[name], specs)
         except KeeperError as error:
             changed[name] = f"{reason}, and that cannot be done: {error}"
             continue

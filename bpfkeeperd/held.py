@@ -78,12 +78,13 @@ class Held:
             key: kernel.link_info(fd) for key, (_, fd) in self._links.items() if key not in besides
         }
 
-    def follow(self, observed: Observed, layout: Layout) -> None:
-        """Takes hold of what is pinned now, and lets go of maps that nobody wants any more.
+    def follow(self, observed: Observed, layout: Layout, settled: Collection[str] = ()) -> None:
+        """Takes hold of what is pinned now, and lets go of maps that nobody wants any more: they
+        are not observed, nor among the ``settled`` ones.
 
         What lost its pin stays held. A link is let go by `drop_link`, when it is detached.
         """
-        for name in self._maps.keys() - observed.maps.keys():
+        for name in self._maps.keys() - observed.maps.keys() - set(settled):
             os.close(self._maps.pop(name)[1])
         for name, found in observed.maps.items():
             held = self._maps.get(name)

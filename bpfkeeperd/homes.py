@@ -15,6 +15,7 @@ from bpfkeeperd.held import Held
 from bpfkeeperd.hooks import KINDS, NETKIT_PEER, HookKind
 from bpfkeeperd.layout import LinkKey
 from bpfkeeperd.observed import ObservedLink
+from bpfkeeperd.state import LinkInfo
 
 _XDP = KINDS[HookKind.XDP].link_types
 _OTHERS = KINDS[HookKind.TCX].link_types | KINDS[HookKind.NETKIT].link_types
@@ -69,12 +70,19 @@ def _strangers(
     try:
         with kernel.inside_netns(path):
             for key in keys:
-                info = links[key].info
-                if info.type in _XDP:
-                    at_home = kernel.xdp_program(info.target_id) == info.prog_id
-                else:
-                    at_home = info.id in kernel.hook_links(info.target_id, info.attach_type)
-                if not at_home:
+                if not _is_at_home(links[key].info):
                     yield key
     except KernelError:
         return
+
+
+def _is_at_home(info: LinkInfo) -> bool:
+    """Whether an interface of this thread's network namespace has a link."""
+    try:
+        if info.type in _XDP:
+            running = kernel.xdp_running(info.target_id)
+            return running is not None and running.id == info.prog_id
+        shared = kernel.shared_hook(info.target_id, info.attach_type)
+    except KernelError:  # there is no such interface
+        return False
+    return shared is not None and info.id in [link_id for _, link_id in shared.programs]

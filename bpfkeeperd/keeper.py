@@ -4,7 +4,7 @@ import functools
 import time
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 from bpfkeeperd import kernel
@@ -184,7 +184,9 @@ class Keeper:
         left = replace(todo, restores=(), changes=(), removals=())
         changes: tuple[IdChange, ...] = ()
         try:
-            changes = self._take_stock(desired, applied, left)
+            whole = not (applied.failures or todo.refusals or applied.refusals)
+            former_maps = self._settled.maps if self._settled and not whole else ()
+            changes = self._take_stock(desired, applied, left, former_maps)
         except KeeperError as error:  # what was done is done, and has to be told
             applied.failures.append(Failure(f"cannot look at what is now: {error}"))
         if todo.changes:
@@ -252,7 +254,7 @@ class Keeper:
         with Sources() as sources, writing(self._layout.own) as lock:
             observed = self._observe(wanted)
             todo = plan(wanted, observed)
-            changed = read_for_healing(todo, wanted, self.manifest, sources, self._specs)
+            changed = read_for_healing(todo, wanted, sources, self._specs)
             healing = self._healer.choose(todo, observed, changed, now)
             parts = [self._apply(part, observed, sources, lock) for part in healing.plans]
         applied = together(parts) if parts else Applied(observed=observed)
@@ -262,7 +264,7 @@ class Keeper:
             wanted = with_matches(self.desired)
         elif applied.observed and healing.plans:
             todo = plan(wanted, applied.observed)
-        return replace(healed, changes=self._take_stock(wanted, applied, todo))
+        return replace(healed, changes=self._take_stock(wanted, applied, todo, self._settled.maps))
 
     def _apply(self, todo: Plan, observed: Observed, sources: Sources, lock: int | None) -> Applied:
         return apply(
@@ -287,7 +289,8 @@ class Keeper:
         desired = with_matches(self.desired)
         observed = self._observe(desired)
         todo = plan(desired, observed)
-        return self._take_stock(desired, Applied(observed=observed), todo)
+        settled = self._settled.maps if self._settled else ()
+        return self._take_stock(desired, Applied(observed=observed), todo, settled)
 
     def _observe(self, desired: Desired) -> Observed:
         last_ids = self._memory.last_ids(kernel.boot_id())
@@ -297,10 +300,13 @@ class Keeper:
         self._foreign = bool(observed.foreign)
         return observed
 
-    def _take_stock(self, desired: Desired, applied: Applied, todo: Plan) -> tuple[IdChange, ...]:
+    def _take_stock(
+        self, desired: Desired, applied: Applied, todo: Plan, settled: Collection[str]
+    ) -> tuple[IdChange, ...]:
         """Takes hold of what is now, counts ID changes and makes a new status.
 
-        ``todo`` is what is still to be done.
+        ``todo`` is what is still to be done; ``settled`` are maps that stay held, although a
+        reload that failed does not want them any more.
         """
         observed = applied.observed
         if observed is None:
@@ -327,7 +333,7 @@ class Keeper:
                 write_state(self._state_path, memory)
             except KeeperError as error:  # the maps are kept all the same
                 applied.notes.append(f"{error}: ID changes may be counted twice or not at all")
-        self._held.follow(observed, self._layout)
+        self._held.follow(observed, self._layout, settled)
         self.places = places(self.desired or desired, observed, self._layout)
         now = status(
             desired,

@@ -1,5 +1,6 @@
 """What the patterns of a manifest match now."""
 
+import errno
 import os
 from collections.abc import Iterable
 from dataclasses import replace
@@ -11,6 +12,9 @@ from bpfkeeperd.desired import Desired
 from bpfkeeperd.errors import KernelError
 from bpfkeeperd.patterns import expand, pattern_targets
 from bpfkeeperd.targets import CgroupTarget, InterfaceTarget, Target, is_pattern
+
+_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ENODEV)
+"""ENODEV: of a cgroup that goes just now."""
 
 
 def with_matches(desired: Desired) -> Desired:
@@ -25,18 +29,15 @@ def with_matches(desired: Desired) -> Desired:
 def find_matches(patterns: Iterable[Target], mount: str | None) -> dict[Target, tuple[Target, ...]]:
     """Each pattern's matches, in order; the interfaces of a network namespace are read once.
 
-    In a namespace that cannot be entered a pattern matches itself, so that it is looked for and
-    the reason is told.
+    Where it cannot be seen what is there (no cgroup2 is mounted, a namespace cannot be entered) a
+    pattern matches itself, too: it is looked for, the reason is told, and nothing is detached.
     """
     found: dict[Target, tuple[Target, ...]] = {}
     names: dict[str | None, list[str] | None] = {}
     for pattern in patterns:
         match pattern:
             case CgroupTarget(path):
-                place = cgroup_path(path, mount)
-                top = len(place) - len(path) if place else 0
-                paths = [where[top:] for where in matching_cgroups(place)] if place else []
-                found[pattern] = tuple(replace(pattern, path=where) for where in paths)
+                found[pattern] = _cgroups(pattern, cgroup_path(path, mount) if mount else None)
             case InterfaceTarget(name, netns):
                 if netns not in names:
                     names[netns] = _interfaces(netns)
@@ -53,6 +54,16 @@ def find_matches(patterns: Iterable[Target], mount: str | None) -> dict[Target, 
     return found
 
 
+def _cgroups(pattern: CgroupTarget, place: str | None) -> tuple[Target, ...]:
+    """``place`` is the absolute path; None: no cgroup2 is mounted."""
+    if place is None:
+        return (pattern,)
+    top = len(place) - len(pattern.path)
+    paths, whole = look_for_cgroups(place)
+    matches = tuple(replace(pattern, path=path[top:]) for path in paths)
+    return matches if whole else (*matches, pattern)
+
+
 def _interfaces(netns: str | None) -> list[str] | None:
     try:
         return sorted(kernel.interfaces(kernel.netns_path(netns) if netns else None))
@@ -60,29 +71,37 @@ def _interfaces(netns: str | None) -> list[str] | None:
         return None
 
 
-def matching_cgroups(pattern: str) -> list[str]:
-    """The directories that match an absolute path, component by component."""
-    found = ["/"]
+def look_for_cgroups(pattern: str) -> tuple[list[str], bool]:
+    """The directories that match an absolute path, component by component; and whether all could be
+    looked into."""
+    found, whole = ["/"], True
     for part in pattern.strip("/").split("/"):
-        if is_pattern(part):
-            found = [
-                f"{above.rstrip('/')}/{name}"
-                for above in found
-                for name in _directories(above)
-                if fnmatchcase(name, part)
-            ]
-        else:
+        if not is_pattern(part):
             found = [f"{above.rstrip('/')}/{part}" for above in found]
-    return [path for path in found if os.path.isdir(path)]
+            continue
+        below = []
+        for above in found:
+            names = _directories(above)
+            whole = whole and names is not None
+            below += [
+                f"{above.rstrip('/')}/{name}" for name in names or () if fnmatchcase(name, part)
+            ]
+        found = below
+    return [path for path in found if os.path.isdir(path)], whole
 
 
-def _directories(path: str) -> list[str]:
-    """Names, in order; none where there is nothing to look into."""
+def matching_cgroups(pattern: str) -> list[str]:
+    return look_for_cgroups(pattern)[0]
+
+
+def _directories(path: str) -> list[str] | None:
+    """Names, in order; none where there is no directory (any more), None where it cannot be
+    read."""
     try:
         with os.scandir(path) as entries:
             return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
-    except OSError:
-        return []
+    except OSError as error:
+        return [] if error.errno in _GONE else None
 
 
 def directories_of(pattern: str) -> dict[str, str]:

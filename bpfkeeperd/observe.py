@@ -81,7 +81,11 @@ def make_pin_root(root: str) -> None:
 
 
 def _mount_point(root: str) -> str:
-    return "/sys/fs/bpf" if root.startswith("/sys/fs/bpf") else root
+    """Where one can be mounted: a directory that is there, as far as it can be told."""
+    if root.startswith("/sys/fs/bpf"):
+        return "/sys/fs/bpf"
+    parent = os.path.dirname(root)
+    return parent if os.path.isdir(parent) and not os.path.isdir(root) else root
 
 
 def observe(desired: Desired, layout: Layout, held: Held, last_ids: Mapping[str, int]) -> Observed:

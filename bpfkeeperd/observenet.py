@@ -130,7 +130,7 @@ def observe_orders(
     return found
 
 
-def neighbours(shared: kernel.Shared) -> tuple[Neighbour, ...]:
+def neighbours(shared: kernel.Attached) -> tuple[Neighbour, ...]:
     """Who is at a hook, with the names of the programs."""
     return tuple(
         Neighbour(prog_id, link_id, _name(prog_id)) for prog_id, link_id in shared.programs

@@ -21,6 +21,7 @@ from bpfkeeperd.targets import (
     PerfEventTarget,
     Target,
     TracepointTarget,
+    is_pattern,
 )
 
 
@@ -51,7 +52,7 @@ class _Places:
         match target:
             case CgroupTarget(path):
                 self._mount = self._mount or kernel.cgroup2_mount()
-                return _cgroup_id(cgroup_path(path, self._mount))
+                return _cgroup_id(cgroup_path(path, self._mount), self._mount)
             case InterfaceTarget(name, netns):
                 return self._interface(name, netns)
             case NetnsTarget(netns):
@@ -122,20 +123,29 @@ def _process_fault(pid: int | None) -> str:
 
 def _netns_inode(path: str) -> int | str:
     try:
-        return os.stat(path).st_ino
+        found = os.stat(path)
+        of_namespaces = os.stat("/proc/self/ns/net").st_dev
     except OSError as error:
         return f"cannot look at network namespace {path}: {error.strerror}"
+    if found.st_dev != of_namespaces:
+        return f"{path} is no network namespace: see ip netns list"
+    return found.st_ino
 
 
-def _cgroup_id(path: str | None) -> int | str:
+def _cgroup_id(path: str | None, mount: str | None) -> int | str:
     if path is None:
         return "no cgroup2 is mounted here: mount -t cgroup2 none /sys/fs/cgroup"
+    if is_pattern(path):
+        return f"cannot look into the directories of {path}: what matches stays as it is"
     try:
-        return os.stat(path).st_ino
+        found = os.stat(path)
     except FileNotFoundError:
         return f"there is no cgroup {path}"
     except OSError as error:
         return f"cannot look at cgroup {path}: {error.strerror}"
+    if not path.startswith(f"{mount}/") and not os.path.exists(f"{path}/cgroup.controllers"):
+        return f"{path} is no directory of a cgroup2 file system"
+    return found.st_ino
 
 
 def _interfaces(netns: str | None) -> dict[str, int] | str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterator
 
-from bpfkeeperd.actions import RemoveStub, RestoreStub, Swap
+from bpfkeeperd.actions import Attach, RemoveStub, RestoreStub, Swap
 from bpfkeeperd.desired import Attachment
 from bpfkeeperd.draft import Draft
 from bpfkeeperd.layout import LinkKey, StubKey, escape
@@ -42,10 +42,15 @@ def restore_stubs(draft: Draft) -> None:
 
 def unwanted_stubs(draft: Draft, detached: Collection[LinkKey]) -> Iterator[RemoveStub]:
     """Those that nothing runs when all that is planned is done."""
-    swaps = [
-        action for actions in draft.links.values() for action in actions if isinstance(action, Swap)
-    ]
-    moved = {action.key for action in swaps}
+    actions = [action for actions in draft.links.values() for action in actions]
+    swaps = [action for action in actions if isinstance(action, Swap)]
+    # Where an attachment is made anew, the link that had its name goes.
+    renewed = {
+        action.attachment.key
+        for action in actions
+        if isinstance(action, Attach) and not action.sole
+    }
+    moved = {action.key for action in swaps} | renewed
     taken = {action.stub for action in swaps}
     run = {
         link.stub

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from bpfkeeperd.compare import Machine
-from bpfkeeperd.desired import Attachment, WantedMap, attachment, hook_target
+from bpfkeeperd.desired import Attachment, WantedMap, attachment, hook_target, is_each_cpu
 from bpfkeeperd.entries import AttachEntry, ObjectEntry, ProgramEntry, SwapChoice
 from bpfkeeperd.errors import Problem
 from bpfkeeperd.hooks import STRUCT_OPS, Hook, HookKind, SwapWay, hook_of_section
@@ -81,7 +81,10 @@ def map_fault(
         return f"no map {target.name} is kept{f': {hint}' if hint else ''}"
     of_sockets = found.spec.type in (SOCKMAP, SOCKHASH)
     if attachment.hook.kind is HookKind.SOCKMAP and not of_sockets:
-        return f"{target.name} is a {type_name(found.spec.type)}: it takes a sockmap or a sockhash"
+        return (
+            f"{target.name} is of type {type_name(found.spec.type)}: it takes a sockmap or a"
+            " sockhash"
+        )
     return ""
 
 
@@ -149,12 +152,9 @@ def _with_map(target: Target, maps: Mapping[str, str]) -> Target:
 
 
 def _each_cpu(target: Target, machine: Machine) -> list[Target]:
-    """A perf event of all processes is counted on one CPU: one for each that is up."""
-    match target:
-        case PerfEventTarget(cpu=None, pid=None):
-            return [replace(target, cpu=cpu) for cpu in machine.online_cpus]
-        case _:
-            return [target]
+    if isinstance(target, PerfEventTarget) and is_each_cpu(target):
+        return [replace(target, cpu=cpu) for cpu in machine.online_cpus]
+    return [target]
 
 
 def _fault(attach: AttachEntry, origin: str, section: str, hook: Hook | None) -> str:

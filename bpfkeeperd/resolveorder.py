@@ -1,14 +1,15 @@
-"""What attachments of several objects say of each other: the order at a hook, and priorities of
-netfilter that would meet. Pure."""
+"""What attachments of several objects say of each other: the order at a hook, places that take one
+program, and priorities of netfilter that would meet. Pure."""
 
 from collections.abc import Iterator, Mapping
 
-from bpfkeeperd.desired import Attachment, WantedObject
+from bpfkeeperd.desired import Attachment, WantedObject, target_name
 from bpfkeeperd.entries import Manifest
 from bpfkeeperd.errors import Mark, Problem
+from bpfkeeperd.hooks import PROG_TYPE_FLOW_DISSECTOR, Hook
 from bpfkeeperd.ordering import ANY, circle, ordered_places
 from bpfkeeperd.suggest import did_you_mean
-from bpfkeeperd.targets import NetfilterTarget
+from bpfkeeperd.targets import InterfaceTarget, NetfilterTarget
 
 
 def order_problems(manifest: Manifest, objects: Mapping[str, WantedObject]) -> Iterator[Problem]:
@@ -33,7 +34,29 @@ def order_problems(manifest: Manifest, objects: Mapping[str, WantedObject]) -> I
             message = f"before and after go in a circle: {', '.join(around)}"
             first = next(peer for peer in peers if (peer.before or peer.after) not in ("", ANY))
             yield Problem(_mark(manifest, first), message, "leave one of them out")
+    yield from _alone(manifest, [each for each in every if not objects[each.object].fault])
     yield from _priorities(manifest, every)
+
+
+def _alone(manifest: Manifest, every: list[Attachment]) -> Iterator[Problem]:
+    """Two programs at a place that takes one. Those that patterns bring together are known to the
+    kernel alone."""
+    seen: dict[tuple[Hook, str, str | None], Attachment] = {}
+    for each in every:
+        if not (each.hook.rules.exclusive or each.hook.prog_type == PROG_TYPE_FLOW_DISSECTOR):
+            continue
+        match each.target:
+            case InterfaceTarget(name, netns):  # in whichever mode
+                place = each.hook, name, netns
+            case _:
+                place = each.hook, target_name(each.target), None
+        other = seen.setdefault(place, each)
+        if other is not each:
+            message = (
+                f"{other.object}/{other.program} is attached at {each.hook.name} of"
+                f" {target_name(other.target)} already, which takes one program"
+            )
+            yield Problem(_mark(manifest, each), message, "leave one of them out")
 
 
 def _priorities(manifest: Manifest, every: list[Attachment]) -> Iterator[Problem]:

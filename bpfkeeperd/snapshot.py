@@ -4,12 +4,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from bpfkeeperd.churn import MapRecord, Memory
-from bpfkeeperd.desired import Attachment, Desired, WantedMap, WantedObject, target_name
+from bpfkeeperd.desired import (
+    REGISTERED,
+    THE_KERNEL,
+    Attachment,
+    Desired,
+    WantedMap,
+    WantedObject,
+    target_name,
+)
 from bpfkeeperd.drift import count
 from bpfkeeperd.entries import MismatchPolicy
 from bpfkeeperd.foreign import beside, beside_text
 from bpfkeeperd.hooks import HookKind
-from bpfkeeperd.layout import escape
+from bpfkeeperd.layout import escape, unescape
 from bpfkeeperd.observed import Foreign, Observed, ObservedMap
 from bpfkeeperd.ordering import ordered_places, status_of_order
 from bpfkeeperd.plan import serves
@@ -58,18 +66,28 @@ def status(
 
 
 def _unread_attachments(desired: Desired, observed: Observed) -> Iterator[AttachmentStatus]:
-    """Of objects that cannot be read: which hook a program is for is then not known."""
-    for name, program, target, key in desired.unread_attachments():
-        link = observed.links.get(key)
-        alive = link is not None and link.info.target_id == observed.targets.get(target)
+    """Of objects that cannot be read: which hook a program is for is then not known, nor where it
+    is attached if the manifest leaves that to the object. There the pins say it."""
+    by_pin = desired.unread_by_pin()
+    pinned = [key for key in sorted(observed.links) if key[:2] in by_pin]
+    found = {key: observed.links[key].info.target_id for key in pinned}
+    names = {key: unescape(key[2]).replace(REGISTERED, THE_KERNEL) for key in pinned}
+    for _, _, target, key in desired.unread_attachments():
+        if key[:2] in {pin[:2] for pin in pinned}:
+            continue
+        names[key], link = target_name(target), observed.links.get(key)
+        if link is not None and link.info.target_id == observed.targets.get(target):
+            found[key] = link.info.target_id
+    for key, target_text in names.items():
+        name, link, alive = unescape(key[0]), observed.links.get(key), bool(found.get(key))
         yield AttachmentStatus(
             object=name,
-            program=program,
+            program=unescape(key[1]),
             hook="",
-            target=target_name(target),
+            target=target_text,
             up=alive,
-            prog_id=link.info.prog_id if link else None,
-            link_id=link.info.id if link else None,
+            prog_id=(link.info.prog_id or None) if link else None,
+            link_id=(link.info.id or None) if link else None,
             problem=desired.faults[name] if alive else "not attached",
         )
 
@@ -155,8 +173,8 @@ def _attachment_status(
         hook=attachment.hook.name,
         target=attachment.target_name,
         up=not problem,
-        prog_id=link.info.prog_id if link else None,
-        link_id=link.info.id if link else None,
+        prog_id=(link.info.prog_id or None) if link else None,
+        link_id=(link.info.id or None) if link else None,
         problem=problem or wanted.fault or "; ".join(map(beside_text, others)) or order,
         adopted=link is not None and link.info.id == adopted,
     )

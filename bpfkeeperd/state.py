@@ -194,7 +194,9 @@ class AttachmentStatus:
     target: str
     up: bool
     prog_id: int | None = None
+    """None of a map that is registered, too."""
     link_id: int | None = None
+    """None of what is attached without a link, too."""
     problem: str = ""
     adopted: bool = False
     """Its link was made by somebody else."""

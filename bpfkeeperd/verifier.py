@@ -15,6 +15,8 @@ _NOISE = re.compile(
     r"failed to load object|failed to load program|BPF program load failed|"
     r"max_states_per_insn|mark_precise:|arg#\d+ reference type|^(cur|old) state:"
 )
+_NO_RIGHT = re.compile(r"probe_loading\(\):Operation not permitted")
+"""What libbpf says of it is about kernels and limits."""
 _SOURCE_LINE = re.compile(r"^; ")
 
 
@@ -51,4 +53,6 @@ def load_failure(log: str, fallback: str) -> str:
         for line in log.splitlines()
         if line.startswith("libbpf: ") and not _NOISE.search(line)
     ]
+    if complaints and _NO_RIGHT.search(complaints[0]):
+        return "cannot load: Operation not permitted (EPERM): it takes root"
     return f"cannot load: {complaints[0] if complaints else fallback}"

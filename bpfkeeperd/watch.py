@@ -97,15 +97,19 @@ def _pin_names(observed: Observed, layout: Layout) -> Iterator[tuple[str, str]]:
     for name in observed.maps:
         directory, _, pin = layout.map(name).rpartition("/")
         yield directory, pin
-    for directory in (layout.own, layout.objects, layout.links):
+    for directory in (layout.own, layout.objects, layout.links, layout.attached, layout.stubs):
         yield directory, "*"
     for name, digests in observed.programs.items():
         yield f"{layout.objects}/{name}", "*"
         for digest in digests:
             yield f"{layout.objects}/{name}/{digest}", "*"
-    for name, program, _ in observed.links:
-        yield f"{layout.links}/{name}", "*"
-        yield f"{layout.links}/{name}/{program}", "*"
+    for (name, program, _), link in observed.links.items():
+        directory = layout.links if link.info.id else layout.attached
+        yield f"{directory}/{name}", "*"
+        yield f"{directory}/{name}/{program}", "*"
+    for name, program in observed.stubs:
+        yield f"{layout.stubs}/{name}", "*"
+        yield f"{layout.stubs}/{name}/{program}", "*"
 
 
 class Watch:

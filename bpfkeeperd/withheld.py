@@ -27,10 +27,16 @@ def former(
     """
     if before is None:
         return without(now, withheld)
-    objects = {
-        name: replace(wanted, fault=_fault(withheld[name])) if name in withheld else wanted
-        for name, wanted in before.objects.items()
-    }
+    objects = {}
+    for name, wanted in before.objects.items():
+        objects[name] = wanted
+        if name in withheld:
+            objects[name] = replace(wanted, fault=_fault(withheld[name]))
+        elif wanted.fault and name in now.objects:
+            # Nothing of it was loaded: it runs as it is wanted now, or why not is said there.
+            anew = now.objects[name]
+            same = anew.digest == wanted.digest
+            objects[name] = replace(wanted, fault=anew.fault) if same else anew
     return replace(before, objects=objects)
 
 

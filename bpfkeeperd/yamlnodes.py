@@ -332,5 +332,11 @@ _HINTS = (
         "write a backslash twice",
         True,
     ),
+    _Hint(
+        "expected alphabetic or numeric character",
+        'text cannot start with "*" or "&"',
+        'put it in quotes: "*"',
+        True,
+    ),
     _Hint("undefined tag handle", "tags are not supported", "write the plain value"),
 )

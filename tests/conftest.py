@@ -13,14 +13,36 @@ from pathlib import Path
 import pytest
 
 from bpfkeeperd import kernel
-from tests.machine import Netns, bpf_ids, bpf_name
+from tests.machine import (
+    Netns,
+    adopt_orphans,
+    bpf_ids,
+    bpf_object,
+    children,
+    enter_mount_namespace,
+    others_hold,
+)
 
 BPF_SOURCES = (Path(__file__).parent / "bpf", Path(__file__).parents[1] / "bpf")
 """The tests' own programs, and those that are installed."""
 
 BuildObject = Callable[..., Path]
+LEFT_SECONDS = 60.0
+"""How long something may stay in the kernel after the last test: longer than any test is."""
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+
+def pytest_sessionstart() -> None:
+    """The tests' mounts and names of network namespaces are seen by their own processes only, and
+    end with them.
+
+    Else daemons of other runs on this machine would wake up at each, and a tracefs could go away
+    that another run found mounted.
+    """
+    if os.geteuid() == 0:
+        enter_mount_namespace()
+        adopt_orphans()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -37,31 +59,43 @@ def nothing_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
     """No program or map of the tests' own objects may be left when all tests are over.
 
     A link holds its program, so links need no look of their own. Programs and maps are told from
-    those of others on this machine by their names.
+    those of others on this machine by their names and by where the sources of their object were
+    (`build_object`); those without BTF by who uses them. Some that are only pinned somewhere else
+    look like the tests' own all the same: what is of other tests goes away with these.
     """
     if os.geteuid() != 0:
         yield
         return
     before = {kind: bpf_ids(kind) for kind in ("prog", "map")}
     yield
-    own = _names_in(tmp_path_factory.getbasetemp())
+    assert not children(), f"processes left behind: {children()}"
+    suspects = {kind: bpf_ids(kind) - ids for kind, ids in before.items()}
+    basetemp = tmp_path_factory.getbasetemp()
+    own = _names_in(basetemp)
     # The kernel frees them some time after the last reference. Until then no map is opened by its
     # ID: a program array that is let go of once more while the kernel empties it is never freed.
     settled = time.monotonic() + 2
-    while any(bpf_ids(kind) - ids for kind, ids in before.items()) and time.monotonic() < settled:
+    while any(bpf_ids(kind) & ids for kind, ids in suspects.items()) and time.monotonic() < settled:
         time.sleep(0.05)
-    deadline = time.monotonic() + 10
-    while True:
-        left = {
-            f"{kind} {number} ({name})"
-            for kind, ids in before.items()
-            for number in bpf_ids(kind) - ids
-            if (name := bpf_name(kind, number)) in own
-        }
-        if not left:
-            return
-        assert time.monotonic() < deadline, f"left behind in the kernel: {sorted(left)}"
+    deadline = time.monotonic() + LEFT_SECONDS
+    while left := _left(suspects, own, f"{basetemp}/".encode()):
+        assert time.monotonic() < deadline, f"left behind in the kernel: {left}"
         time.sleep(0.1)
+
+
+def _left(suspects: dict[str, set[int]], own: set[str], sources: bytes) -> list[str]:
+    """Which of these are there yet, and are of the tests' own objects."""
+    left, maps_of_others = list[str](), set[int]()
+    for kind in ("prog", "map"):
+        for number in bpf_ids(kind) & suspects[kind]:
+            found = bpf_object(kind, number)
+            if found is None:
+                continue
+            if found.btf and sources not in found.btf:
+                maps_of_others |= found.maps
+            elif found.name in own and number not in (maps_of_others if kind == "map" else ()):
+                left.append(f"{kind} {number} ({found.name})")
+    return [one for one in left if not others_hold(one.split()[0], int(one.split()[1]))]
 
 
 def _names_in(directory: Path) -> set[str]:
@@ -106,6 +140,8 @@ def build_object(tmp_path_factory: pytest.TempPathFactory) -> BuildObject:
             defines = [f"-D{macro}={value}" for macro, value in macros.items()]
             sources = [directory / f"{name}.bpf.c" for directory in BPF_SOURCES]
             source = next(source for source in sources if source.exists())
+            # The names of sources, of which BTF tells, say who it was that built an object.
+            flags.append(f"-ffile-prefix-map={source.parent}={directory}")
             command = ["clang", *flags, *defines, "-c", str(source), "-o", str(path)]
             subprocess.run(command, check=True)
             subprocess.run(["llvm-strip", "-g", str(path)], check=True)
@@ -185,9 +221,11 @@ def netns() -> Iterator[Netns]:
     """Two network namespaces of the test's own, joined by a veth pair: ``here`` and ``there``."""
     name = f"keeper-{uuid.uuid4().hex[:8]}"
     pair = Netns(name)
-    pair.make()
-    yield pair
-    pair.remove()
+    try:
+        pair.make()
+        yield pair
+    finally:
+        pair.remove()
 
 
 def make_places(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:

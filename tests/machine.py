@@ -7,8 +7,9 @@ import socket
 import struct
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -38,22 +39,99 @@ def bpf_ids(kind: str) -> set[int]:
         ids.add(last)
 
 
-def bpf_name(kind: str, number: int) -> str:
-    """The kernel's name of a ``prog`` or ``map``; empty when it is gone.
+class BpfObject(NamedTuple):
+    """A program or map as the kernel knows it."""
 
-    Empty, too, for a program array: one that is let go of once more while the kernel empties it
+    name: str
+    btf: bytes
+    """Of the object that it was loaded from; empty if it has none."""
+    maps: frozenset[int]
+    """IDs of those that a program uses."""
+
+
+def bpf_object(kind: str, number: int) -> BpfObject | None:
+    """A ``prog`` or ``map`` by its ID; None when it is gone.
+
+    None, too, for a program array: one that is let go of once more while the kernel empties it
     (opening it by its ID is enough) loses a reference, and is never freed.
     """
-    command, offset = {"prog": (13, 64), "map": (14, 24)}[kind]  # BPF_*_GET_FD_BY_ID
+    # BPF_*_GET_FD_BY_ID; the name and the ID of the BTF in struct bpf_prog_info and bpf_map_info.
+    command, name_offset, btf_offset = {"prog": (13, 64, 128), "map": (14, 24, 64)}[kind]
+    maps = (ctypes.c_uint32 * 64)()
+    wanted = struct.pack("=52xIQ", len(maps), ctypes.addressof(maps)) if kind == "prog" else b""
+    info = _info(command, number, wanted)
+    if info is None or (kind == "map" and struct.unpack_from("=I", info)[0] == PROG_ARRAY):
+        return None
+    (btf_id,) = struct.unpack_from("=I", info, btf_offset)
+    name = info[name_offset : name_offset + 16].split(b"\0")[0].decode()
+    return BpfObject(name, _btf(btf_id) if btf_id else b"", frozenset(maps) - {0})
+
+
+def _btf(number: int) -> bytes:
+    """A BTF by its ID; empty when it is gone."""
+    data = ctypes.create_string_buffer(1 << 16)
+    wanted = struct.pack("=QI", ctypes.addressof(data), len(data))
+    info = _info(19, number, wanted)  # BPF_BTF_GET_FD_BY_ID, struct bpf_btf_info
+    return data.raw[: struct.unpack_from("=I", info, 8)[0]] if info else b""
+
+
+def _info(command: int, number: int, wanted: bytes) -> bytes | None:
+    """What the kernel tells of an object by its ID, which a command opens; None when it is gone."""
     fd, _ = _bpf(command, struct.pack("=III", number, 0, 0))
     if fd < 0:
-        return ""
-    info = ctypes.create_string_buffer(256)
+        return None
+    info = ctypes.create_string_buffer(wanted, 256)
     with kernel.holding(fd):
-        _bpf(15, struct.pack("=IIQ", fd, 128, ctypes.addressof(info)))  # BPF_OBJ_GET_INFO_BY_FD
-    if kind == "map" and struct.unpack_from("=I", info.raw)[0] == PROG_ARRAY:
-        return ""
-    return info.raw[offset : offset + 16].split(b"\0")[0].decode()
+        _bpf(15, struct.pack("=IIQ", fd, 232, ctypes.addressof(info)))  # BPF_OBJ_GET_INFO_BY_FD
+    return info.raw
+
+
+def others_hold(kind: str, number: int) -> bool:
+    """Whether a process other than this one has a ``prog`` or ``map`` open."""
+    line = f"{kind}_id:\t{number}\n"
+    for directory in Path("/proc").glob("[0-9]*/fdinfo"):
+        if directory.parent.name != str(os.getpid()):
+            with suppress(OSError):
+                for file in directory.iterdir():
+                    with suppress(OSError):
+                        if line in file.read_text():
+                            return True
+    return False
+
+
+def children() -> list[str]:
+    """The command lines of this process's children that run."""
+    found = []
+    for directory in Path("/proc").glob("[0-9]*"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            state, parent = (directory / "stat").read_text().rpartition(")")[2].split()[:2]
+            if int(parent) == os.getpid() and state != "Z":
+                command = (directory / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                found.append(f"{directory.name}: {command}")
+    return found
+
+
+def adopt_orphans() -> None:
+    """From now on processes whose parent is gone are children of this one."""
+    if ctypes.CDLL(None, use_errno=True).prctl(36, 1, 0, 0, 0):  # PR_SET_CHILD_SUBREAPER
+        number = ctypes.get_errno()
+        raise OSError(number, f"cannot adopt orphans: {os.strerror(number)}")
+
+
+def enter_mount_namespace() -> None:
+    """Gives this process, and those it starts, mounts of their own (unshare -m), and names of
+    network namespaces."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    private, recursive, new_mounts = 1 << 18, 1 << 14, 0x20000  # MS_PRIVATE, MS_REC, CLONE_NEWNS
+    names = "/run/netns"
+    os.makedirs(names, exist_ok=True)
+    if (
+        libc.unshare(new_mounts)
+        or libc.mount(b"none", b"/", None, private | recursive, None)
+        or libc.mount(b"tmpfs", names.encode(), b"tmpfs", 0, None)
+    ):
+        number = ctypes.get_errno()
+        raise OSError(number, f"cannot have mounts of our own: {os.strerror(number)}")
 
 
 def detach_link(path: Path) -> None:
@@ -69,6 +147,14 @@ def verified_instructions(program_fd: int) -> int:
     info = ctypes.create_string_buffer(256)
     _bpf(15, struct.pack("=IIQ", program_fd, 220, ctypes.addressof(info)))
     return int(struct.unpack_from("=I", info.raw, 216)[0])
+
+
+def passed_over(program_fd: int) -> int:
+    """How many events the kernel did not run a program for, because of what was going on there:
+    see `tests.kernel.tracing.Tracing.beside_a_control`."""
+    info = ctypes.create_string_buffer(256)
+    _bpf(15, struct.pack("=IIQ", program_fd, 220, ctypes.addressof(info)))
+    return int(struct.unpack_from("=Q", info.raw, 208)[0])  # recursion_misses
 
 
 def prog_attach(program_fd: int, target_fd: int, attach_type: int) -> int:

@@ -116,7 +116,7 @@ class World:
 
     def wait(self, condition: Callable[[], bool]) -> None:
         """For what the kernel does some time later."""
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while not condition():
             assert time.monotonic() < deadline
             time.sleep(0.02)

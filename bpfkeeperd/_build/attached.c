@@ -64,9 +64,11 @@ int keeper_prog_query(uint32_t target, uint32_t attach_type, bool with_links,
 
 	memset(out, 0, sizeof(*out));
 	if (syscall(__NR_bpf, BPF_PROG_QUERY, &attr, sizeof(attr)) < 0)
-		return -errno;
+		/* a kernel that does not know so much of the structure has no such hook either */
+		return errno == E2BIG ? -EINVAL : -errno;
 	out->flags = attr.attach_flags;
 	out->count = attr.count;
+	out->revision = attr.revision;
 	return 0;
 }
 

@@ -12,9 +12,13 @@ struct keeper_attached {
 	uint32_t count;
 	uint32_t programs[64];	/* a place takes no more */
 	uint32_t links[64];	/* TCX and netkit only; 0: attached without a link */
+	uint64_t revision;	/* TCX and netkit: grows with each change of the list */
 };
 
-/* BPF_PROG_QUERY: what is attached at a place, a descriptor or the index of an interface. */
+/*
+ * BPF_PROG_QUERY: what is attached at a place, a descriptor or the index of an interface of this
+ * thread's network namespace, in the order in which it runs. -EINVAL: there is no such hook.
+ */
 int keeper_prog_query(uint32_t target, uint32_t attach_type, bool with_links,
 		      struct keeper_attached *out);
 

@@ -6,30 +6,6 @@
 #include <unistd.h>
 #include <linux/bpf.h>
 
-int keeper_shared_query(int ifindex, uint32_t attach_type, struct keeper_shared *shared)
-{
-	/* attr.query of include/uapi/linux/bpf.h, as of Linux 6.6: older ones know less of it */
-	struct {
-		__u32 ifindex, attach_type, query_flags, attach_flags;
-		__u64 prog_ids;
-		__u32 count, pad;
-		__u64 prog_attach_flags, link_ids, link_attach_flags, revision;
-	} attr = {
-		.ifindex = ifindex, .attach_type = attach_type,
-		.prog_ids = (__u64)(unsigned long)shared->prog_ids,
-		.count = KEEPER_SHARED_MAX,
-		.link_ids = (__u64)(unsigned long)shared->link_ids,
-	};
-
-	memset(shared, 0, sizeof(*shared));
-	if (syscall(__NR_bpf, BPF_PROG_QUERY, &attr, sizeof(attr)))
-		/* a kernel that does not know so much of the structure has no such hook either */
-		return errno == E2BIG ? -EINVAL : -errno;
-	shared->count = attr.count;
-	shared->revision = attr.revision;
-	return 0;
-}
-
 int keeper_clsact_make(int ifindex)
 {
 	LIBBPF_OPTS(bpf_tc_hook, hook, .ifindex = ifindex,

@@ -1,21 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later OR BSD-2-Clause */
 /* Places of the network stack that several programs share: who is there, and filters of tc. */
 
-#define KEEPER_SHARED_MAX 64	/* BPF_MPROG_MAX: a hook takes no more */
-
-/* Programs at a hook, in the order in which they run; link_ids has 0 for one without a link. */
-struct keeper_shared {
-	uint32_t count;
-	uint32_t prog_ids[KEEPER_SHARED_MAX], link_ids[KEEPER_SHARED_MAX];
-	uint64_t revision;	/* grows with each change of the list */
-};
-
-/*
- * BPF_PROG_QUERY of an interface of the calling thread's network namespace. -EINVAL: the kernel, or
- * the interface, has no such hook.
- */
-int keeper_shared_query(int ifindex, uint32_t attach_type, struct keeper_shared *shared);
-
 /*
  * A filter of tc in the clsact qdisc of an interface, of the calling thread's network namespace. It
  * runs in direct-action mode. What libbpf says of a failure is in keeper_log().

@@ -51,7 +51,6 @@ from bpfkeeperd.kernel.dump import MapReader, Printer, map_for_reading, pinned_f
 from bpfkeeperd.kernel.events import Directories, drain, interface_events, mount_events
 from bpfkeeperd.kernel.net import (
     Filter,
-    Shared,
     filter_program,
     has_tcx,
     make_clsact,
@@ -80,7 +79,6 @@ from bpfkeeperd.kernel.places import (
     stack_depth,
 )
 from bpfkeeperd.kernel.probes import Answer, can_attach, lacks
-from bpfkeeperd.kernel.query import hook_links, xdp_program
 from bpfkeeperd.kernel.scan import Pin, PinKind, scan
 from bpfkeeperd.kernel.slots import map_slots
 from bpfkeeperd.kernel.stats import counting_runs, program_stats
@@ -110,7 +108,6 @@ __all__ = [
     "Pin",
     "PinKind",
     "Printer",
-    "Shared",
     "XdpProgram",
     "all_links",
     "attachable_functions",
@@ -127,7 +124,6 @@ __all__ = [
     "filter_program",
     "has_tcx",
     "holding",
-    "hook_links",
     "inside_netns",
     "interface_events",
     "interface_index",
@@ -194,6 +190,5 @@ __all__ = [
     "tracefs_mount",
     "uprobe_multi_link",
     "xdp_attach",
-    "xdp_program",
     "xdp_running",
 ]

@@ -15,7 +15,10 @@ class Attached(NamedTuple):
     flags: int
     """Of a cgroup: BPF_F_ALLOW_OVERRIDE 1, BPF_F_ALLOW_MULTI 2, or neither."""
     programs: tuple[tuple[int, int], ...]
-    """Program ID, and link ID where the kernel tells it (TCX, netkit), else 0."""
+    """Program ID, and link ID where the kernel tells it (TCX, netkit), else 0; in the order in
+    which they run."""
+    revision: int
+    """Of TCX and netkit: grows with each change of the list."""
 
 
 class XdpProgram(NamedTuple):
@@ -52,7 +55,7 @@ def attached_programs(target: int, attach_type: int, *, with_links: bool = False
     if result < 0:
         raise KernelError("ask what is attached", -result)
     pairs = zip(found.programs[0 : found.count], found.links[0 : found.count], strict=True)
-    return Attached(found.flags, tuple(pairs))
+    return Attached(found.flags, tuple(pairs), found.revision)
 
 
 def xdp_running(index: int) -> XdpProgram | None:

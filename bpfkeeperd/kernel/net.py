@@ -9,20 +9,12 @@ from typing import Any, NamedTuple
 
 from bpfkeeperd._libbpf import ffi, lib
 from bpfkeeperd.errors import KernelError
+from bpfkeeperd.kernel.attached import Attached, attached_programs
 
 TCX_INGRESS = 46
 """BPF_TCX_INGRESS of ``enum bpf_attach_type``."""
 _LOOPBACK = 1
 """The index of ``lo``, in every network namespace."""
-
-
-class Shared(NamedTuple):
-    """The programs at a hook, in the order in which they run."""
-
-    programs: tuple[tuple[int, int], ...]
-    """Of each the program ID, and the link ID or 0."""
-    revision: int
-    """Grows with each change of the list."""
 
 
 class Filter(NamedTuple):
@@ -35,21 +27,19 @@ class Filter(NamedTuple):
     priority: int
 
 
-def shared_hook(index: int, attach_type: int) -> Shared | None:
+def shared_hook(index: int, attach_type: int) -> Attached | None:
     """Who is at a hook (TCX, netkit) of an interface; None where the kernel, or the interface, has
     no such hook.
 
     Raises:
         KernelError: ENODEV when there is no such interface.
     """
-    found = ffi.new("struct keeper_shared *")
-    result = lib.keeper_shared_query(index, attach_type, found)
-    if result == -errno.EINVAL:
-        return None
-    if result < 0:
-        raise KernelError("ask for the programs of an interface", -result)
-    pairs = ((found.prog_ids[place], found.link_ids[place]) for place in range(found.count))
-    return Shared(tuple(pairs), found.revision)
+    try:
+        return attached_programs(index, attach_type, with_links=True)
+    except KernelError as error:
+        if error.errno == errno.EINVAL:
+            return None
+        raise
 
 
 @functools.cache

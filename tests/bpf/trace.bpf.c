@@ -4,7 +4,7 @@
  * one seen twice do not look like nothing. The events are made by tests/kernel/victim.c.
  *
  * HOOK	section of the program	MAGIC	marks the events that are ours
- * PROGRAM	its name
+ * PROGRAM	its name				SEEN	that of its map
  * SLEEPS	it calls what only a program that may sleep can call
  * WHERE	how the number is found: one of the following
  */
@@ -28,6 +28,9 @@
 #ifndef PROGRAM
 #define PROGRAM trace
 #endif
+#ifndef SEEN
+#define SEEN seen
+#endif
 #ifndef VERDICT
 #define VERDICT 0
 #endif
@@ -37,7 +40,7 @@ struct {
 	__type(key, __u32);
 	__type(value, __u32);
 	__uint(max_entries, 1 << 18);
-} seen SEC(".maps");
+} SEEN SEC(".maps");
 
 USED_BY_SOME int count(__u64 magic, __u32 number)
 {
@@ -45,7 +48,7 @@ USED_BY_SOME int count(__u64 magic, __u32 number)
 
 	if (magic != MAGIC)
 		return VERDICT;
-	times = bpf_map_lookup_elem(&seen, &number);
+	times = bpf_map_lookup_elem(&SEEN, &number);
 	if (times)
 		__sync_fetch_and_add(times, 1);
 	return VERDICT;

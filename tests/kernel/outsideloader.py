@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 
 SOURCE = Path(__file__).parent / "plain_attach.c"
 
@@ -33,8 +33,14 @@ class Outsider:
 
 
 @cache
+def _directory() -> TemporaryDirectory[str]:
+    """Removed when this process ends."""
+    return TemporaryDirectory(prefix="plain_attach")
+
+
+@cache
 def _program() -> str:
-    path = f"{mkdtemp(prefix='plain_attach')}/plain_attach"
+    path = f"{_directory().name}/plain_attach"
     subprocess.run(["gcc", "-O2", "-Wall", str(SOURCE), "-o", path, "-lbpf"], check=True)
     return path
 

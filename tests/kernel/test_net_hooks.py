@@ -501,3 +501,23 @@ def test_unload_takes_filters_down(world: World, quiet: Netns) -> None:
     assert any("detached one/count" in line for line in world.unload())
     assert tc(quiet, "filter", "show", "dev", "veth0", "ingress") == ""
     assert not (world.pins / "bpfkeeperd").exists()
+
+
+def test_a_netfilter_priority_is_free_at_once(world: World, quiet: Netns) -> None:
+    """Reload upon reload: the kernel takes a link down some time after its pin goes."""
+    skip_without_section("netfilter")
+    world.put("one", HOOK='"netfilter"')
+    write(world, quiet, NETFILTER)
+    with world.keeper() as keeper:
+        for _ in range(5):
+            write(world, quiet, NETFILTER)
+            for _ in range(4):
+                outcome = world.reload(keeper, force=True)
+                assert outcome.result is ReloadResult.OK, outcome
+            assert len(world.link_pins("one")) == 1
+            before = world.events()[0]
+            quiet.send(3)
+            assert world.events()[0] == before + 3
+            world.write("objects: {one: {file: one.bpf.o, pin_maps: [counts]}}\n")
+            assert world.reload(keeper).result is ReloadResult.OK
+            assert not world.link_pins("one")

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from bpfkeeperd import kernel
-from bpfkeeperd.errors import KernelError
+from bpfkeeperd.errors import KernelError, PinRootError
+from bpfkeeperd.observe import check_pin_root
 from bpfkeeperd.state import MapIdChange, ReloadResult
 from bpfkeeperd.statefile import state_path
 from tests.kernel.test_reload import plan_now
@@ -113,6 +114,14 @@ def test_map_ids_of_an_earlier_boot_are_nobodys(world: World) -> None:
         assert world.apply().result is ReloadResult.OK
         assert world.map_id() != number, "a stranger's map was taken for a lost one"
         assert [change.reason for change in world.changes] == [MapIdChange.REBOOT]
+
+
+def test_where_to_mount_a_bpffs(tmp_path: Path) -> None:
+    """A directory that is there: the pin root is made by the keeper, below it."""
+    with pytest.raises(PinRootError, match=f"not on a bpffs: mount -t bpf bpf {tmp_path}$"):
+        check_pin_root(f"{tmp_path}/pins")
+    with pytest.raises(PinRootError, match=f"not on a bpffs: mount -t bpf bpf {tmp_path}$"):
+        check_pin_root(str(tmp_path))
 
 
 def test_bpffs_unmounted_and_mounted_again(world: World) -> None:

@@ -104,6 +104,7 @@ def fail_at_each_step(
             return failed
         failed.add(fail.steps[at - 1])
         assert outcome.result is ReloadResult.FAILED
+        assert 0 <= outcome.swapping_seconds < outcome.duration_seconds
         assert "cannot do " in outcome.failures[0].message
         assert world.everything() == before, f"not rolled back: {fail.steps[at - 1]}"
         if elsewhere is not object:

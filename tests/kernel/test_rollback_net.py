@@ -72,6 +72,7 @@ def served(world: World, pair: Netns) -> tuple[int, int]:
     before = world.events()
     pair.send(3)
     after = world.events()
+    assert after[0] >= before[0] + 3, "some were missed"
     return after[0] - before[0], after[1] - before[1]
 
 

@@ -17,7 +17,7 @@ from bpfkeeperd.hooks import STRUCT_OPS
 from bpfkeeperd.keeper import Keeper
 from bpfkeeperd.state import ReloadResult
 from tests.kernel.test_reload import plan_now
-from tests.machine import bpf_ids, bpf_name, skip_without
+from tests.machine import skip_without
 from tests.scenario import World, contents, refused
 
 MANIFEST = """
@@ -26,18 +26,9 @@ objects:
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def all_gone() -> Iterator[None]:
-    """The kernel lets go of such maps seconds after their last reference, and of what they use."""
+@pytest.fixture(autouse=True)
+def needed() -> None:
     skip_without(STRUCT_OPS)
-    before = bpf_ids("map")
-    yield
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        left = {number for number in bpf_ids("map") - before if bpf_name("map", number) == "ops"}
-        if not left:
-            return
-        time.sleep(0.2)
 
 
 @pytest.fixture

@@ -5,9 +5,12 @@ import os
 import resource
 import subprocess
 from contextlib import ExitStack
+from pathlib import Path
 
 from bpfkeeperd import kernel
+from bpfkeeperd.observetargets import observe_targets
 from bpfkeeperd.state import ReloadResult
+from bpfkeeperd.targets import NetnsTarget
 from tests.kernel.test_reload import plan_now
 from tests.machine import Netns, inside_cgroup, ip, send_datagrams
 from tests.scenario import World, check_still_served, garbage, refused
@@ -201,6 +204,14 @@ def test_same_index_in_another_namespace_is_another_interface(world: World, netn
     assert plan_now(world) == ()
 
 
+def test_a_file_that_is_no_network_namespace(tmp_path: Path) -> None:
+    """As the name of a namespace that `ip netns` could not mount leaves it."""
+    stale, own = NetnsTarget(str(tmp_path)), NetnsTarget("/proc/self/ns/net")
+    found = observe_targets([stale, own], {})
+    assert found[stale] == f"{tmp_path} is no network namespace: see ip netns list"
+    assert found[own] == os.stat("/proc/self/ns/net").st_ino
+
+
 def test_mistyped_target_does_not_take_down_what_runs(world: World) -> None:
     world.put("one")
     world.write_counter("one")
@@ -210,6 +221,11 @@ def test_mistyped_target_does_not_take_down_what_runs(world: World) -> None:
         good = world.manifest_file.read_text()
         world.manifest_file.write_text(good.replace(str(world.cgroup), f"{world.cgroup}.slcie"))
         assert "there is no cgroup" in refused(world.reload(keeper))
+        assert world.link_ids() == links
+        elsewhere = world.manifest_file.parent
+        world.manifest_file.write_text(good.replace(str(world.cgroup), str(elsewhere)))
+        text = refused(world.reload(keeper))
+        assert f"{elsewhere} is no directory of a cgroup2 file system" in text
         assert world.link_ids() == links
         check_still_served(world)
         child = world.cgroup / "child"

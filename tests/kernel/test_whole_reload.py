@@ -233,3 +233,87 @@ def test_an_interruption_undoes_it_too(world: World) -> None:
     assert world.everything() == before
     assert world.apply().result is ReloadResult.OK
     assert plan_now(world) == ()
+
+
+CHILDREN = ("c0", "c1", "c2", "c3")
+
+
+def begin_with_many(world: World) -> None:
+    """One object at several cgroups."""
+    for child in CHILDREN:
+        (world.cgroup / child).mkdir()
+    world.put("one", MAP="ones")
+    targets = ", ".join(f"{{cgroup: CGROUP/{child}}}" for child in CHILDREN)
+    world.write(
+        "maps: {ones: {on_mismatch: recreate}}\nobjects: {one: {file: one.bpf.o, pin_maps: [ones],"
+        f" programs: {{count: {{attach: [{targets}]}}}}}}}}\n"
+    )
+
+
+def link_of(world: World, child: str) -> str:
+    (path,) = (path for path in world.link_ids() if path.endswith(f"-{child}"))
+    return path
+
+
+def let_die(world: World, child: str) -> None:
+    """Its cgroup goes, and a moment later the link in it is dead."""
+    (world.cgroup / child).rmdir()
+    world.wait(lambda: 0 in world.link_targets())
+
+
+def test_a_link_that_dies_during_the_reload(world: World) -> None:
+    """There is nothing to swap, which is no reason to undo the rest."""
+    begin_with_many(world)
+    with world.keeper() as keeper:
+        assert world.reload(keeper).result is ReloadResult.OK
+        before = world.link_ids()
+        world.put("one", MAP="ones", STEP=2)
+
+        def disturb(step: Step, subject: object) -> None:
+            if step is Step.SWAP and str(subject).endswith("c3"):
+                let_die(world, "c1")
+
+        keeper._on_step = disturb
+        outcome = world.reload(keeper)
+        assert outcome.result is ReloadResult.OK, outcome
+        assert any("c1: its target went away" in note for note in outcome.notes), outcome
+        after = world.link_ids()
+        swapped = {path for path in after if after[path] != before[path]}
+        assert swapped == {link_of(world, child) for child in ("c0", "c2", "c3")}
+        assert sum(keeper.status.drift.values()) == 1, keeper.status.drift
+        (world.cgroup / "c1").mkdir()
+        keeper._on_step = AtSwap(0)
+        keeper.heal(1.0)
+        assert plan_now(world) == ()
+
+
+@pytest.mark.parametrize("how", ("dies", "is changed"))
+def test_a_link_that_cannot_be_swapped_back(world: World, how: str) -> None:
+    """The others can, and are."""
+    begin_with_many(world)
+    foreign = world.build("counter", MAP="guests").read_bytes()
+    with kernel.open_object(foreign, "guest") as guest, world.keeper() as keeper:
+        guest.load()
+        assert world.reload(keeper).result is ReloadResult.OK
+        before = world.link_ids()
+        world.put("one", MAP="ones", STEP=2, ENTRIES=32)
+
+        def disturb(step: Step, subject: object) -> None:
+            if step is not Step.COMMIT_MAP:
+                return
+            if how == "dies":
+                let_die(world, "c1")
+            else:
+                path = f"{world.layout.links}/{link_of(world, 'c1')}"
+                fd = kernel.pinned(path, kernel.PinKind.LINK)
+                assert fd
+                with kernel.holding(fd):
+                    kernel.link_update(fd, guest.program_fd("count"))
+            raise Injected("take the name", 12)
+
+        keeper._on_step = disturb
+        text = refused(world.reload(keeper))
+        assert ("could not be undone" in text) == (how == "is changed"), text
+        after = world.link_ids()
+        others = [link_of(world, child) for child in ("c0", "c2", "c3")]
+        assert [after[path] for path in others] == [before[path] for path in others]

@@ -5,11 +5,13 @@ import os
 import platform
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from bpfkeeperd import kernel
+from bpfkeeperd.attachtrace import PERF_TYPE_TRACEPOINT
+from bpfkeeperd.hooks import HookKind, hook_of_section
 from tests.machine import map_value, run_program
 from tests.scenario import World
 
@@ -19,8 +21,17 @@ KERNEL_RESULT = 9
 MAGIC = 0x42000000 | os.getpid()
 """Marks the events of this process."""
 _ARCHITECTURE = {"x86_64": "x86", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
+PRCTL_ENTERED = "syscalls/sys_enter_prctl"
 PREFIX = {"x86_64": "__x64_sys_", "aarch64": "__arm64_sys_"}.get(platform.machine(), "")
 PRCTL, LSEEK = f"{PREFIX}prctl", f"{PREFIX}lseek"
+
+
+_PASSED_OVER = {
+    HookKind.TRACEPOINT: f"tracepoint/{PRCTL_ENTERED}",
+    HookKind.KPROBE: f"kprobe/{PRCTL}",
+    HookKind.KPROBE_MULTI: f"kprobe.multi/{PRCTL}",
+}
+"""Kinds whose programs the kernel may pass over, each with the section of a control."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +65,31 @@ class Tracing:
     victim: Path
     made: int = 0
     """Numbers that were given to events so far."""
+    control: int | None = None
+    """The map in which the program of `beside_a_control` counts."""
+
+    @contextmanager
+    def beside_a_control(self) -> Iterator[None]:
+        """A program that is never swapped is at the row's event meanwhile.
+
+        It tells which events ran no program at all: on a CPU whose ``bpf_prog_active`` is raised,
+        as it is for as long as anybody's update of a map is preempted there, trace_call_bpf() of
+        the kernel passes over all programs of an event. Only kinds that it runs need a control.
+        """
+        hook = hook_of_section(self.row.section)
+        if hook is None or hook.kind not in _PASSED_OVER:
+            yield
+            return
+        section = _PASSED_OVER[hook.kind]
+        macros = self.macros(section) | {"PROGRAM": "control", "SEEN": "control_seen"}
+        data = self.world.build("trace", **macros).read_bytes()
+        with ExitStack() as stack:
+            beside = stack.enter_context(kernel.open_object(data, "control"))
+            beside.load()
+            stack.enter_context(kernel.holding(_at_prctl(hook.kind, beside.program_fd("control"))))
+            self.control = beside.map_fd("control_seen")
+            yield
+            self.control = None
 
     def put(self, **macros: object) -> Path:
         """Compiles the program and puts it where the manifest finds it."""
@@ -78,16 +114,17 @@ class Tracing:
         self.world.write(f"objects: {{one: {{file: one.bpf.o, {kept}{programs}}}}}\n")
 
     def counts(self, first: int, count: int) -> list[int]:
-        """How often each of these numbers was seen."""
+        """How often each of these numbers was seen, but for those that ran no program."""
         found = kernel.pinned_map(str(self.world.pins / "seen"))
         assert found
         with kernel.holding(found[0]):
-            return [
-                int.from_bytes(
-                    kernel.map_lookup(found[0], key.to_bytes(4, "little"), 4) or b"", "little"
-                )
-                for key in range(first, first + count)
-            ]
+            seen = _counts(found[0], first, count)
+        if self.control is None:
+            return seen
+        ran = _counts(self.control, first, count)
+        passed_over = ran.count(0)
+        assert passed_over <= max(2, count // 20), f"{passed_over} of {count} ran no program"
+        return [times for times, control in zip(seen, ran, strict=True) if times or control]
 
     def seen(self, events: int = 3) -> list[int]:
         """Makes events; how often each was seen."""
@@ -151,6 +188,28 @@ class Tracing:
                 return int(output)
 
             yield end
+
+
+def _counts(fd: int, first: int, count: int) -> list[int]:
+    return [
+        int.from_bytes(kernel.map_lookup(fd, key.to_bytes(4, "little"), 4) or b"", "little")
+        for key in range(first, first + count)
+    ]
+
+
+def _at_prctl(kind: HookKind, prog_fd: int) -> int:
+    """A link of a program to prctl(2)."""
+    if kind is HookKind.KPROBE_MULTI:
+        return kernel.kprobe_multi_link(prog_fd, [PRCTL], at_return=False)
+    if kind is HookKind.KPROBE:
+        probes = kernel.perf_source("kprobe")
+        assert probes is not None
+        event = kernel.perf_event_open((probes, 0), place=(PRCTL, 0), cpu=0)
+    else:
+        with open(f"{kernel.tracefs_mount()}/events/{PRCTL_ENTERED}/id", encoding="ascii") as file:
+            event = kernel.perf_event_open((PERF_TYPE_TRACEPOINT, int(file.read())), cpu=0)
+    with kernel.holding(event):
+        return kernel.perf_link(prog_fd, event)
 
 
 def kernel_offset(victim: Path) -> int:

@@ -19,7 +19,7 @@ from typing import Self
 from tests.scenario import World
 
 ROOT = Path(__file__).parents[2]
-WAIT_SECONDS = 20.0
+WAIT_SECONDS = 60.0
 NO_METRICS = "metrics: {listen: none}"
 METRICS = 'metrics: {listen: "127.0.0.1:0"}'
 
@@ -216,6 +216,15 @@ class DaemonProcess:
             int(re.findall(r"^voluntary_ctxt_switches:\s+(\d+)", task.read_text(), re.M)[0])
             for task in tasks
         )
+
+    def wait_idle(self) -> None:
+        """Until it has slept for a second."""
+        deadline = time.monotonic() + WAIT_SECONDS
+        before, last = -1, self.wakeups()
+        while before != last:
+            assert time.monotonic() < deadline, f"it does not come to rest:\n{self.log}"
+            time.sleep(1)
+            before, last = last, self.wakeups()
 
     def rss_bytes(self) -> int:
         status = Path(f"/proc/{self.pid}/status").read_text()

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from bpfkeeperd.control import control_path
+from bpfkeeperd.daemon import REQUEST_SECONDS
 from bpfkeeperd.steps import FAILPOINT_VARIABLE
 from tests.machine import inside_cgroup, send_datagrams
 from tests.scenario import World
@@ -83,14 +84,15 @@ def test_a_thousand_sighups_collapse(world: World, start: Start) -> None:
     prepare(world)
     daemon = start()
     world.build("counter", STEP=7)  # so that it is at hand
+    before = world.link_ids()
     for number in range(1000):
         if number == 999:
             world.put("one", STEP=7)  # only the last one can find it
         daemon.signal(signal.SIGHUP)
-    time.sleep(0.3)
-    told = daemon.notifications.having("RELOADING")
-    assert 1 <= len(told) < 200
-    daemon.wait_ready(1 + len(told))
+    world.wait(lambda: world.link_ids() != before)
+    told = daemon.notifications.having
+    world.wait(lambda: len(told("READY")) == 1 + len(told("RELOADING")))
+    assert 1 <= len(told("RELOADING")) < 200
     check_served(world, step=7)
 
 
@@ -141,8 +143,11 @@ def pings(daemon: DaemonProcess) -> int:
 def test_watchdog_is_fed(world: World, start: Start) -> None:
     prepare(world)
     daemon = start(variables={"WATCHDOG_USEC": "400000"})
-    time.sleep(1.5)
-    assert 5 <= pings(daemon) <= 12  # each 200 ms, and one for each thing that was done
+    began = time.monotonic()
+    world.wait(lambda: pings(daemon) >= 6)  # each 200 ms, and one for each thing that was done
+    seconds = time.monotonic() - began
+    assert seconds < 5
+    assert pings(daemon) <= 5 + seconds * 5
 
 
 @pytest.mark.parametrize("variables", [{}, {"WATCHDOG_USEC": "200000", "WATCHDOG_PID": "1"}])
@@ -385,7 +390,7 @@ def test_clients_that_say_nothing_or_nonsense(world: World, start: Start) -> Non
             pass  # and goes away before the answer
         began = time.monotonic()
         assert daemon.reload().returncode == 0
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < REQUEST_SECONDS, "it waited for who says nothing"
     assert "Traceback" not in daemon.log
     check_served(world)
 
@@ -398,7 +403,7 @@ def test_silent_clients_are_sent_away(world: World, start: Start) -> None:
         silent = [stack.enter_context(client(world)) for _ in range(20)]
         silent[-1].settimeout(12)
         assert silent[-1].recv(100) == b""
-        deadline = time.monotonic() + 2
+        deadline = time.monotonic() + 10
         while daemon.descriptors() > before and time.monotonic() < deadline:
             time.sleep(0.05)
         assert daemon.descriptors() <= before
@@ -408,7 +413,7 @@ def test_idle_daemon_costs_next_to_nothing(world: World, start: Start) -> None:
     prepare(world, METRICS)
     daemon = start()
     daemon.metrics()
-    time.sleep(0.5)
+    daemon.wait_idle()
     ticks, wakeups = daemon.cpu_ticks(), daemon.wakeups()
     time.sleep(3)
     assert daemon.cpu_ticks() - ticks <= 1

@@ -351,6 +351,8 @@ def test_wait_prints_the_next_id(world: World, start: Start) -> None:
     done = cli(world, "wait", "counts", "--timeout", "0.1")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "bpfkeeperd: map counts has no other ID after 0.1 s\n"
+    absent = cli(world, "wait", "cuonts", "--timeout", "0.1")
+    assert f"waiting: no map is pinned as {world.pins}/cuonts yet\n" in absent.stderr
     command = [sys.executable, "-m", "bpfkeeperd", "wait", "counts", "--id", str(before)]
     waiting = subprocess.Popen(
         [*command, "--timeout", str(WAIT_SECONDS), "-c", str(world.manifest_file)],
@@ -401,7 +403,7 @@ _TO_A_JOURNAL = """
 import json, os, socket, sys
 from bpfkeeperd import service
 from bpfkeeperd.churn import IdChange
-from bpfkeeperd.daemon import _log_changes
+from bpfkeeperd.journal import log_changes
 from bpfkeeperd.state import MapIdChange
 os.makedirs("/run/systemd/journal")
 journal = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -409,7 +411,7 @@ journal.bind("/run/systemd/journal/socket")
 status = os.fstat(2)
 os.environ["JOURNAL_STREAM"] = f"{status.st_dev}:{status.st_ino}"
 service.set_up_log()
-_log_changes((IdChange("a/counts", 7, 12, MapIdChange.RENEWED),))
+log_changes((IdChange("a/counts", 7, 12, MapIdChange.RENEWED),))
 print(json.dumps(dict(line.split("=", 1) for line in journal.recv(1 << 16).decode().splitlines())))
 """
 

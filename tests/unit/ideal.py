@@ -21,22 +21,26 @@ from bpfkeeperd.actions import (
     Removal,
     RemoveArray,
     RemovePrograms,
+    RemoveStub,
     RenameMap,
     RenewMap,
     Restore,
     RestoreLink,
     RestoreMap,
+    RestoreProgram,
+    RestoreStub,
     Swap,
 )
 from bpfkeeperd.compare import differences, layout_differences
 from bpfkeeperd.desired import Attachment, Desired, WantedMap, WantedObject
 from bpfkeeperd.entries import Content, MapRef
-from bpfkeeperd.hooks import HookKind
-from bpfkeeperd.layout import LinkKey, escape, is_array_name, kernel_name
-from bpfkeeperd.observed import Foreign, Observed, ObservedLink, ObservedMap
+from bpfkeeperd.hooks import CLSACT_LINK, HookKind, SwapWay
+from bpfkeeperd.layout import LinkKey, StubKey, escape, is_array_name, kernel_name
+from bpfkeeperd.observed import Foreign, Observed, ObservedLink, ObservedMap, ObservedStub
 from bpfkeeperd.plan import serves
 from bpfkeeperd.state import LinkInfo, MapInfo, MapSpec, ProgramInfo
-from bpfkeeperd.targets import Target
+from bpfkeeperd.targets import MapTarget, Target
+from tests.unit import idealstubs
 
 Layouts = tuple[str | None, str | None]
 
@@ -53,7 +57,11 @@ class Ideal:
     programs: dict[str, dict[str, dict[str, ProgramInfo]]] = field(default_factory=dict)
     used_as: dict[int, dict[str, int]] = field(default_factory=dict)
     """By program ID: the maps it runs on, by their ELF names."""
+    unpinned: set[tuple[str, str, str]] = field(default_factory=set)
+    """Object, digest and name of programs whose pin is gone."""
     links: dict[LinkKey, ObservedLink] = field(default_factory=dict)
+    """As they are: `idealstubs.seen` tells what those on stubs serve."""
+    stubs: dict[StubKey, ObservedStub] = field(default_factory=dict)
     targets: dict[Target, int | str] = field(default_factory=dict)
     foreign: list[tuple[Attachment, Foreign]] = field(default_factory=list)
     """What somebody else attached, with an attachment at the same place. The tag tells whether it
@@ -65,6 +73,8 @@ class Ideal:
     contents: dict[int, dict[int, object]] = field(default_factory=dict)
     """By map ID: what stands in the place of each wanted entry, programs and maps as their ID."""
     last_id: int = 100
+    made: dict[str, int] = field(default_factory=dict)
+    """Maps of the change that is being done, which are not pinned yet."""
     restored_links: set[LinkKey] = field(default_factory=set)
     generational: set[str] = field(default_factory=set)
     formers: dict[str, str] = field(default_factory=dict)
@@ -109,7 +119,10 @@ class Ideal:
                 for name, digests in self.programs.items()
             },
             used_as=dict(self.used_as),
+            unpinned=set(self.unpinned),
             links=dict(self.links),
+            stubs=dict(self.stubs),
+            targets=dict(self.targets),
             foreign=list(self.foreign),
             adopted=set(),
             left_out=set(),
@@ -120,6 +133,9 @@ class Ideal:
     def observe(self, desired: Desired) -> Observed:
         """What observe.py would say."""
         self.know(desired)
+        for target in (*self.targets, *(attachment.target for attachment in desired.attachments)):
+            if isinstance(target, MapTarget):
+                self.targets[target] = self._map_id(target.name)
         names = (*desired.maps, *desired.unread_maps())
         maps = {name: self._observe_map(name, desired.maps.get(name)) for name in names}
         pinned = {found.pinned.id for found in maps.values() if found.pinned}
@@ -133,12 +149,19 @@ class Ideal:
         return Observed(
             maps=maps,
             programs=self.programs,
-            links=self.links,
-            targets=self.targets,
+            links={key: idealstubs.seen(self, key) for key in self.links},
+            stubs=dict(self.stubs),
+            unpinned_programs=tuple(sorted(self.unpinned)),
+            targets=dict(self.targets),
             foreign=self._observe_foreign(desired),
             map_names={map_id: self.maps[map_id].name for map_id in used - pinned},
             arrays=tuple(sorted(filter(is_array_name, self.pins))),
         )
+
+    def _map_id(self, name: str) -> int | str:
+        former = self.former_names.get(name, "")
+        found = self.pins.get(name) or self.pins.get(former) or self.remembered.get(name)
+        return found if found and name not in self.faults else f"there is no map {name}"
 
     def _observe_foreign(self, desired: Desired) -> dict[LinkKey, tuple[Foreign, ...]]:
         found = {}
@@ -161,8 +184,11 @@ class Ideal:
     def _same(self, wanted: WantedObject, ours: ProgramInfo, other: Foreign) -> bool:
         if ours.id == other.program.id:
             return True
-        uses, theirs = self.used_as[ours.id], self.used_as[other.program.id]
-        return other.program.tag == "same" and all(uses[elf] == theirs.get(elf) for elf in uses)
+        uses, theirs = (
+            {elf: used for elf, used in self.used_as[number].items() if elf in wanted.maps}
+            for number in (ours.id, other.program.id)
+        )
+        return other.program.tag == "same" and uses == theirs
 
     def know(self, desired: Desired) -> None:
         """Takes note of what is said of the maps."""
@@ -234,10 +260,15 @@ class Ideal:
                 assert self.remembered[wanted.name] == info.id
                 self.pins[wanted.name] = info.id
             case RestoreLink(key, link):
-                assert self.links[key] == ObservedLink(link, pinned=False)
+                found = idealstubs.seen(self, key)
+                assert found == ObservedLink(link, pinned=False, stub=found.stub)
                 assert link.target_id, "it is dead"
-                self.links[key] = ObservedLink(link)
+                self.links[key] = replace(self.links[key], pinned=True)
                 self.restored_links.add(key)
+            case RestoreStub():
+                idealstubs.restore(self, restore)
+            case RestoreProgram(name, digest, program):
+                self.unpinned.remove((name, digest, program))
 
     def _change(self, change: Change) -> None:
         self.formers = {
@@ -246,6 +277,7 @@ class Ideal:
             if isinstance(action, RenameMap)
         }
         new = {action.map.name: self._new_map(action, change) for action in change.makes}
+        self.made = new
         for load in change.loads:
             self._load(load, new)
         for action in change.makes:
@@ -269,6 +301,7 @@ class Ideal:
                 assert action.map.name not in self.pins
                 del self.pins[action.source]
         self.pins |= new
+        self.made = {}
         for renaming in change.maps:
             if isinstance(renaming, RenameMap):
                 assert (
@@ -354,10 +387,15 @@ class Ideal:
     def _attached_among_others(self, action: Attach, prog_id: int) -> bool:
         """Whether theirs is kept, or ours cannot be attached beside it."""
         key, other = action.attachment.key, action.adopt
+        links = [one for one in action.displaced if one.link]
+        assert not (other and links) or other == links[0], "ours comes in the place of the first"
         if other and other.link and other.program.id == prog_id and self._is_there(other):
             self.links[key] = ObservedLink(other.link)
             self.adopted.add(other.link.id)
             self.gone(other)
+            self._displace(
+                action.attachment, tuple(one for one in action.displaced if one != other)
+            )
             return True
         if action.sole and not action.displaced:
             self.left_out.add(str(action.attachment))
@@ -369,8 +407,7 @@ class Ideal:
         attachment = action.attachment
         digests = self.programs[attachment.key[0]]
         prog_id = digests[action.digest][attachment.key[1]].id
-        target_id = self.targets[attachment.target]
-        assert isinstance(target_id, int), "it cannot be attached where nothing is"
+        target_id = self._target_id(attachment)
         match action:
             case Attach():
                 assert attachment.key not in self.restored_links, "its pin stands in the way"
@@ -378,23 +415,47 @@ class Ideal:
                     self._attached_among_others(action, prog_id)
                 ):
                     return
-                if attachment.hook.kind is HookKind.XDP:
-                    assert not self._foreign_at(attachment), "the interface runs another program"
-                info = LinkInfo(
-                    self.new_id(),
-                    prog_id,
-                    min(attachment.hook.rules.link_types),
-                    target_id,
-                    attachment.hook.attach_type,
+                if attachment.hook.rules.exclusive:
+                    assert not self._foreign_at(attachment), "another program is there"
+                self.links[attachment.key] = ObservedLink(
+                    self.new_link(attachment, target_id, prog_id)
                 )
-                self.links[attachment.key] = ObservedLink(info)
-            case Swap(_, expected, key):
-                assert self.links[key] == ObservedLink(expected), "somebody else changed it"
-                del self.links[key]
-                self.links[attachment.key] = ObservedLink(replace(expected, prog_id=prog_id))
+            case Swap(_, expected, key, _, _, stub):
+                there = idealstubs.seen(self, key)
+                if stub is None:
+                    assert there == ObservedLink(expected, stub=there.stub), "it was changed"
+                    del self.links[key]
+                    info = replace(
+                        expected, prog_id=idealstubs.put_behind(self, attachment, prog_id)
+                    )
+                    if attachment.hook.rules.swap is SwapWay.OVERLAP:
+                        info = replace(info, id=self.new_id())
+                    self.links[attachment.key] = ObservedLink(info)
+                else:
+                    assert replace(there.info, prog_id=0) == replace(expected, prog_id=0)
+                    idealstubs.swap(self, action, stub, prog_id)
             case Displace(_, _, others):
                 assert self.links[attachment.key].pinned, "nothing would run there"
                 self._displace(attachment, others)
+
+    def _target_id(self, attachment: Attachment) -> int:
+        if isinstance(attachment.target, MapTarget):
+            name = attachment.target.name
+            self.targets[attachment.target] = self.made.get(name) or self._map_id(name)
+        target_id = self.targets[attachment.target]
+        assert isinstance(target_id, int), "it cannot be attached where nothing is"
+        return target_id
+
+    def new_link(self, attachment: Attachment, target_id: int, prog_id: int) -> LinkInfo:
+        kind = min(attachment.hook.rules.link_types)
+        return LinkInfo(
+            self.new_id() if kind != CLSACT_LINK else 0,
+            idealstubs.put_behind(self, attachment, prog_id),
+            kind,
+            target_id,
+            attachment.hook.attach_type,
+            "" if attachment.hook.kind is HookKind.TCX else attachment.detail,
+        )
 
     def _foreign_at(self, attachment: Attachment) -> bool:
         target_id = self.targets[attachment.target]
@@ -409,6 +470,7 @@ class Ideal:
                 del self.links[key]  # its pin may be gone already
             case RemovePrograms(name, digest, _, last):
                 del self.programs[name][digest]
+                self.unpinned = {one for one in self.unpinned if one[:2] != (name, digest)}
                 if last:
                     assert not self.programs[name], "its directory would not be empty"
                 if not self.programs[name]:
@@ -416,33 +478,11 @@ class Ideal:
                     del self.programs[name]
             case RemoveArray(name):
                 del self.pins[name]
+            case RemoveStub():
+                idealstubs.remove(self, removal)
 
     def _hold(self, desired: Desired) -> None:
         """As held.py: maps that are pinned now are held; links until they are detached."""
         for name in (*desired.maps, *desired.unread_maps()):
             if name in self.pins:
                 self.remembered[name] = self.pins[name]
-
-
-def fits(ideal: Ideal, wanted: WantedMap) -> bool:
-    """Whether the map pinned under a name is the wanted one."""
-    return wanted.name in ideal.pins and not ideal.differing(wanted.spec, ideal.pins[wanted.name])
-
-
-def runs_on_the_kept_maps(ideal: Ideal, wanted: WantedObject) -> bool:
-    """Whether each loaded program uses, under each kept map's ELF name, what is pinned.
-
-    A map that the kernel calls as one that the object does not keep cannot be told from that one.
-    """
-    loaded = ideal.programs[escape(wanted.name)][wanted.digest]
-    private = {
-        kernel_name(wanted.name, spec.name)
-        for spec in wanted.source.spec.maps
-        if spec.name not in wanted.maps
-    }
-    return all(
-        ideal.pins.get(wanted.maps[elf_name]) == map_id
-        for program in loaded.values()
-        for elf_name, map_id in ideal.used_as[program.id].items()
-        if elf_name in wanted.maps and ideal.maps[map_id].name not in private
-    )

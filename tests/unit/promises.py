@@ -3,16 +3,14 @@
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
-from bpfkeeperd.actions import (
-    Plan,
-)
-from bpfkeeperd.desired import Desired, WantedMap
+from bpfkeeperd.actions import Attach, Plan
+from bpfkeeperd.desired import Desired, WantedMap, WantedObject
 from bpfkeeperd.entries import MismatchPolicy
-from bpfkeeperd.layout import LinkKey, escape, is_array_name
-from bpfkeeperd.observed import ObservedLink
+from bpfkeeperd.layout import LinkKey, escape, is_array_name, kernel_name
 from bpfkeeperd.plan import plan, serves
 from bpfkeeperd.state import ProgramInfo
-from tests.unit.ideal import Ideal, fits, runs_on_the_kept_maps
+from tests.unit.ideal import Ideal
+from tests.unit.idealstubs import seen
 from tests.unit.situations import Situation
 
 
@@ -28,7 +26,8 @@ def check_held_objects(before: Ideal, after: Ideal, desired: Desired, names: set
         for key, link in before.links.items():
             alive = key[0] == name and link.info.target_id  # one that is dead serves nobody
             if alive and not (_can_be_repaired(before, desired, key) and key in after.links):
-                assert after.links[key] == ObservedLink(link.info), "pinned, and not touched"
+                untouched = replace(seen(before, key), pinned=True)
+                assert seen(after, key) == untouched, "pinned, and not touched"
         used = _used(before.programs.get(name, {}).values())
         for pin_name, map_id in (before.remembered | before.pins).items():
             if pin_name in before.pins or (pin_name in desired.maps.keys() - before.faults.keys()):
@@ -105,10 +104,14 @@ def check_attachments(after: Ideal, desired: Desired, done: Plan) -> None:
             if str(attachment) in refused:
                 waiting.append(attachment)
             elif wanted.name not in names or repaired:
-                link = after.links[attachment.key]
+                link = seen(after, attachment.key)
                 assert link.pinned
+                assert bool(link.stub) == attachment.exact
+                own = after.stubs.get(attachment.key[:2])
+                assert not link.stub or (own and own.pinned and own.prog_id == link.stub)
                 assert link.info.target_id == after.targets[attachment.target]
-                assert link.info.attach_type == attachment.hook.attach_type
+                if attachment.hook.rules.typed:
+                    assert link.info.attach_type == attachment.hook.attach_type
                 assert link.info.type in attachment.hook.rules.link_types
                 loaded = after.programs[attachment.key[0]][wanted.digest]
                 assert link.info.prog_id == loaded[attachment.key[1]].id
@@ -119,6 +122,29 @@ def check_attachments(after: Ideal, desired: Desired, done: Plan) -> None:
             or serves(info, attachment, after.targets[attachment.target])
             for attachment in waiting
         ), "what left the manifest goes"
+
+
+def check_stubs(after: Ideal, desired: Desired, names: set[str]) -> None:
+    """There is one for each program that is to have one, or that runs or is held with it."""
+    wanted = {one.key[:2] for one in desired.attachments if one.exact}
+    run = {link.info.prog_id for link in after.links.values()}
+    for key, stub in after.stubs.items():
+        assert key in wanted or key[0] in map(escape, names) or stub.prog_id in run
+        assert stub.pinned or key not in wanted
+
+
+def check_order(done: Plan, desired: Desired) -> None:
+    """Who comes to a hook of which the manifest says the order knows all that are there."""
+    for change in done.changes:
+        for link in change.links:
+            at = link.attachment
+            peers = tuple(
+                one
+                for one in desired.attachments
+                if (one.target, one.hook.attach_type) == (at.target, at.hook.attach_type)
+            )
+            said = any(one.before or one.after for one in peers)
+            assert not isinstance(link, Attach) or link.peers == (peers if said else ())
 
 
 def check_foreign(before: Ideal, after: Ideal, desired: Desired) -> None:
@@ -192,25 +218,39 @@ def _running_on(ideal: Ideal, name: str) -> set[str]:
     return {n for n in names if map_id in _used(ideal.programs.get(escape(n), {}).values())}
 
 
+def check_second(after: Ideal, desired: Desired, first: Plan, second: Plan, *, force: bool) -> None:
+    """A plan that was applied leaves nothing to do.
+
+    Nobody asks for it any more when a reload was forced: what was held back for that alone is then
+    decided on, and some of its attachments may be refused for reasons of their own.
+    """
+    refused = _lasting(first) | {("attachment", name) for name in after.left_out}
+    if not force or _lasting(second) == refused:
+        assert second.actions == () and _lasting(second) == refused
+        return
+    freed = held(first) - held(second)
+    assert freed and held(second) < held(first)
+    for kind, name in _lasting(second) - refused:
+        assert kind == "attachment" and name.partition("/")[0] in freed
+    last = after.copy()
+    last.apply(second, desired)
+    check_second(last, desired, second, plan(desired, last.observe(desired)), force=False)
+
+
 def check(situation: Situation, *, force: bool = False) -> Plan:
     """Applies the plan and sees whether it kept every promise."""
     before, after, desired = situation.ideal, situation.ideal.copy(), situation.desired
     first = plan(desired, before.observe(desired), force=force)
     after.apply(first, desired)
     second = plan(desired, after.observe(desired))
-    if force and not after.left_out and _lasting(second) != _lasting(first):
-        # What nobody asks for any more is not held back for it, and the rest is cleared up.
-        assert _lasting(second) < _lasting(first)
-        last = after.copy()
-        last.apply(second, desired)
-        assert plan(desired, last.observe(desired)).actions == ()
-    else:
-        left_out = {("attachment", name) for name in after.left_out}
-        assert second.actions == () and _lasting(second) == _lasting(first) | left_out
+    check_second(after, desired, first, second, force=force)
     check_held_objects(before, after, desired, held(first))
     check_maps(before, after, desired)
     check_objects(after, desired, held(first))
     check_attachments(after, desired, first)
+    check_stubs(after, desired, held(first))
+    check_order(first, desired)
+    assert not after.unpinned & _loaded(after), "their pins are restored"
     check_foreign(before, after, desired)
     for name in set(first.kept_maps) & desired.maps.keys():
         assert _alive(after, desired.maps[name]) == _alive(before, desired.maps[name])
@@ -221,6 +261,15 @@ def check(situation: Situation, *, force: bool = False) -> Plan:
         check_nothing_without_need(before, after, desired)
     check_others_go_ahead(before, desired, held(first))
     return first
+
+
+def _loaded(ideal: Ideal) -> set[tuple[str, str, str]]:
+    return {
+        (name, digest, program)
+        for name, digests in ideal.programs.items()
+        for digest, loaded in digests.items()
+        for program in loaded
+    }
 
 
 def _lasting(done: Plan) -> set[tuple[str, str]]:
@@ -234,3 +283,27 @@ def _alive(ideal: Ideal, wanted: WantedMap) -> int | None:
         if name in ideal.pins:
             return ideal.pins[name]
     return ideal.remembered.get(wanted.name)
+
+
+def fits(ideal: Ideal, wanted: WantedMap) -> bool:
+    """Whether the map pinned under a name is the wanted one."""
+    return wanted.name in ideal.pins and not ideal.differing(wanted.spec, ideal.pins[wanted.name])
+
+
+def runs_on_the_kept_maps(ideal: Ideal, wanted: WantedObject) -> bool:
+    """Whether each loaded program uses, under each kept map's ELF name, what is pinned.
+
+    A map that the kernel calls as one that the object does not keep cannot be told from that one.
+    """
+    loaded = ideal.programs[escape(wanted.name)][wanted.digest]
+    private = {
+        kernel_name(wanted.name, spec.name)
+        for spec in wanted.source.spec.maps
+        if spec.name not in wanted.maps
+    }
+    return all(
+        ideal.pins.get(wanted.maps[elf_name]) == map_id
+        for program in loaded.values()
+        for elf_name, map_id in ideal.used_as[program.id].items()
+        if elf_name in wanted.maps and ideal.maps[map_id].name not in private
+    )

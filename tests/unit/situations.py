@@ -13,6 +13,7 @@ from bpfkeeperd.desired import (
     ObjectSource,
     WantedMap,
     attachment,
+    hook_target,
     target_name,
 )
 from bpfkeeperd.entries import (
@@ -28,28 +29,35 @@ from bpfkeeperd.entries import (
     ObjectEntry,
     ProgramEntry,
     ProgramRef,
+    SwapChoice,
 )
-from bpfkeeperd.hooks import XDP, Hook, HookKind, hook_of_section
+from bpfkeeperd.hooks import XDP, Hook, HookKind, SwapWay
 from bpfkeeperd.layout import array_name, escape, kernel_name
 from bpfkeeperd.maptypes import PROG_ARRAY
 from bpfkeeperd.observed import Foreign, ObservedLink
+from bpfkeeperd.patterns import expand
 from bpfkeeperd.plan import serves
 from bpfkeeperd.resolve import resolve
 from bpfkeeperd.state import LinkInfo, MapSpec, ObjectSpec, ProgramInfo, ProgramSpec
-from bpfkeeperd.targets import CgroupTarget, InterfaceTarget, Target, XdpMode
+from bpfkeeperd.targets import InterfaceTarget, Target, XdpMode
+from tests.unit import idealstubs
 from tests.unit.ideal import Ideal
+from tests.unit.places import (
+    CGROUPS,
+    PATTERN,
+    SECTIONS,
+    SOCKETS,
+    TARGETS,
+    hook,
+    order,
+    targets_of,
+)
 
 MACHINE = Machine(possible_cpus=4, page_size=4096)
 MAPS = ("counts", "flows", "state", "a_name_over_15_characters_1")
 TWIN = "a_name_over_15_characters_2"
 """The kernel has the same 15 characters of it as of the last of the maps above."""
 OBJECTS = ("one", "two.bpf", "three")
-CGROUPS: tuple[Target, ...] = (CgroupTarget("web.slice"), CgroupTarget("db.slice"))
-INTERFACES: tuple[Target, ...] = (
-    InterfaceTarget("eth0"),
-    InterfaceTarget("eth0", mode=XdpMode.GENERIC),
-)
-SECTIONS = ("cgroup_skb/egress", "sockops", "xdp")
 LAYOUT = "0:64:int:packets"
 REORDERED = "0:64:int:bytes"
 
@@ -67,12 +75,6 @@ Draw = Callable[[st.SearchStrategy[object]], object]
 class Situation:
     desired: Desired
     ideal: Ideal
-
-
-def hook(section: str) -> Hook:
-    found = hook_of_section(section)
-    assert found
-    return found
 
 
 def map_spec(name: str, max_entries: int = 16) -> MapSpec:
@@ -107,14 +109,16 @@ def object_files(draw: st.DrawFn, name: str, max_entries: int) -> tuple[ObjectEn
     sections = {program: draw(st.sampled_from(SECTIONS)) for program in programs}
     entries = {}
     for program, section in sections.items():
-        there = CGROUPS if hook(section).kind is HookKind.CGROUP else INTERFACES
+        there = targets_of(section)
         # The manifest takes an interface once, in whichever mode.
         targets = draw(st.lists(st.sampled_from(there), unique_by=place, max_size=2))
-        attach = tuple(
-            AttachEntry(target, take_over=draw(st.booleans()) and draw(st.booleans()))
-            for target in targets
-        )
-        entries[program] = ProgramEntry(program, attach)
+        attach = []
+        for target in targets:
+            before, after = order(draw, section)
+            take_over = draw(st.booleans()) and draw(st.booleans())
+            attach.append(AttachEntry(target, before, after, take_over))
+        swap = draw(st.sampled_from(SwapChoice))
+        entries[program] = ProgramEntry(program, tuple(attach), swap=swap)
     pins = dict(zip(names, used, strict=True))
     specs = [*(map_spec(map_name, max_entries) for map_name in names), *map(map_spec, private)]
     if draw(st.booleans()):
@@ -127,6 +131,30 @@ def object_files(draw: st.DrawFn, name: str, max_entries: int) -> tuple[ObjectEn
         pins[".bss"] = f"data_{escape(name)[:3]}"
     entry = ObjectEntry(name, f"/lib/{name}.o", pin_maps=pins, programs=entries)
     return entry, source(tuple(specs), sections)
+
+
+def apart(
+    files: Mapping[str, tuple[ObjectEntry, ObjectSource]],
+) -> dict[str, tuple[ObjectEntry, ObjectSource]]:
+    """Without the second program at a place that takes one, which a manifest must not have."""
+    taken: set[tuple[Hook, str]] = set()
+    found = {}
+    for name, (entry, origin) in files.items():
+        programs = {}
+        for program in origin.spec.programs:
+            asked = entry.programs[program.name]
+            kept = []
+            for attach in asked.attach:
+                if program.hook and program.hook.rules.exclusive:
+                    # Objects have names of their own for a map: one map for each hook will do.
+                    where = place(attach.target) if program.hook == XDP else ""
+                    if (program.hook, where) in taken:
+                        continue
+                    taken.add((program.hook, where))
+                kept.append(attach)
+            programs[program.name] = replace(asked, attach=tuple(kept))
+        found[name] = replace(entry, programs=programs), origin
+    return found
 
 
 def array_spec(name: str, *, slotted: bool) -> MapSpec:
@@ -170,7 +198,7 @@ def contents(values: Sequence[ContentValue]) -> tuple[Content, ...]:
 def desires(draw: st.DrawFn) -> Desired:
     """Objects that share maps, some with a file that cannot be used (any more)."""
     definitions = draw(st.sets(st.sampled_from(MAPS), max_size=2))
-    recreated = draw(st.sets(st.sampled_from(MAPS)))
+    recreated = draw(st.sets(st.sampled_from([*MAPS, SOCKETS.name])))
     enforced = draw(st.sets(st.sampled_from([*MAPS, *OWN])))
     renamed = draw(st.sets(st.sampled_from([*MAPS, ARRAY, "data_one", "data_thr"])))
     filled = contents([b"12345678"])
@@ -190,13 +218,18 @@ def desires(draw: st.DrawFn) -> Desired:
             for name in (*MAPS, *sorted(used - {*MAPS}))
             if name in definitions or name in used
         }
+        maps[SOCKETS.name] = MapEntry(
+            SOCKETS.name,
+            MismatchPolicy.RECREATE if SOCKETS.name in recreated else MismatchPolicy.FAIL,
+            MapDefinition("sockmap", 4, 4, 16),
+        )
         return Manifest("/etc/k.yaml", maps=maps, objects=entries)
 
-    files = {name: draw(object_files(name, 16)) for name in OBJECTS}
+    files = apart({name: draw(object_files(name, 16)) for name in OBJECTS})
     faulty = draw(st.sets(st.sampled_from(OBJECTS), max_size=2)) if draw(st.booleans()) else set()
     remembered = draw(st.sets(st.sampled_from(sorted(faulty)))) if faulty else set()
     old_size = draw(st.sampled_from([16, 8]))
-    old_files = {name: draw(object_files(name, old_size)) for name in sorted(remembered)}
+    old_files = apart({name: draw(object_files(name, old_size)) for name in sorted(remembered)})
     previous = resolve(
         manifest({name: entry for name, (entry, _) in old_files.items()}, old_size),
         {name: file for name, (_, file) in old_files.items()},
@@ -206,7 +239,7 @@ def desires(draw: st.DrawFn) -> Desired:
         name: "the file is empty" if name in faulty else file for name, (_, file) in files.items()
     }
     entries = {name: entry for name, (entry, _) in files.items()}
-    for name in faulty:
+    for name in sorted(faulty):
         if draw(st.booleans()):
             entries[name] = replace(entries[name], pin_maps={})
     now = manifest(entries, 16)
@@ -222,7 +255,9 @@ def desires(draw: st.DrawFn) -> Desired:
         maps[name] = MapEntry(
             name, MismatchPolicy.FAIL, definition, enforce=name in enforced, rename_from=former
         )
-    return resolve(replace(now, maps=maps), sources, MACHINE, previous.objects)
+    resolved = resolve(replace(now, maps=maps), sources, MACHINE, previous.objects)
+    matching = draw(st.sets(st.sampled_from(CGROUPS)))
+    return expand(resolved, {PATTERN: tuple(one for one in CGROUPS if one in matching)}, None)
 
 
 MAP_STATES = (
@@ -257,29 +292,33 @@ def situations(draw: st.DrawFn) -> Situation:
         left = array_name(name, draw(st.sampled_from(["stages", "former"])))
         if left not in desired.maps:
             ideal.pins[left] = ideal.make_map(array_spec("stages", slotted=True), "stages")
-    targets = (*CGROUPS, *INTERFACES)
-    missing = draw(st.sets(st.sampled_from(targets), max_size=2))
-    for index, target in enumerate(targets):
-        interface = isinstance(target, InterfaceTarget)  # one interface, in two modes
-        ideal.targets[target] = (
-            "it is not there" if target in missing else 20 if interface else 10 + index
-        )
+    missing = draw(st.sets(st.sampled_from([*TARGETS]), max_size=2))
+    ideal.targets[SOCKETS] = "see Ideal.observe"
+    for target, number in TARGETS.items():
+        ideal.targets[target] = "it is not there" if target in missing else number
     ideal.targets[InterfaceTarget("eth9")] = "there is no interface eth9"
     for name in (*desired.objects, *desired.faults, "gone"):
         state = draw(st.sampled_from(OBJECT_STATES))
         _put_programs(draw, ideal, desired, name, state)
-    ideal.know(desired)
+    ideal.observe(desired)
+    for place in places_of_programs(ideal):
+        if draw(st.sampled_from([False, False, False, True])):
+            ideal.unpinned.add(place)
     for wanted_map in desired.maps.values():
         _put_contents(draw, ideal, wanted_map)
     for wanted in desired.objects.values():
         for wanted_attachment in wanted.attachments:
             _put_link(draw, ideal, wanted_attachment, draw(st.sampled_from(LINK_STATES)))
     for name in draw(st.lists(st.sampled_from([*OBJECTS, "gone"]), max_size=3, unique=True)):
-        orphan = attachment(name, "former", XDP, draw(st.sampled_from(INTERFACES)))
         section = draw(st.sampled_from([*SECTIONS, "xdp"]))
-        if section != "xdp":
-            orphan = attachment(name, "former", hook(section), draw(st.sampled_from(CGROUPS)))
-        _put_link(draw, ideal, orphan, draw(st.sampled_from(["serving", *LINK_STATES])))
+        target = hook_target(draw(st.sampled_from(targets_of(section))), hook(section))
+        if target != PATTERN:
+            orphan = attachment(name, "former", hook(section), target, exact=draw(st.booleans()))
+            orphan = replace(orphan, exact=orphan.exact and can_be_exact(orphan))
+            _put_link(draw, ideal, orphan, draw(st.sampled_from(["serving", *LINK_STATES])))
+    for key in [*ideal.stubs]:
+        if draw(st.sampled_from([False, False, False, True])):
+            ideal.stubs[key] = replace(ideal.stubs[key], pinned=False)
     for number in range(draw(st.sampled_from([0, 0, 1, 2]))):
         _put_foreign(draw, ideal, desired, number)
     return Situation(desired, ideal)
@@ -292,7 +331,9 @@ def _put_foreign(draw: st.DrawFn, ideal: Ideal, desired: Desired, number: int) -
         return
     at = draw(st.sampled_from(wanted))
     target_id = ideal.targets[at.target]
-    sole = at.hook.kind is HookKind.XDP
+    if at.hook.kind not in (HookKind.XDP, HookKind.CGROUP, HookKind.TCX, HookKind.SOCKMAP):
+        return
+    sole = at.hook.rules.exclusive
     taken = sole and any(
         serves(link.info, at, target_id)
         for link in (*ideal.links.values(), *(ObservedLink(one) for one in _foreign_links(ideal)))
@@ -302,9 +343,11 @@ def _put_foreign(draw: st.DrawFn, ideal: Ideal, desired: Desired, number: int) -
     ]
     if isinstance(target_id, str) or taken or (sole and len(rivals) > 1):
         return
-    linked = draw(st.booleans()) or number == 1
+    linked = draw(st.booleans()) or number == 1 or at.hook.kind is HookKind.SOCKMAP
     uses = {
-        elf: ideal.pins.get(pin) or ideal.remembered.get(pin, 0)
+        elf: ideal.pins.get(pin)
+        or ideal.remembered.get(pin)
+        or ideal.make_map(desired.maps[pin].spec, kernel_name(at.object, elf))
         for elf, pin in desired.objects[at.object].maps.items()
     }
     loaded = ideal.programs.get(at.key[0], {}).get(desired.objects[at.object].digest, {})
@@ -321,7 +364,7 @@ def _put_foreign(draw: st.DrawFn, ideal: Ideal, desired: Desired, number: int) -
     link = LinkInfo(
         ideal.new_id(), program.id, min(at.hook.rules.link_types), target_id, at.hook.attach_type
     )
-    generic = sole and draw(st.booleans())
+    generic = at.hook.kind is HookKind.XDP and draw(st.booleans())
     other = Foreign(program, link if linked else None, sole=sole, generic=generic)
     ideal.foreign.append((at, other))
 
@@ -406,7 +449,8 @@ def _put_programs(draw: st.DrawFn, ideal: Ideal, desired: Desired, name: str, st
 def _put_link(draw: st.DrawFn, ideal: Ideal, wanted: Attachment, state: str) -> None:
     if state == "none":
         return
-    if state == "other mode" and isinstance(wanted.target, InterfaceTarget):
+    if state == "other mode" and wanted.hook.kind is HookKind.XDP:
+        assert isinstance(wanted.target, InterfaceTarget)
         auto = wanted.target.mode is XdpMode.AUTO
         other = replace(wanted.target, mode=XdpMode.GENERIC if auto else XdpMode.AUTO)
         wanted = attachment(wanted.object, wanted.program, wanted.hook, other)
@@ -416,11 +460,29 @@ def _put_link(draw: st.DrawFn, ideal: Ideal, wanted: Attachment, state: str) -> 
         for digests in ideal.programs.get(wanted.key[0], {}).values()
         for program in digests.values()
     ]
-    info = LinkInfo(
-        id=ideal.new_id(),
-        prog_id=99 if state == "other program" or not kept else draw(st.sampled_from(kept)),
-        type=min(wanted.hook.rules.link_types),
-        target_id=0 if "dead" in state else target_id if isinstance(target_id, int) else 77,
-        attach_type=wanted.hook.attach_type + (1 if "other hook" in state else 0),
+    info = ideal.new_link(
+        replace(wanted, exact=False),
+        0 if "dead" in state else target_id if isinstance(target_id, int) else 77,
+        99 if state == "other program" or not kept else draw(st.sampled_from(kept)),
     )
+    if "other hook" in state:
+        info = replace(info, attach_type=info.attach_type + 1, detail="another")
+    behind = draw(st.sampled_from([wanted.exact, wanted.exact, False, True]))
+    if behind and can_be_exact(wanted):
+        key = wanted.key[:2]
+        stub = ideal.stubs.get(key) or idealstubs.make(ideal, key, info.prog_id)
+        info = replace(info, prog_id=stub.prog_id)
     ideal.links[wanted.key] = ObservedLink(info, pinned="unpinned" not in state)
+
+
+def can_be_exact(one: Attachment) -> bool:
+    return one.hook.rules.swap in (SwapWay.OVERLAP, SwapWay.STUB)
+
+
+def places_of_programs(ideal: Ideal) -> list[tuple[str, str, str]]:
+    return [
+        (name, digest, program)
+        for name, digests in ideal.programs.items()
+        for digest, loaded in digests.items()
+        for program in loaded
+    ]

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from bpfkeeperd.manifest import parse_manifest
+
 EXAMPLES = Path(__file__).parents[2] / "config" / "examples"
 MANIFESTS = sorted(EXAMPLES.glob("*.yaml"))
 
@@ -28,3 +30,31 @@ def test_each_has_a_pin_root_of_its_own() -> None:
     roots = [re.search(r"(?m)^pin_root: (\S+)$", path.read_text()) for path in MANIFESTS]
     assert all(roots)
     assert len({root[1] for root in roots if root}) == len(MANIFESTS) > 0
+
+
+def test_what_is_commented_out_in_the_manifest_to_begin_with() -> None:
+    """A comment has one blank or three after its sign, what is commented out none or two, four…"""
+    text = (EXAMPLES.parent / "bpfkeeperd.yaml").read_text()
+    text = re.sub(r"(?m)^#(?=\w+:|(?:  )+[^ ])", "", text)
+    text = re.sub(r"(?m)^(\s+)#(?=[^ ])", r"\1", text)
+    manifest = parse_manifest([("/etc/bpfkeeperd.yaml", text.encode())])
+    assert manifest.heal
+    assert set(manifest.maps) == {"sock_ops_map", "settings"}
+    kinds = {
+        type(attach.target).__name__
+        for entry in manifest.objects.values()
+        for program in entry.programs.values()
+        for attach in program.attach
+    }
+    assert kinds >= {
+        "CgroupTarget",
+        "InterfaceTarget",
+        "NetnsTarget",
+        "NetfilterTarget",
+        "MapTarget",
+        "FunctionTarget",
+        "BinaryTarget",
+        "PerfEventTarget",
+    }
+    programs = [each for entry in manifest.objects.values() for each in entry.programs.values()]
+    assert any(each.health for each in programs) and any(each.attach_auto for each in programs)

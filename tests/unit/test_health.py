@@ -145,6 +145,20 @@ def test_what_is_wanted_after_a_reload_was_rolled_back() -> None:
     assert {name for name, found in first.objects.items() if found.fault} == {"one", "three"}
 
 
+def test_a_second_rollback_holds_back_what_it_was_about_alone() -> None:
+    first = former(
+        desired(one="a", two="b"),
+        desired(one="c", two="b"),
+        {"one": Withheld("c", "x"), "two": Withheld("b", "x")},
+    )
+    assert all(found.fault for found in first.objects.values())
+    second = former(first, desired(one="d", two="b"), {"one": Withheld("d", "y")})
+    assert "since y: " in second.objects["one"].fault and second.objects["one"].digest == "a"
+    assert not second.objects["two"].fault, "nobody asked for another version of it"
+    third = former(first, desired(one="d", two="e"), {"one": Withheld("d", "y")})
+    assert third.objects["two"] == wanted("two", "e")
+
+
 def test_another_version_is_not_withheld() -> None:
     versions = {"one": Withheld("a", "it does not count")}
     assert without(desired(one="a"), versions).objects["one"].fault

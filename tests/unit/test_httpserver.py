@@ -176,7 +176,7 @@ def test_silent_clients_do_not_stop_scrapes(server: MetricsServer) -> None:
         while time.monotonic() < end:
             started = time.monotonic()
             assert ask(server.address)[1] == BODY
-            assert time.monotonic() - started < 1
+            assert time.monotonic() - started < httpserver.REQUEST_SECONDS, "it waited for them"
             assert threads() <= before
             time.sleep(0.02)
 
@@ -217,7 +217,7 @@ def test_a_trickling_client_is_cut_off(server: MetricsServer) -> None:
             for byte in b"GET /metrics HTTP/1.1\r\nX: " + b"x" * 1000:
                 client.sendall(bytes([byte]))
                 time.sleep(0.05)
-        assert httpserver.REQUEST_SECONDS - 0.1 < time.monotonic() - started < 3
+        assert httpserver.REQUEST_SECONDS - 0.1 < time.monotonic() - started < 20
 
 
 def test_a_client_that_does_not_take_its_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -311,7 +311,7 @@ def test_close_frees_the_port_at_once() -> None:
         started = time.monotonic()
         server.close()
         server.close()
-        assert time.monotonic() - started < 0.5
+        assert time.monotonic() - started < httpserver.REQUEST_SECONDS
         with pytest.raises(ConnectionRefusedError):
             ask(server.address)
         with MetricsServer(server.address, render) as again:
@@ -335,7 +335,7 @@ def test_close_does_not_wait_for_ever_for_a_scrape(monkeypatch: pytest.MonkeyPat
         assert rendering.wait(5)
         started = time.monotonic()
         server.close()
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < 4
         go_on.set()
         server.close()
 

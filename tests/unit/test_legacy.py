@@ -311,9 +311,9 @@ def test_many_sections_and_symbols_take_no_time() -> None:
         index = image.add_symbol(shared, info=shared.info)
         image.symbols[index].section, image.symbols[index].size = len(image.sections) - 1, 0
     data = image.finished()
-    start = time.monotonic()
+    start = time.process_time()
     assert complaint(data) == "the object has 20004 maps: 1024 is the most that is read"
-    assert time.monotonic() - start < 10
+    assert time.process_time() - start < 10
 
 
 def test_names_that_do_not_end() -> None:

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from bpfkeeperd.desired import Attachment, attachment
+from bpfkeeperd.desired import Attachment, ObjectSource, attachment
 from bpfkeeperd.entries import AttachEntry
 from bpfkeeperd.hooks import TCX_INGRESS
 from bpfkeeperd.ordering import circle, misplaced, ordered_places, slot
@@ -181,6 +181,46 @@ def test_priorities_of_netfilter_that_would_meet(other: int) -> None:
         f"/etc/k.yaml:7:22: priority {other} is too near to that of web/one: a program has its"
         " priority alone and needs the next one while it is swapped: leave two between them"
     )
+
+
+XDP = file(program("one", "xdp"), program("two", "xdp"))
+DISSECTORS = file(program("one", "flow_dissector"), program("two", "flow_dissector"))
+
+
+@pytest.mark.parametrize(
+    ("source", "one", "two", "place"),
+    [
+        (XDP, "{interface: eth0}", "{interface: eth0}", "xdp of interface:eth0"),
+        (
+            XDP,
+            "{interface: eth0, netns: b, mode: native}",
+            "{interface: eth0, netns: b}",
+            "xdp of interface:eth0@b+native",
+        ),
+        (XDP, '{interface: "eth*"}', '{interface: "eth*"}', "xdp of interface:eth*"),
+        (DISSECTORS, "{netns: b}", "{netns: b}", "flow_dissector of netns:b"),
+    ],
+)
+def test_two_programs_at_a_place_that_takes_one(
+    source: ObjectSource, one: str, two: str, place: str
+) -> None:
+    assert problems(shaping(one, two), web=source).splitlines()[0] == (
+        f"/etc/k.yaml:7:22: web/one is attached at {place} already, which takes one program: leave"
+        " one of them out"
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "one", "two"),
+    [
+        (XDP, "{interface: eth0}", "{interface: eth1}"),
+        (XDP, "{interface: eth0}", "{interface: eth0, netns: b}"),
+        (SHAPER, "{interface: eth0}", "{interface: eth0}"),
+        (DISSECTORS, "{netns: b}", "{netns: c}"),
+    ],
+)
+def test_two_programs_at_places_of_their_own(source: ObjectSource, one: str, two: str) -> None:
+    assert len(desire(shaping(one, two), web=source).attachments) == 2
 
 
 def test_priorities_that_do_not_meet() -> None:

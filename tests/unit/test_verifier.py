@@ -145,11 +145,17 @@ def test_the_telling_line(log: str, start: str, omitted: int) -> None:
             "libbpf: failed to load object 'one'\n",
             "cannot load: map 'trie': failed to create: Invalid argument(-22)",
         ),
+        (
+            "libbpf: Error in bpf_object__probe_loading():Operation not permitted(1). Couldn't load"
+            " trivial BPF program. Make sure your kernel supports BPF (CONFIG_BPF_SYSCALL=y) and/or"
+            " that RLIMIT_MEMLOCK is set to big enough value.\n",
+            "cannot load: Operation not permitted (EPERM): it takes root",
+        ),
         ("libbpf: failed to load object 'one'\n", "cannot load: Invalid argument (EINVAL)"),
         ("", "cannot load: Invalid argument (EINVAL)"),
         ("something else\n", "cannot load: Invalid argument (EINVAL)"),
     ],
-    ids=["ksym", "map", "nothing told", "empty", "not of libbpf"],
+    ids=["ksym", "map", "no right", "nothing told", "empty", "not of libbpf"],
 )
 def test_not_the_verifier(log: str, line: str) -> None:
     assert load_failure(log, "Invalid argument (EINVAL)") == line
