@@ -26,6 +26,7 @@ from bpfkeeperd.enactmaps import MapEnactor
 from bpfkeeperd.enactswaps import SwapEnactor, SwapError, is_plain_update
 from bpfkeeperd.errors import KeeperError, error_text
 from bpfkeeperd.held import Held
+from bpfkeeperd.hooks import HookKind
 from bpfkeeperd.layout import Layout, escape
 from bpfkeeperd.linkparts import LinkParts
 from bpfkeeperd.load import Loaded
@@ -110,7 +111,7 @@ class Enactor:
                 case CreateMap():
                     pass
         for load in change.loads:
-            if self._is_pinned(load):
+            if self._is_staged(load):
                 self._commit_programs(transaction, load)
 
     def _enact_links(
@@ -134,21 +135,26 @@ class Enactor:
         """Whether programs of the very same file and settings are pinned already."""
         return load.object.digest in self.observed.programs.get(escape(load.object.name), ())
 
+    def _is_staged(self, load: LoadObject) -> bool:
+        """Whether its programs get their directory last. Nothing tells which programs a registered
+        map calls: one that is still the former must not be taken for that of pinned programs."""
+        kinds = (attachment.hook.kind for attachment in load.object.attachments)
+        return self._is_pinned(load) or HookKind.STRUCT_OPS in kinds
+
     def _pin_programs(self, transaction: Transaction, load: LoadObject, loaded: Loaded) -> None:
         """A new file's programs get their directory at once: what is half made is told by its
         digest and its links. The same file's programs are staged."""
         wanted = load.object
         name = escape(wanted.name)
-        if self._is_pinned(load):
-            self.on_step(Step.STAGE_PROGRAMS, wanted.name)
+        directory = f"{self.layout.objects}/{name}/{wanted.digest}"
+        staged = self._is_staged(load)
+        self.on_step(Step.STAGE_PROGRAMS if staged else Step.PIN_PROGRAMS, wanted.name)
+        if name not in self.observed.programs:
+            parent = os.path.dirname(directory)
+            make_directory(parent)
+            transaction.on_undo(lambda: os.rmdir(parent))
+        if staged:
             directory = f"{self.layout.staging}/programs/{name}"
-        else:
-            self.on_step(Step.PIN_PROGRAMS, wanted.name)
-            directory = f"{self.layout.objects}/{name}/{wanted.digest}"
-            if name not in self.observed.programs:
-                parent = os.path.dirname(directory)
-                make_directory(parent)
-                transaction.on_undo(lambda: os.rmdir(parent))
         os.mkdir(directory, 0o700)
         transaction.on_undo(lambda: remove_tree(directory))
         opened = loaded.objects[wanted.name]
@@ -161,14 +167,15 @@ class Enactor:
         self.after.loaded(name, wanted.digest, programs)
 
     def _commit_programs(self, transaction: Transaction, load: LoadObject) -> None:
-        """The same file loaded again: its programs take their predecessors' directory."""
+        """Staged programs get their directory, in place of those of the same file if there are."""
         wanted = load.object
         self.on_step(Step.COMMIT_PROGRAMS, wanted.name)
         path = self.layout.programs(wanted.name, wanted.digest)
         aside = f"{self.layout.staging}/old_programs/{escape(wanted.name)}"
         staged = f"{self.layout.staging}/programs/{escape(wanted.name)}"
-        os.rename(path, aside)
-        transaction.on_undo(lambda: os.rename(aside, path))
+        if self._is_pinned(load):
+            os.rename(path, aside)
+            transaction.on_undo(lambda: os.rename(aside, path))
         os.rename(staged, path)
         transaction.on_undo(lambda: os.rename(path, staged))
 

@@ -175,7 +175,7 @@ class Keeper:
         withheld = {}
         if applied.unhealthy:
             withheld = withheld_versions(todo, applied.unhealthy)
-            raw = former(self.desired, raw, withheld)
+            raw = former(self._settled, raw, withheld)
             desired = with_matches(raw)
         self.manifest, self.desired = raw.manifest, raw
         self._memory = replace(self._memory, withheld=withheld)

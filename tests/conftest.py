@@ -177,11 +177,14 @@ def bpffs(tmp_path: Path) -> Iterator[Path]:
 
 @contextmanager
 def child_cgroup() -> Iterator[Path]:
-    """A new cgroup, removed afterwards with all that is in it."""
+    """A new cgroup, removed afterwards with all that is in it.
+
+    It is below one of this run's: what others make beside that is nothing that a daemon watches.
+    """
     mount = kernel.cgroup2_mount()
     assert mount, "no cgroup2 is mounted"
-    path = Path(mount) / f"bpfkeeperd-test-{uuid.uuid4().hex[:8]}"
-    path.mkdir()
+    path = Path(mount) / f"bpfkeeperd-test-{os.getpid()}" / uuid.uuid4().hex[:8]
+    path.mkdir(parents=True)
     try:
         yield path
     finally:
@@ -196,6 +199,8 @@ def child_cgroup() -> Iterator[Path]:
                     if time.monotonic() > deadline:
                         raise
                     time.sleep(0.01)
+        with suppress(OSError):  # another one is in it
+            path.parent.rmdir()
 
 
 def end_all_in(cgroup: Path) -> None:

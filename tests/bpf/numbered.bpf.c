@@ -2,7 +2,7 @@
 /*
  * Notes how often each numbered event is seen, of which there are at most EVENTS, a power of two.
  *
- * AT_XDP, AT_TC, AT_CGROUP, AT_NETFILTER	packets of tests/bench/sender.c to PORT
+ * AT_XDP, AT_TC, AT_CGROUP, AT_NETFILTER, AT_DISSECTOR	packets of tests/bench/sender.c to PORT
  * AT_CONNECT, AT_SOCKOPS, AT_LOOKUP	connections of tests/kernel/connector.c
  * VERSION	1 or 2: two versions of the object
  * TIMES, VERSIONS	names of its maps
@@ -126,6 +126,13 @@ int see(struct bpf_nf_ctx *ctx)
 	if (data)
 		note_datagram(data);
 	return 1;	/* the other one, if there is one for a moment, sees it as well */
+}
+#elif defined(AT_DISSECTOR)
+SEC("flow_dissector")
+int see(struct __sk_buff *skb)
+{
+	note_packet(DATA(skb), END(skb), skb->flow_keys->nhoff & 0xff);
+	return BPF_OK;
 }
 #elif defined(AT_CONNECT)
 SEC("cgroup/connect4")

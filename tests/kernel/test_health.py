@@ -14,7 +14,8 @@ from bpfkeeperd.steps import OnStep, Step, no_failpoint
 from bpfkeeperd.trial import Pause, sleep
 from tests.kernel.test_reload import plan_now
 from tests.kernel.test_rollback import Injected
-from tests.machine import inside_cgroup, send_datagrams
+from tests.kernel.test_whole_reload import AtSwap
+from tests.machine import detach_link, inside_cgroup, send_datagrams
 from tests.scenario import World, contents, refused
 
 PINS = "pin_maps: {seen: seen, each_cpu: each_cpu, errors: errors, .bss: sums}"
@@ -228,6 +229,28 @@ def test_the_keeper_stays_with_the_former_version(world: World) -> None:
         assert world.reload(keeper).result is ReloadResult.OK
         assert not any(keeper.status.drift.values())
         assert not keeper.status.attachments[0].problem
+
+
+def test_after_a_reload_that_failed_otherwise(world: World) -> None:
+    """What ran before both goes on, and is what is healed."""
+    world.put("one", "health")
+    write(world, f"seconds: 1, {ERRORS}")
+    with keeping(world) as keeper:
+        assert world.reload(keeper).result is ReloadResult.OK
+        before = world.link_ids()
+        world.put("one", "health", VERSION=2)
+        keeper._on_step = AtSwap(1)
+        assert "swap 1 of 1 failed" in refused(world.reload(keeper))
+        keeper._on_step = no_failpoint
+        world.put("one", "health", WRONG=1)
+        assert "one/watch: errors[" in refused(world.reload(keeper))
+        assert world.link_ids() == before
+        (path,) = world.layout_files("links")
+        detach_link(path)
+        keeper.heal(1.0)
+        ((_, program),) = world.link_ids().values()
+        ((_, former),) = before.values()
+        assert program == former and keeper.status.attachments[0].up
 
 
 def test_a_keeper_that_starts_with_a_bad_version(world: World) -> None:

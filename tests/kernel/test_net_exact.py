@@ -49,6 +49,8 @@ PACKETS = (
         "local", "NETFILTER", "{netfilter: ipv4/local_in, priority: 0, netns: HERE}", overlaps=True
     ),
 )
+# The queues of RPS, which ask for the flow of each packet, drop some: nothing else is there.
+DISSECTED = (Row("dissector", "DISSECTOR", "{netns: HERE}"),)
 CONNECTIONS = (
     Row("connects", "CONNECT", "{cgroup: CGROUP}", first=True),
     Row("sockets", "SOCKOPS", "{cgroup: CGROUP}", first=True),
@@ -159,3 +161,10 @@ def test_no_packet_is_missed(world: World, quiet: Netns) -> None:
 
 def test_no_connection_is_missed(world: World, quiet: Netns) -> None:
     exchange(world, quiet, CONNECTIONS)
+
+
+def test_no_packet_is_missed_by_the_flow_dissector(world: World, quiet: Netns) -> None:
+    path = "/sys/class/net/veth0/queues/rx-0/rps_cpus"
+    command = ["ip", "netns", "exec", quiet.here, "sh", "-c", f"echo 1 > {path}"]
+    subprocess.run(command, check=True)
+    exchange(world, quiet, DISSECTED)

@@ -16,7 +16,7 @@ from bpfkeeperd.keeper import Keeper
 from bpfkeeperd.state import AttachmentStatus, ReloadResult
 from tests.bench.gap import quiet_pair
 from tests.kernel.test_reload import plan_now
-from tests.machine import Netns, bpf_ids, ip, skip_without_section
+from tests.machine import Netns, bpf_ids, detach_link, ip, skip_without_section
 from tests.scenario import World, refused
 
 PORT = 7801
@@ -480,14 +480,15 @@ def test_netkit(world: World, quiet: Netns, side: str) -> None:
 
 
 def test_second_flow_dissector(world: World, quiet: Netns) -> None:
+    """Of one namespace under two names, which only the kernel tells to be the same."""
     for name in ("one", "two"):
         world.put(name, HOOK='"flow_dissector"', VERDICT=0)
     world.write(
         "objects:\n"
         + "".join(
             f"  {name}: {{file: {name}.bpf.o, pin_maps: [counts],"
-            f" programs: {{count: {{attach: [{{netns: {quiet.here}}}]}}}}}}\n"
-            for name in ("one", "two")
+            f" programs: {{count: {{attach: [{{netns: {netns}}}]}}}}}}\n"
+            for name, netns in (("one", quiet.here), ("two", f"/run/netns/{quiet.here}"))
         )
     )
     with world.keeper() as keeper:
@@ -501,6 +502,21 @@ def test_unload_takes_filters_down(world: World, quiet: Netns) -> None:
     assert any("detached one/count" in line for line in world.unload())
     assert tc(quiet, "filter", "show", "dev", "veth0", "ingress") == ""
     assert not (world.pins / "bpfkeeperd").exists()
+
+
+def test_a_netfilter_link_that_somebody_detached(world: World, quiet: Netns) -> None:
+    """The kernel does not tell, so nothing is noticed: a forced reload attaches again."""
+    skip_without_section("netfilter")
+    world.put("one", HOOK='"netfilter"')
+    row = Row("netfilter", "{netfilter: ipv4/local_in, priority: 10, netns: HERE}", datagrams)
+    write(world, quiet, row)
+    with world.keeper() as keeper:
+        assert world.reload(keeper).result is ReloadResult.OK
+        (path,) = world.link_ids()
+        detach_link(Path(world.layout.links) / path)
+        assert counted(world, lambda: quiet.send(3)) == (0, 0)
+        assert world.reload(keeper, force=True).result is ReloadResult.OK
+        assert counted(world, lambda: quiet.send(3)) == (3, 3)
 
 
 def test_a_netfilter_priority_is_free_at_once(world: World, quiet: Netns) -> None:

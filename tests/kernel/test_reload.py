@@ -233,10 +233,13 @@ def test_one_more_target(world: World) -> None:
 
 
 def test_cgroup_relative_to_the_mount(world: World) -> None:
+    mount = kernel.cgroup2_mount()
+    assert mount
+    path = world.cgroup.relative_to(mount)
     world.put("one")
     world.write(
         "objects:\n  one: {file: one.bpf.o, pin_maps: [counts],\n"
-        f"        programs: {{count: {{attach: [{{cgroup: {world.cgroup.name}}}]}}}}}}\n"
+        f"        programs: {{count: {{attach: [{{cgroup: {path}}}]}}}}}}\n"
     )
     assert world.apply().result is ReloadResult.OK
     with inside_cgroup(world.cgroup):

@@ -16,7 +16,9 @@ from bpfkeeperd import kernel
 from bpfkeeperd.hooks import STRUCT_OPS
 from bpfkeeperd.keeper import Keeper
 from bpfkeeperd.state import ReloadResult
+from bpfkeeperd.steps import Step
 from tests.kernel.test_reload import plan_now
+from tests.kernel.test_rollback import fail_at_each_step
 from tests.machine import skip_without
 from tests.scenario import World, contents, refused
 
@@ -46,9 +48,9 @@ def reload(world: World, keeper: Keeper, *, force: bool = False) -> None:
     assert outcome.result is ReloadResult.OK, outcome
 
 
-def seen(world: World) -> list[int]:
+def seen(world: World, name: str = "seen") -> list[int]:
     """How often each version was asked."""
-    found = contents(world.pins / "seen")
+    found = contents(world.pins / name)
     return [struct.unpack("=Q", value or bytes(8))[0] for _, value in sorted(found.items())]
 
 
@@ -112,8 +114,12 @@ def test_registered_and_kept(world: World, name: str, section: str) -> None:
         pytest.fail("it is still registered")
 
 
-def test_no_connection_fails_while_it_is_swapped(world: World, name: str) -> None:
-    world.write(MANIFEST)
+SWAPS = 200
+
+
+def test_no_connection_is_missed_while_it_is_swapped(world: World, name: str) -> None:
+    """Each begins by being told to one of the versions."""
+    world.write(MANIFEST.replace("[seen]", "[seen, begun]"))
     put(world, name)
     stop, failed, made = threading.Event(), list[OSError](), [0]
 
@@ -133,7 +139,8 @@ def test_no_connection_fails_while_it_is_swapped(world: World, name: str) -> Non
         thread.start()
         try:
             with connection(name) as ends:
-                for swap in range(50):
+                made[0] += 1
+                for swap in range(SWAPS):
                     put(world, name, swap % 2 + 1)
                     reload(world, keeper, force=True)
                     transfer(ends, 1)
@@ -143,6 +150,8 @@ def test_no_connection_fails_while_it_is_swapped(world: World, name: str) -> Non
         assert world.link_ids() == links
     assert not failed and made[0] > 10
     assert min(seen(world)[1:3]) > 0
+    # The listener of a connection, and what it accepts, have the control of the machine.
+    assert sum(seen(world, "begun")) == made[0]
 
 
 def test_a_version_that_the_kernel_does_not_take(world: World, name: str) -> None:
@@ -161,6 +170,19 @@ def test_a_version_that_the_kernel_does_not_take(world: World, name: str) -> Non
         put(world, name, 2)
         reload(world, keeper)
         assert versions(world, name) == {2}
+
+
+def test_every_step_is_rolled_back(world: World, name: str) -> None:
+    world.write(MANIFEST)
+    put(world, name)
+    with world.keeper() as keeper:
+        reload(world, keeper)
+        for version, force in ((2, False), (2, True)):
+            put(world, name, version)
+            failed = fail_at_each_step(world, keeper, force=force, elsewhere=world.link_targets)
+            assert {Step.STAGE_PROGRAMS, Step.SWAP, Step.COMMIT_MAP, Step.COMMIT_PROGRAMS} <= failed
+            assert versions(world, name) == {version}
+            assert plan_now(world) == ()
 
 
 def test_registered_by_another(world: World, name: str) -> None:

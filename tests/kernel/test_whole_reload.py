@@ -7,7 +7,7 @@ from bpfkeeperd.state import ReloadResult
 from bpfkeeperd.steps import Step
 from tests.kernel.test_reload import plan_now
 from tests.kernel.test_rollback import Injected
-from tests.machine import inside_cgroup, send_datagrams
+from tests.machine import bpf_ids, inside_cgroup, send_datagrams
 from tests.scenario import World, refused
 
 ATTACH = "attach: [{cgroup: CGROUP}]"
@@ -317,3 +317,29 @@ def test_a_link_that_cannot_be_swapped_back(world: World, how: str) -> None:
         after = world.link_ids()
         others = [link_of(world, child) for child in ("c0", "c2", "c3")]
         assert [after[path] for path in others] == [before[path] for path in others]
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        ("cgroup/connect4", "cgroup/connect6"),
+        ("cgroup/bind4", "cgroup/sendmsg4"),
+        ("cgroup_skb/egress", "cgroup_skb/ingress"),
+    ],
+)
+def test_a_program_of_another_attach_type(world: World, sections: tuple[str, str]) -> None:
+    """The kernel would take it into the link, where it would run at the wrong hook: it gets a link
+    of its own, and the former one goes."""
+    former, latter = sections
+    world.put("one", HOOK=f'"{former}"')
+    program = f"programs: {{count: {{{ATTACH}}}}}"
+    world.write(f"objects: {{one: {{file: one.bpf.o, pin_maps: [counts], {program}}}}}\n")
+    with world.keeper() as keeper:
+        assert world.reload(keeper).result is ReloadResult.OK
+        (before,) = world.link_pins("one")
+        world.put("one", HOOK=f'"{latter}"')
+        assert world.reload(keeper).result is ReloadResult.OK
+        (after,) = world.link_pins("one")
+        assert after.id != before.id and after.attach_type != before.attach_type
+        world.wait(lambda: before.id not in bpf_ids("link"))
+        assert plan_now(world) == ()

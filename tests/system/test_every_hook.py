@@ -3,9 +3,10 @@ after adoption, after a swap, and given up again, each time by real events."""
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,17 @@ from bpfkeeperd.hooks import KINDS, STRUCT_OPS, Hook, SwapWay, hook_of_section
 from tests.bench.gap import quiet_pair
 from tests.conftest import BuildObject, child_cgroup, make_places, mounted_bpffs
 from tests.kernel.exactness import GETPGID
+from tests.kernel.test_net_hooks import tc
 from tests.kernel.test_trace_hooks import tracefs, victim
-from tests.machine import bpf_ids, inside_cgroup
+from tests.machine import bpf_ids, detach_link, inside_cgroup
 from tests.scenario import World, garbage
 from tests.system.everyhook import GROUPS, ROWS, Row, Scene, counts
-from tests.system.process import METRICS, DaemonProcess, cli
+from tests.system.process import METRICS, WAIT_SECONDS, DaemonProcess, cli
 
 __all__ = ["tracefs", "victim"]
 
 ATTACHED, KILLED, ADOPTED = "attached", "killed", "adopted"
+UNPINNED, DETACHED = "unpinned", "detached"
 SWAPPED, SWAPPED_AND_KILLED = "swapped", "swapped and killed"
 GARBAGE, STARTED_ON_GARBAGE, HEALED = "garbage", "started on garbage", "healed"
 EMPTIED = "emptied"
@@ -34,6 +37,8 @@ SERVED_BY = {
     ATTACHED: 1,
     KILLED: 1,
     ADOPTED: 1,
+    UNPINNED: 1,
+    DETACHED: 1,
     SWAPPED: 2,
     GARBAGE: 2,
     SWAPPED_AND_KILLED: 2,
@@ -45,6 +50,8 @@ SERVED_BY = {
     UNLOADED: None,
 }
 """What happens, and which version serves then; None for none."""
+ON_GARBAGE = (GARBAGE, SWAPPED_AND_KILLED, STARTED_ON_GARBAGE)
+WITHOUT_DAEMON = (KILLED, SWAPPED_AND_KILLED, STOPPED, UNLOADED)
 SECONDS = 2.0
 """In which a program is gone that was swapped out or taken down."""
 
@@ -73,6 +80,8 @@ class Story:
     ids: set[tuple[str, int]] = field(default_factory=set)
     """Kinds and IDs of links and programs that were there at any time."""
     unloaded: str = ""
+    pinned: int = 0
+    """How many links are pinned when all is attached."""
 
 
 def hook(row: Row) -> Hook:
@@ -160,6 +169,47 @@ def garble(story: Story) -> None:
         garbage(story.scene.world.directory / f"{name}.bpf.o")
 
 
+def unpin(world: World) -> None:
+    """All that the keeper has pinned goes but for maps; the daemon may make it again meanwhile."""
+    os.rename(world.layout.own, aside := world.pins / "aside")
+    shutil.rmtree(aside)
+
+
+def detach(scene: Scene) -> dict[str, int]:
+    """Of the links those that the kernel lets anybody detach, with their IDs; and filters of tc.
+    Not links of netfilter, of which the kernel does not tell that they are dead."""
+    detached = {}
+    for path, (link_id, _) in scene.world.link_ids().items():
+        if path.startswith("netfilter"):
+            continue
+        with suppress(AssertionError):
+            detach_link(Path(scene.world.layout.links) / path)
+            detached[path] = link_id
+    assert len(detached) > 30
+    for side in ("ingress", "egress"):
+        tc(scene.pair, "filter", "del", "dev", "veth0", side)
+    return detached
+
+
+def until_healed(story: Story, daemon: DaemonProcess, detached: dict[str, int]) -> None:
+    """Until other links are there for those that are dead, all is up, and nothing drifts."""
+    wanted = len(story.looks[ATTACHED].attachments)
+
+    def healed() -> bool:
+        links = {path: ids[0] for path, ids in story.scene.world.link_ids().items()}
+        if len(links) != story.pinned or links.items() & detached.items():
+            return False
+        found = daemon.metrics()
+        up = [value for name, value in found.items() if "attachment_up{" in name]
+        drift = [value for name, value in found.items() if name.startswith("bpfkeeper_drift{")]
+        return sum(up) == wanted and not any(drift)
+
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not healed():
+        assert time.monotonic() < deadline, daemon.log
+        time.sleep(0.05)
+
+
 def happen(story: Story) -> None:
     """The story: each thing that happens, and what was to be seen after it."""
     scene, world = story.scene, story.scene.world
@@ -167,12 +217,19 @@ def happen(story: Story) -> None:
     with DaemonProcess(world) as daemon:
         daemon.wait_ready()
         scene.connect()
+        story.pinned = len(world.link_ids())
         look(story, ATTACHED, daemon)
         daemon.kill()
     look(story, KILLED, None)
-    with DaemonProcess(world) as daemon:
+    with DaemonProcess(world, look_seconds=0.2) as daemon:
         daemon.wait_ready()
         look(story, ADOPTED, daemon)
+        unpin(world)
+        until_healed(story, daemon, {})
+        look(story, UNPINNED, daemon)
+        until_healed(story, daemon, detach(scene))
+        scene.connect()
+        look(story, DETACHED, daemon)
         write(scene, story.rows, 2)
         daemon.hup()
         look(story, SWAPPED, daemon)
@@ -251,10 +308,12 @@ def test_the_attachment_is_the_same(story: Story, row: Row) -> None:
         assert {one["up"] for one in found} == ({when != UNLOADED} if when != EMPTIED else set())
         ids[when] = [(one["link_id"], one["prog_id"]) for one in found]
     assert ids[ATTACHED] == ids[KILLED] == ids[ADOPTED], "not adopted as it was"
-    for when in (GARBAGE, SWAPPED_AND_KILLED, STARTED_ON_GARBAGE, HEALED):
+    assert ids[UNPINNED] == ids[ADOPTED], "not restored"
+    assert [one[1] for one in ids[DETACHED]] == [one[1] for one in ids[ADOPTED]]
+    for when in (*ON_GARBAGE, HEALED):
         assert ids[when] == ids[SWAPPED], when
     assert ids[ATTACHED_ANEW] == ids[STOPPED]
-    for before, after in zip(ids[ADOPTED], ids[SWAPPED], strict=True):
+    for before, after in zip(ids[DETACHED], ids[SWAPPED], strict=True):
         assert (after[1] != before[1]) is (row.hook != "struct_ops"), "not swapped"
         assert (after[0] == before[0]) is not overlaps(row)
     assert {one for ids in ids[UNLOADED] for one in ids} == {None}
@@ -262,7 +321,18 @@ def test_the_attachment_is_the_same(story: Story, row: Row) -> None:
 
 @pytest.mark.parametrize(
     "when",
-    [ATTACHED, KILLED, ADOPTED, SWAPPED, HEALED, EMPTIED, ATTACHED_ANEW, STOPPED],
+    [
+        ATTACHED,
+        KILLED,
+        ADOPTED,
+        UNPINNED,
+        DETACHED,
+        SWAPPED,
+        HEALED,
+        EMPTIED,
+        ATTACHED_ANEW,
+        STOPPED,
+    ],
 )
 def test_maps_are_the_same_and_nothing_is_to_do(story: Story, when: str) -> None:
     look, first = story.looks[when], story.looks[ATTACHED]
@@ -272,7 +342,18 @@ def test_maps_are_the_same_and_nothing_is_to_do(story: Story, when: str) -> None
 
 @pytest.mark.parametrize(
     "when",
-    [ATTACHED, ADOPTED, SWAPPED, GARBAGE, STARTED_ON_GARBAGE, HEALED, EMPTIED, ATTACHED_ANEW],
+    [
+        ATTACHED,
+        ADOPTED,
+        UNPINNED,
+        DETACHED,
+        SWAPPED,
+        GARBAGE,
+        STARTED_ON_GARBAGE,
+        HEALED,
+        EMPTIED,
+        ATTACHED_ANEW,
+    ],
 )
 def test_metrics_tell_what_status_tells(story: Story, when: str) -> None:
     look = story.looks[when]

@@ -101,6 +101,7 @@ def test_a_lost_pin_of_what_has_no_link_of_its_own(
     daemon = start()
     pins = world.layout_files(kind)
     assert len(pins) == {"stubs": 2, "attached": 1}[kind]
+    time.sleep(0.5)  # what a new interface brings about is over
     for pin in pins:
         pin.unlink()
     until(lambda: world.layout_files(kind) == pins, "pins are not there again")

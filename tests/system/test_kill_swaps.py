@@ -36,13 +36,14 @@ objects:
 KEPT = ("raws", "exacts", "filters", "seen")
 SWAPS = 4
 STEPS = (
-    *((Step.LOAD_OBJECT, time) for time in (1, SWAPS)),
-    *((Step.PIN_PROGRAMS, time) for time in range(1, SWAPS + 1)),
+    (Step.PIN_PROGRAMS, 2),
+    (Step.STAGE_PROGRAMS, 1),
     *((Step.SWAP, time) for time in range(1, SWAPS + 1)),
     *((Step.COMMIT_LINK, time) for time in (1, 2)),
     (Step.STAGE_MAP, 1),
     (Step.COMMIT_MAP, 1),
-    *((Step.REMOVE_PROGRAMS, time) for time in (1, SWAPS)),
+    (Step.COMMIT_PROGRAMS, 1),
+    (Step.REMOVE_PROGRAMS, 1),
     (Step.WRITE_STATE, 1),
 )
 
