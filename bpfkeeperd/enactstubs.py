@@ -66,8 +66,9 @@ class StubEnactor:
         The first swap of a program does it for all.
         """
         key = _stub_key(attachment)
-        if key in self._ready:
-            return True
+        if key in self._ready:  # one that was made since, because it cannot, is another
+            ready = kernel.program_info(self._ready[key]).id
+            return ready == self.observed.stubs[former].prog_id
         if not self._write(transaction, attachment, former, self.observed.stubs[former], prog_fd):
             return False
         if former != key:

@@ -33,10 +33,14 @@ def wanted_stubs(draft: Draft) -> set[StubKey]:
 
 
 def restore_stubs(draft: Draft) -> None:
-    """Stubs whose pins are gone and that are alive get them again."""
-    wanted = wanted_stubs(draft)
+    """Stubs whose pins are gone and that are alive get them again: those that are wanted, taken
+    over under another name, or of an object that is held back. The array of one that loses its last
+    pin is emptied."""
+    swaps = (one for actions in draft.links.values() for one in actions if isinstance(one, Swap))
+    wanted = wanted_stubs(draft) | {swap.stub for swap in swaps}
+    held = {escape(name) for name in (*draft.held_objects, *draft.desired.faults)}
     for key, stub in draft.observed.stubs.items():
-        if stub.prog_id and not stub.pinned and key in wanted:
+        if stub.prog_id and not stub.pinned and (key in wanted or key[0] in held):
             draft.restores.append(RestoreStub(key))
 
 

@@ -22,6 +22,16 @@ def seen(ideal: "Ideal", key: LinkKey) -> ObservedLink:
     return link
 
 
+def loaded(ideal: "Ideal") -> set[tuple[str, str, str]]:
+    """Every program: object, digest and name."""
+    return {
+        (name, digest, program)
+        for name, digests in ideal.programs.items()
+        for digest, programs in digests.items()
+        for program in programs
+    }
+
+
 def make(ideal: "Ideal", key: StubKey, serves: int, *, pinned: bool = True) -> ObservedStub:
     ideal.stubs[key] = ObservedStub(ideal.new_id(), ideal.new_id(), serves, pinned)
     return ideal.stubs[key]

@@ -5,7 +5,8 @@ from dataclasses import replace
 
 from hypothesis import strategies as st
 
-from bpfkeeperd.hooks import Hook, HookKind, hook_of_section
+from bpfkeeperd.desired import Attachment
+from bpfkeeperd.hooks import Hook, HookKind, SwapWay, hook_of_section
 from bpfkeeperd.targets import (
     CLSACT_PRIORITY,
     CgroupTarget,
@@ -64,7 +65,11 @@ def targets_of(section: str) -> tuple[Target, ...]:
 
 
 def order(draw: st.DrawFn, section: str) -> tuple[str, str]:
-    """What the manifest says of the place of a program among others: before and after."""
+    """Before and after whom a program is to run."""
     if hook(section).kind is not HookKind.TCX:
         return "", ""
     return draw(st.sampled_from([("", ""), ("*", ""), ("", "*"), ("", "nobody")]))
+
+
+def can_be_exact(one: Attachment) -> bool:
+    return one.hook.rules.swap in (SwapWay.OVERLAP, SwapWay.STUB)

@@ -10,7 +10,7 @@ from bpfkeeperd.layout import LinkKey, escape, is_array_name, kernel_name
 from bpfkeeperd.plan import plan, serves
 from bpfkeeperd.state import ProgramInfo
 from tests.unit.ideal import Ideal
-from tests.unit.idealstubs import seen
+from tests.unit.idealstubs import loaded, seen
 from tests.unit.situations import Situation
 
 
@@ -130,7 +130,7 @@ def check_stubs(after: Ideal, desired: Desired, names: set[str]) -> None:
     run = {link.info.prog_id for link in after.links.values()}
     for key, stub in after.stubs.items():
         assert key in wanted or key[0] in map(escape, names) or stub.prog_id in run
-        assert stub.pinned or key not in wanted
+        assert stub.pinned or not (key in wanted or key[0] in map(escape, names))
 
 
 def check_order(done: Plan, desired: Desired) -> None:
@@ -250,7 +250,7 @@ def check(situation: Situation, *, force: bool = False) -> Plan:
     check_attachments(after, desired, first)
     check_stubs(after, desired, held(first))
     check_order(first, desired)
-    assert not after.unpinned & _loaded(after), "their pins are restored"
+    assert not after.unpinned & loaded(after), "their pins are restored"
     check_foreign(before, after, desired)
     for name in set(first.kept_maps) & desired.maps.keys():
         assert _alive(after, desired.maps[name]) == _alive(before, desired.maps[name])
@@ -261,15 +261,6 @@ def check(situation: Situation, *, force: bool = False) -> Plan:
         check_nothing_without_need(before, after, desired)
     check_others_go_ahead(before, desired, held(first))
     return first
-
-
-def _loaded(ideal: Ideal) -> set[tuple[str, str, str]]:
-    return {
-        (name, digest, program)
-        for name, digests in ideal.programs.items()
-        for digest, loaded in digests.items()
-        for program in loaded
-    }
 
 
 def _lasting(done: Plan) -> set[tuple[str, str]]:

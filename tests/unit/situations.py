@@ -31,7 +31,7 @@ from bpfkeeperd.entries import (
     ProgramRef,
     SwapChoice,
 )
-from bpfkeeperd.hooks import XDP, Hook, HookKind, SwapWay
+from bpfkeeperd.hooks import XDP, Hook, HookKind
 from bpfkeeperd.layout import array_name, escape, kernel_name
 from bpfkeeperd.maptypes import PROG_ARRAY
 from bpfkeeperd.observed import Foreign, ObservedLink
@@ -48,6 +48,7 @@ from tests.unit.places import (
     SECTIONS,
     SOCKETS,
     TARGETS,
+    can_be_exact,
     hook,
     order,
     targets_of,
@@ -301,7 +302,7 @@ def situations(draw: st.DrawFn) -> Situation:
         state = draw(st.sampled_from(OBJECT_STATES))
         _put_programs(draw, ideal, desired, name, state)
     ideal.observe(desired)
-    for place in places_of_programs(ideal):
+    for place in sorted(idealstubs.loaded(ideal)):
         if draw(st.sampled_from([False, False, False, True])):
             ideal.unpinned.add(place)
     for wanted_map in desired.maps.values():
@@ -314,6 +315,12 @@ def situations(draw: st.DrawFn) -> Situation:
         target = hook_target(draw(st.sampled_from(targets_of(section))), hook(section))
         if target != PATTERN:
             orphan = attachment(name, "former", hook(section), target, exact=draw(st.booleans()))
+            behind = [one for one in desired.attachments if one.exact]
+            if draw(st.booleans()) and behind:  # it was behind its stub under another name
+                rival = draw(st.sampled_from(behind))
+                orphan = attachment(rival.object, "former", rival.hook, rival.target, exact=True)
+                ideal.links.pop(rival.key, None)
+                ideal.stubs.pop(rival.key[:2], None)
             orphan = replace(orphan, exact=orphan.exact and can_be_exact(orphan))
             _put_link(draw, ideal, orphan, draw(st.sampled_from(["serving", *LINK_STATES])))
     for key in [*ideal.stubs]:
@@ -467,22 +474,9 @@ def _put_link(draw: st.DrawFn, ideal: Ideal, wanted: Attachment, state: str) -> 
     )
     if "other hook" in state:
         info = replace(info, attach_type=info.attach_type + 1, detail="another")
-    behind = draw(st.sampled_from([wanted.exact, wanted.exact, False, True]))
+    behind = draw(st.sampled_from([wanted.exact, not wanted.exact]))
     if behind and can_be_exact(wanted):
         key = wanted.key[:2]
         stub = ideal.stubs.get(key) or idealstubs.make(ideal, key, info.prog_id)
         info = replace(info, prog_id=stub.prog_id)
     ideal.links[wanted.key] = ObservedLink(info, pinned="unpinned" not in state)
-
-
-def can_be_exact(one: Attachment) -> bool:
-    return one.hook.rules.swap in (SwapWay.OVERLAP, SwapWay.STUB)
-
-
-def places_of_programs(ideal: Ideal) -> list[tuple[str, str, str]]:
-    return [
-        (name, digest, program)
-        for name, digests in ideal.programs.items()
-        for digest, loaded in digests.items()
-        for program in loaded
-    ]

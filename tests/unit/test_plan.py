@@ -24,12 +24,19 @@ from bpfkeeperd.entries import (
     MismatchPolicy,
     ObjectEntry,
     ProgramEntry,
+    SwapChoice,
 )
 from bpfkeeperd.layout import escape
 from bpfkeeperd.observed import ObservedLink
 from bpfkeeperd.plan import plan, serves
 from bpfkeeperd.resolve import resolve
-from bpfkeeperd.targets import CgroupTarget, InterfaceTarget, Target, XdpMode
+from bpfkeeperd.targets import (
+    CgroupTarget,
+    InterfaceTarget,
+    Target,
+    TracepointTarget,
+    XdpMode,
+)
 from tests.unit.ideal import Ideal
 from tests.unit.promises import check
 from tests.unit.situations import MACHINE, Situation, map_spec, source
@@ -603,3 +610,24 @@ def test_a_link_is_taken_over_once() -> None:
 
 
 # Promises
+
+
+def test_a_stub_gets_its_new_name_before_other_links_are_made_on_it() -> None:
+    """Else these would get one of their own, and the links on the former would stay behind."""
+    switch, waking = TracepointTarget("sched/sched_switch"), TracepointTarget("sched/sched_waking")
+
+    def exact(program: str, *at: Target) -> Desired:
+        entry, file = an_object("one", at=at, program=program, section="tracepoint")
+        programs = {
+            name: replace(one, swap=SwapChoice.EXACT) for name, one in entry.programs.items()
+        }
+        return desire((replace(entry, programs=programs), file))
+
+    ideal, before, now = machine(), exact("count", switch), exact("tally", waking, switch)
+    ideal.targets |= {switch: 1, waking: 1}
+    ideal.apply(plan(before, ideal.observe(before)), before)
+    (change,) = plan(now, ideal.observe(now)).changes
+    swap, attach = change.links
+    assert isinstance(swap, Swap) and swap.stub == ("one", "count")
+    assert isinstance(attach, Attach)
+    check(Situation(now, ideal))

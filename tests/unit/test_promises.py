@@ -60,7 +60,6 @@ CLASSES = (
     "another XDP mode",
     "a link waits for a target",
     "adopted",
-    "left out when it was loaded",
     "something else is in the way",
     "taken over",
     "Displace",
@@ -70,7 +69,6 @@ CLASSES = (
     "RemoveStub",
     "a stub is kept",
     "a stub gets another name",
-    "a stub goes where none is wanted",
     "both run for a moment",
     "at a map that is made",
     "attached in an order",
@@ -128,7 +126,6 @@ def classes(situation: Situation, done: Plan) -> set[str]:
         "a stub gets another name": any(
             swap.stub not in (None, swap.attachment.key[:2]) for swap in swaps
         ),
-        "a stub goes where none is wanted": any("needs no stub" in swap.reason for swap in swaps),
         "both run for a moment": any(swap.overlaps for swap in swaps),
         "at a map that is made": any(
             isinstance(link.attachment.target, MapTarget) and link not in swaps and change.makes
@@ -163,7 +160,6 @@ def test_promises() -> None:
         after = situation.ideal.copy()
         after.apply(done, situation.desired)
         seen.update(["adopted"] * bool(after.adopted))
-        seen.update(["left out when it was loaded"] * bool(after.left_out))
         check(situation, force=True)
 
     for number in range(first_seed, first_seed + ROUNDS):  # a rare class may need another round
