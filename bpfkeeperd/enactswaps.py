@@ -342,7 +342,9 @@ def is_plain_update(action: LinkAction) -> bool:
             hook = attachment.hook
             plain = hook.rules.swap is SwapWay.UPDATE and hook.kind is not HookKind.STRUCT_OPS
             plain = plain and hook.name != LSM_CGROUP  # see `_update_or_overlap`
-            stays = attachment.key == action.key and action.link.type in hook.rules.link_types
+            # Of TCX it may be a filter, on a kernel without: no link, and its own way.
+            has_link = action.link.type in hook.rules.link_types - {CLSACT_LINK}
+            stays = attachment.key == action.key and has_link
             return plain and stays and not attachment.exact and action.stub is None
         case _:
             return False

@@ -186,7 +186,7 @@ def test_the_next_keeper_goes_on_and_the_last_lets_go(world: World) -> None:
     ("target", "text"),
     [
         ("sender", "no map sender is kept: did you mean senders?"),
-        ("msg_seen", "msg_seen is a array: it takes a sockmap or a sockhash"),
+        ("msg_seen", "msg_seen is of type array: it takes a sockmap or a sockhash"),
     ],
 )
 def test_another_map(world: World, target: str, text: str) -> None:

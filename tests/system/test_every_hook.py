@@ -134,6 +134,12 @@ def served(scene: Scene, row: Row, wanted: int | None) -> tuple[int, ...]:
         before = counts(scene, row)
         row.happen(scene)
         after = counts(scene, row)
+        arrival = time.monotonic() + SECONDS  # a veth pair hands packets over a moment later
+        while wanted is not None and after[wanted] - before[wanted] < max(row.events, 1):
+            if time.monotonic() > arrival:
+                break
+            time.sleep(0.01)
+            after = counts(scene, row)
         seen = tuple(now - then for now, then in zip(after, before, strict=True))
         others = [events for version, events in enumerate(seen) if version != wanted]
         if not any(others) or time.monotonic() > deadline:

@@ -81,6 +81,7 @@ def check_served(world: World, pair: Netns, name: str, only: int | None = None) 
     ):
         before = counts(world, kept)
         happen()
+        world.wait(lambda: counts(world, kept) != before)  # noqa: B023
         after = counts(world, kept)
         moved = [now - then for now, then in zip(after, before, strict=True)]
         if sum(moved) == 2 and only is None:  # killed while both were there
