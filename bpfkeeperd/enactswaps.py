@@ -23,7 +23,7 @@ from bpfkeeperd.steps import Step
 from bpfkeeperd.transaction import Transaction
 
 LSM_CGROUP = "lsm_cgroup"
-SWAPS_AT_ONCE = 256
+SWAPS_AT_ONCE = 512
 """Links that are updated by one call into C."""
 
 
@@ -99,13 +99,12 @@ class SwapEnactor:
         except (KeeperError, OSError) as error:
             failed = error
         updated, gone = list[Swap](), list[Swap]()
-        with self._timed():
-            for first in range(0, len(ready), SWAPS_AT_ONCE):
-                some = slice(first, min(first + SWAPS_AT_ONCE, len(ready)))
-                wrong = self._update_some(transaction, actions[some], ready[some], updated, gone)
-                if wrong:
-                    failed = wrong
-                    break
+        for first in range(0, len(ready), SWAPS_AT_ONCE):
+            some = slice(first, min(first + SWAPS_AT_ONCE, len(ready)))
+            wrong = self._update_some(transaction, actions[some], ready[some], updated, gone)
+            if wrong:
+                failed = wrong
+                break
         self.parts.after.swapped_all(updated)
         for action in gone:
             self._went_away(action.attachment)
@@ -131,14 +130,13 @@ class SwapEnactor:
                 announced += 1
         except (KeeperError, OSError) as error:
             wrong = error
-        done, dead, number = _swap_all(ready[:announced])
-        swapped = [place for place in range(done) if place not in dead]
-        back = [(link, old, new) for link, new, old in (ready[place] for place in swapped)]
-        transaction.on_undo(lambda: _swap_back(back[::-1]))
-        updated += [actions[place] for place in swapped]
+        with self._timed():
+            done, dead, number = _swap_all(ready[:announced])
+        transaction.on_undo(lambda: _swap_back(_way_back(ready[:done], dead)))
+        updated += [action for place, action in enumerate(actions[:done]) if place not in dead]
         gone += [actions[place] for place in dead]
         self.tried += done
-        self.swapped += len(swapped)
+        self.swapped += done - len(dead)
         return _update_error(actions[done].attachment, number) if number else wrong
 
     def _exchange(self, transaction: Transaction, action: Swap, loaded: Loaded) -> None:
@@ -361,6 +359,14 @@ def _swap_all(swaps: Sequence[tuple[int, int, int]]) -> tuple[int, list[int], in
             return done, gone, number
         gone.append(done)
         done += 1
+
+
+def _way_back(
+    swaps: Sequence[tuple[int, int, int]], dead: Sequence[int]
+) -> list[tuple[int, int, int]]:
+    """The swaps that undo others, but for those of dead links; the last one first."""
+    alive = [swap for place, swap in enumerate(swaps) if place not in dead]
+    return [(link, old, new) for link, new, old in reversed(alive)]
 
 
 def _swap_back(swaps: Sequence[tuple[int, int, int]]) -> None:
