@@ -17,7 +17,7 @@ from bpfkeeperd.health import Trial
 from bpfkeeperd.hooks import HookKind
 from bpfkeeperd.layout import LinkKey, escape
 from bpfkeeperd.observed import ObservedLink
-from bpfkeeperd.planstubs import unwanted_stubs
+from bpfkeeperd.planstubs import leaving, unwanted_stubs
 
 
 def group(
@@ -151,5 +151,7 @@ def _removals(draft: Draft, orphans: Mapping[LinkKey, ObservedLink]) -> dict[str
             reason = "not used any more" if escaped in names else "not in the manifest any more"
             removals.setdefault(name, []).append(RemoveArray(array, reason))
     for stub in unwanted_stubs(draft, detached):
-        removals.setdefault(names.get(stub.key[0], stub.key[0]), []).append(stub)
+        # Not before the links that run it are off it: without its pin the array is emptied.
+        users = leaving(draft, stub.key) or {names.get(stub.key[0], stub.key[0])}
+        removals.setdefault(min(users) if len(users) == 1 else "", []).append(stub)
     return removals

@@ -69,3 +69,15 @@ def unwanted_stubs(draft: Draft, detached: Collection[LinkKey]) -> Iterator[Remo
             continue
         reason = "not used any more" if key[0] in names else "not in the manifest any more"
         yield RemoveStub(key, reason)
+
+
+def leaving(draft: Draft, key: StubKey) -> set[str]:
+    """Objects whose programs take over links that run a stub, which does not go along."""
+    return {
+        action.attachment.object
+        for actions in draft.links.values()
+        for action in actions
+        if isinstance(action, Swap)
+        and action.stub is None
+        and draft.observed.links[action.key].stub == draft.observed.stubs[key].prog_id != 0
+    }

@@ -362,12 +362,17 @@ def _put_foreign(draw: st.DrawFn, ideal: Ideal, desired: Desired, number: int) -
     program = ideal.make_program(uses)
     if at.key[1] in loaded:
         ideal.used_as[program.id] = dict(ideal.used_as[loaded[at.key[1]].id])
+    ours = loaded.get(at.key[1])
+    # A program that a link of another name runs is not given up, and may be once that is swapped.
+    in_use = ours and any(
+        link.info.prog_id == ours.id and key[:2] != at.key[:2] for key, link in ideal.links.items()
+    )
     program = replace(
         program,
         type=at.hook.prog_type,
         map_ids=tuple(ideal.used_as[program.id].values()),
         name=draw(st.sampled_from([at.program, at.program, "firewall"])),
-        tag=draw(st.sampled_from(["same", "same", "another"])),
+        tag="another" if in_use else draw(st.sampled_from(["same", "same", "another"])),
     )
     link = LinkInfo(
         ideal.new_id(), program.id, min(at.hook.rules.link_types), target_id, at.hook.attach_type

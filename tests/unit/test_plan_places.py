@@ -198,3 +198,18 @@ def test_a_stub_goes_with_the_link_whose_name_another_link_gets() -> None:
     ideal.links[key] = ObservedLink(replace(link.info, prog_id=stub.prog_id, target_id=0))
     ideal.apply(look(now, ideal), now)
     assert not ideal.stubs and look(now, ideal).actions == ()
+
+
+def test_a_stub_goes_when_the_links_of_another_object_are_off_it() -> None:
+    former = exact("count", SWITCH)
+    now = desire(
+        an_object("one", at=(), version=2), an_object("two", at=(SWITCH,), section="tracepoint")
+    )
+    ideal = machine()
+    ideal.targets[SWITCH] = 1
+    ideal.apply(look(former, ideal), former)
+    one, two = look(now, ideal).changes
+    assert one.subject == "one" and not [each for each in one.removals if "stub" in str(each)]
+    assert [str(each) for each in two.removals] == [
+        "unload the stub of one/count (not used any more)"
+    ]
