@@ -92,7 +92,8 @@ def test_an_iterator_is_swapped_a_thousand_times(world: World) -> None:
         for turn in range(1000):
             (world.directory / "one.bpf.o").write_bytes(files[turn % 2])
             assert world.reload(keeper).result is ReloadResult.OK
-            assert read(world, "links") == b"AB"[turn % 2 : turn % 2 + 1]
+            # Twice where the first of all links goes away while it is shown.
+            assert set(read(world, "links")) == {b"AB"[turn % 2]}
         assert {path: ids[0] for path, ids in world.link_ids().items()} == links
 
 
