@@ -143,6 +143,16 @@ class MapIdChange(StrEnum):
     REBOOT = "reboot"
 
 
+@dataclass(frozen=True, slots=True)
+class LastChange:
+    """The last time that another map came under a name."""
+
+    reason: MapIdChange
+    old_id: int
+    at: float
+    """Unix time at which it was noticed."""
+
+
 class ReloadResult(StrEnum):
     """How a reload ended."""
 
@@ -182,6 +192,14 @@ class MapStatus:
     problem: str = ""
     inner: tuple[InnerStatus, ...] = ()
     """Of a map of maps: the maps in it, of its first 4096 slots."""
+    flags: int = 0
+    path: str = ""
+    """Of its pin; empty while there is none."""
+    made: bool = False
+    """The keeper made the pin; else it was there before, or somebody else made it."""
+    last_change: LastChange | None = None
+    other_pins: tuple[str, ...] = ()
+    """Where else it is pinned; looked for only where that is shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +218,27 @@ class AttachmentStatus:
     problem: str = ""
     adopted: bool = False
     """Its link was made by somebody else."""
+    digest: str = ""
+    """Of the object whose program serves it, as in the path of that program's pin; empty if it is
+    none of the kept ones."""
+    tag: str = ""
+    """Of the program that serves it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramStatus:
+    """One loaded program of the version of an object that is wanted."""
+
+    object: str
+    program: str
+    type: int
+    id: int
+    tag: str
+    digest: str
+    path: str
+    """Of its pin."""
+    runs_path: str = ""
+    """Of the pin of the stub that calls it, for which the kernel counts the runs; else empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +284,7 @@ class Status:
     differences: tuple[Difference, ...] = ()
     """What the numbers in ``drift`` stand for."""
     heals: HealStatus = HealStatus()
+    programs: tuple[ProgramStatus, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
