@@ -16,7 +16,8 @@ from bpfkeeperd.errors import KeeperError
 from bpfkeeperd.httpserver import MetricsServer
 from bpfkeeperd.journal import DriftLog, log_changes, log_healed, log_outcome
 from bpfkeeperd.keeper import Keeper
-from bpfkeeperd.metrics import Metrics
+from bpfkeeperd.metrics import Metrics, Sources
+from bpfkeeperd.moment import Position, Survey
 from bpfkeeperd.service import MessageId, fields, log
 from bpfkeeperd.state import Outcome, ReloadResult
 from bpfkeeperd.steps import OnStep, Step, failpoint
@@ -140,14 +141,8 @@ class Daemon:
         listen = self._keeper.manifest.metrics_listen
         if listen is None or self._metrics:
             return
-        counter = self._counter
-        metrics = Metrics(
-            status=lambda: self._keeper.status,
-            counts=counter.counts if counter else dict,
-            counted_by=counter.counted_by if counter else lambda _: "",
-        )
         try:
-            self._metrics = MetricsServer(listen, metrics.render)
+            self._metrics = MetricsServer(listen, Metrics(self._sources()).render)
         except KeeperError as error:
             if str(error) != self._metrics_problem:
                 self._metrics_problem = str(error)
@@ -155,6 +150,25 @@ class Daemon:
             return
         host, port = self._metrics.address
         log.info("metrics are served at http://%s:%d/metrics", host, port)
+
+    def _sources(self) -> Sources:
+        """Where the metrics have their figures from."""
+        counter = self._counter
+
+        def survey() -> Survey | None:
+            counts = counter.counts() if counter else {}
+            return Survey(counts, len(counts), max(counts, default=0)) if counter else None
+
+        return Sources(
+            status=lambda: self._keeper.status,
+            survey=survey,
+            counted_by=counter.counted_by if counter else lambda _: "",
+            slow=dict,
+            programs=lambda _: {},
+            program_memory=dict,
+            statistics=bool,
+            position=lambda highest: Position(highest, False),
+        )
 
     def _end_metrics(self) -> None:
         if self._metrics:

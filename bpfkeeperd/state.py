@@ -223,6 +223,8 @@ class AttachmentStatus:
     none of the kept ones."""
     tag: str = ""
     """Of the program that serves it."""
+    path: str = ""
+    """Of the pin of its link, or of what stands for one; empty while there is none."""
 
 
 @dataclass(frozen=True, slots=True)
