@@ -168,6 +168,7 @@ class Daemon:
             program_memory=dict,
             statistics=bool,
             position=lambda highest: Position(highest, False),
+            others=lambda _: None,
         )
 
     def _end_metrics(self) -> None:

@@ -19,7 +19,6 @@ from bpfkeeperd.exposition import CONTENT_TYPE, Blocks, block, exposition, label
 from bpfkeeperd.moment import (
     OtherMap,
     Position,
-    ProgramFigures,
     SlowFigures,
     Survey,
     machine_blocks,
@@ -30,7 +29,7 @@ from bpfkeeperd.moment import (
     since_block,
 )
 from bpfkeeperd.series import StatusSeries, status_series
-from bpfkeeperd.state import Status
+from bpfkeeperd.state import ProgramFigures, Status
 
 log = logging.getLogger(__name__)
 
@@ -57,9 +56,9 @@ class Sources:
     """Whether the kernel counts runs of programs."""
     position: Callable[[int], Position]
     """How many map IDs were given out, given the highest that is in use."""
-    others: Callable[[Survey, Status], Iterable[OtherMap]] | None = None
-    """The maps of others; None: they are not to be shown."""
-    others_most: int = 1000
+    others: Callable[[Status], tuple[Iterable[OtherMap], int] | None]
+    """The maps that are none of the status, and how many groups of them are to be shown; None: they
+    are not to be shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +102,11 @@ class Metrics:
             with self._counting_errors():
                 position = self._sources.position(survey.highest_id)
                 parts.append(machine_blocks(survey.maps, position))
-        if survey and self._sources.others:
-            with self._counting_errors():
-                others = self._sources.others(survey, page.status)
-                parts.append(other_blocks(others, survey.counts, self._sources.others_most))
+        with self._counting_errors():
+            others = self._sources.others(page.status)
+            if others:
+                maps, most = others
+                parts.append(other_blocks(maps, counts or {}, most))
         with self._counting_errors():
             parts += self._programs(page)
         self._count(faulty + uncounted)
@@ -150,7 +150,7 @@ class Metrics:
             boot=self._boot,
         )
         loaded = {
-            found.id: self._boot + figures[found.path].loaded_ns / 1e9
+            found.id: self._boot + figures[found.path].load_time_ns / 1e9
             for found in programs
             if found.path in figures
         }

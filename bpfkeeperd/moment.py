@@ -7,6 +7,7 @@ from typing import NamedTuple
 from bpfkeeperd.exposition import Blocks, block, labels, number
 from bpfkeeperd.maptypes import type_name
 from bpfkeeperd.series import KeptAttachment, KeptMap, KeptProgram
+from bpfkeeperd.state import ProgramFigures
 
 ID_LIMIT = 2**31 - 2
 """The highest ID of a map: the kernel gives them out in turn, and begins again at 1 after it."""
@@ -105,21 +106,6 @@ def map_blocks(
     return {name: block(name, lines) for name, lines in samples.items()}, faulty
 
 
-@dataclass(frozen=True, slots=True)
-class ProgramFigures:
-    """What the kernel counts of a program."""
-
-    id: int
-    run_count: int
-    run_time_ns: int
-    misses: int
-    """Runs left out because the program was running already."""
-    verified_instructions: int
-    """0: the kernel does not tell (before 5.16)."""
-    loaded_ns: int
-    """Nanoseconds from boot to its load."""
-
-
 def program_blocks(
     programs: Iterable[KeptProgram],
     figures: Mapping[str, ProgramFigures],
@@ -148,10 +134,10 @@ def program_blocks(
             seconds = number(runs.run_time_ns / 1e9)
             samples["program_run_seconds_total"].append(f"{found.labels} {seconds}")
         samples["program_misses_total"].append(f"{found.labels} {runs.misses}")
-        if own.verified_instructions:
-            verified = f"{found.labels} {own.verified_instructions}"
+        if own.verified:
+            verified = f"{found.labels} {own.verified}"
             samples["program_verified_instructions"].append(verified)
-        loaded.append(f"{found.labels} {boot + own.loaded_ns / 1e9:.3f}")
+        loaded.append(f"{found.labels} {boot + own.load_time_ns / 1e9:.3f}")
         if found.id in memory:
             memories.append(f"{found.labels} {memory[found.id]}")
     samples["program_loaded_timestamp_seconds"] = loaded

@@ -62,6 +62,7 @@ from bpfkeeperd.kernel.objects import OpenObject, load_objects, open_object
 from bpfkeeperd.kernel.pathwatch import PathWatch
 from bpfkeeperd.kernel.places import (
     boot_id,
+    bpffs_mounts,
     cgroup2_mount,
     cpu_numbers,
     inside_netns,
@@ -113,6 +114,7 @@ __all__ = [
     "attachable_functions",
     "attached_programs",
     "boot_id",
+    "bpffs_mounts",
     "btf_data",
     "btf_layouts",
     "btf_load",

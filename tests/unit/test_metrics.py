@@ -98,6 +98,7 @@ def sources(status: Callable[[], Status], counts: Callable[[], Mapping[int, int]
         program_memory=dict,
         statistics=lambda: False,
         position=lambda highest: Position(highest, True),
+        others=lambda status: None,
     )
 
 
