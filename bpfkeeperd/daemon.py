@@ -156,8 +156,7 @@ class Daemon:
         counter = self._counter
 
         def survey() -> Survey | None:
-            counts = counter.counts() if counter else {}
-            return Survey(counts, len(counts), max(counts, default=0)) if counter else None
+            return Survey(*counter.survey()) if counter else None
 
         return Sources(
             status=lambda: self._keeper.status,
