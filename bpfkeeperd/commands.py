@@ -306,7 +306,7 @@ def _look(options: Namespace) -> "tuple[Status, list[str]]":
     now = snapshot(
         seen.desired,
         seen.observed,
-        memory,
+        seen.memory,
         reuses={},
         drifting=differences(seen.plan),
         reloads=ReloadStatus(),
