@@ -50,7 +50,7 @@ def escape(text: str) -> str:
 
 def unescape(name: str) -> str:
     """The text that `escape` made a name of; a cut name comes back as it is."""
-    if "~" in name:
+    if "~" in name or _PLAIN.match(name):
         return name
     out = re.sub(
         rb"\\x([0-9a-f]{2})",

@@ -55,7 +55,7 @@ def status(
     places = ordered_places(desired.attachments)
     attachments = []
     for wanted_object in desired.objects.values():
-        kept = _kept_programs(wanted_object, observed)
+        kept = _kept_programs(observed.programs.get(escape(wanted_object.name), {}))
         for attachment in wanted_object.attachments:
             order = status_of_order(attachment, places, observed)
             attachments.append(
@@ -78,13 +78,15 @@ def status(
     )
 
 
+Digests = Mapping[str, Mapping[str, ProgramInfo]]
+"""Of one object: see `Observed.programs`."""
 KeptPrograms = Mapping[str, Mapping[int, tuple[str, str]]]
 """Of one object: escaped program name and ID to digest and tag."""
 
 
-def _kept_programs(wanted: WantedObject, observed: Observed) -> KeptPrograms:
+def _kept_programs(digests: Digests) -> KeptPrograms:
     kept: dict[str, dict[int, tuple[str, str]]] = {}
-    for digest, programs in observed.programs.get(escape(wanted.name), {}).items():
+    for digest, programs in digests.items():
         for program, info in programs.items():
             kept.setdefault(program, {})[info.id] = (digest, info.tag)
     return kept
@@ -92,37 +94,37 @@ def _kept_programs(wanted: WantedObject, observed: Observed) -> KeptPrograms:
 
 def _programs(desired: Desired, observed: Observed, layout: Layout) -> Iterator[ProgramStatus]:
     """The programs of each object: of the version that is wanted, or else of the one that runs."""
-    wanted = {name: entry.digest for name, entry in desired.objects.items()}
-    for name in (*wanted, *desired.faults):
-        digests = observed.programs.get(escape(name), {})
-        digest = wanted.get(name, "")
-        if digests and digest not in digests:
-            digest = _running_digest(escape(name), digests, observed)
-        for program, info in digests.get(digest, {}).items():
-            stub = observed.stubs.get((escape(name), program))
-            behind = stub is not None and stub.serves == info.id
+    for name in (*desired.objects, *desired.faults):
+        escaped = escape(name)
+        digests = observed.programs.get(escaped)
+        if not digests:
+            continue
+        wanted = desired.objects.get(name)
+        digest = wanted.digest if wanted else ""
+        if digest not in digests:
+            digest = _running_digest(escaped, digests, observed)
+        directory = f"{layout.objects}/{escaped}/{digest}"
+        for program, info in digests[digest].items():
+            stub = observed.stubs.get((escaped, program))
+            runs = stub is not None and stub.serves == info.id
             yield ProgramStatus(
-                object=name,
-                program=unescape(program),
-                type=info.type,
-                id=info.id,
-                tag=info.tag,
-                digest=digest,
-                path=f"{layout.programs(name, digest)}/{program}",
-                runs_path=f"{layout.stub_at((escape(name), program))}/stub" if behind else "",
+                name,
+                unescape(program),
+                info.type,
+                info.id,
+                info.tag,
+                digest,
+                f"{directory}/{program}",
+                f"{layout.stub_at((escaped, program))}/stub" if runs else "",
             )
 
 
-def _running_digest(
-    escaped_object: str, digests: Mapping[str, Mapping[str, ProgramInfo]], observed: Observed
-) -> str:
+def _running_digest(escaped_object: str, digests: Digests, observed: Observed) -> str:
     """The version of an object that most of its links run; the first where none is attached."""
     running = Counter(
         link.info.prog_id for key, link in observed.links.items() if key[0] == escaped_object
     )
-    return max(
-        digests, key=lambda digest: sum(running[info.id] for info in digests[digest].values())
-    )
+    return max(digests, key=lambda each: sum(running[info.id] for info in digests[each].values()))
 
 
 def _unread_attachments(desired: Desired, observed: Observed) -> Iterator[AttachmentStatus]:

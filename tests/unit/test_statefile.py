@@ -95,7 +95,7 @@ def test_one_writer_at_a_time(tmp_path: Path) -> None:
     path = str(tmp_path / "state" / "k.json")
     first = lock_state(path)
     assert first is not None
-    with pytest.raises(BusyError, match="another keeper writes the state file .*: stop it first"):
+    with pytest.raises(BusyError, match=r"another keeper writes the state file .*: stop it first"):
         lock_state(path)
     other = lock_state(f"{path}2")
     assert other is not None, "that of another pin root"
