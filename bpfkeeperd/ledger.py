@@ -9,7 +9,7 @@ from bpfkeeperd import kernel
 from bpfkeeperd.churn import NOTHING, IdChange, Memory, OwnPins, at_start, before_start, follow
 from bpfkeeperd.desired import Desired
 from bpfkeeperd.errors import KeeperError
-from bpfkeeperd.layout import Layout, escape
+from bpfkeeperd.layout import Layout, escape, unescape
 from bpfkeeperd.marks import marked, remove_marks
 from bpfkeeperd.observed import Observed
 from bpfkeeperd.statefile import lock_state, read_state, state_path, write_state
@@ -58,6 +58,32 @@ class Ledger:
         self.memory, changes = followed(self.memory, desired, observed, own, renamed)
         self._unsaid += changes if self._started else map(at_start, changes)
         self._started = True
+
+    def note_pinned(self) -> None:
+        """Counts what a keeper that was killed could not, where no manifest is to be read.
+
+        Raises:
+            KernelError: a pin cannot be read.
+        """
+        own = marked(self._layout)
+        names = {*self.memory.maps, *map(unescape, own)} if own else set[str]()
+        pinned = {name: map_id for name in names if (map_id := self._pinned_id(name))}
+        if own:
+            self.memory, changes = follow(
+                self.memory,
+                pinned,
+                boot_id=kernel.boot_id(),
+                at=time.time(),
+                own=_by_name(own, pinned),
+            )
+            self._unsaid += map(before_start, changes)
+
+    def _pinned_id(self, name: str) -> int:
+        found = kernel.pinned_map(self._layout.map(name))
+        if found is None:
+            return 0
+        os.close(found[0])
+        return found[1].id
 
     def write(self) -> str:
         """Has the file as the memory is; a note when that failed, and then the next call tries

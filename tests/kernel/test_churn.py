@@ -31,8 +31,8 @@ LOST, REPLACED, REBOOT = MapIdChange.LOST, MapIdChange.REPLACED, MapIdChange.REB
 RECREATED, RENEWED = MapIdChange.RECREATED, MapIdChange.RENEWED
 
 
-def begin(world: World, **macros: object) -> None:
-    world.put("one", **macros)
+def begin(world: World, **macros: int) -> None:
+    world.put("one", "counter", **macros)
     world.write_counter("one", extra=RECREATE)
 
 
@@ -129,10 +129,11 @@ def test_replaced_and_then_recreated_is_two_changes(world: World) -> None:
     begin(world)
     with world.keeper() as keeper:
         good(world, keeper)
-        old = world.map_id()
+        old = record_of(world).id
         foreign = replace_pin(world, entries=64)
         good(world, keeper)
-        new = world.map_id()
+        new = record_of(world).id
+        assert new == world.map_id()
         assert world.changes == [
             IdChange("counts", old, foreign, REPLACED),
             IdChange("counts", foreign, new, RECREATED),
