@@ -234,11 +234,14 @@ def wait(options: Namespace) -> int:
 
 
 def unload(options: Namespace) -> int:
+    from contextlib import closing
+
     from bpfkeeperd.layout import Layout
+    from bpfkeeperd.ledger import Ledger
     from bpfkeeperd.lock import RootLock
     from bpfkeeperd.manifest import read_manifest
     from bpfkeeperd.observe import check_pin_root
-    from bpfkeeperd.statefile import read_state, state_path, write_state
+    from bpfkeeperd.steps import no_failpoint
     from bpfkeeperd.unload import pinned_maps
     from bpfkeeperd.unload import unload as take_down
 
@@ -246,17 +249,15 @@ def unload(options: Namespace) -> int:
     if not check_pin_root(root):
         print("nothing is loaded")
         return OK
-    path = state_path(state_directory(options), root)
     try:
         lock = RootLock(root)
     except BusyError:
         raise BusyError("a daemon keeps this pin root: stop it first, then unload") from None
-    with lock:
-        memory, note = read_state(path)
-        lines, remaining = take_down(Layout(root), memory, with_maps=options.maps)
-        if remaining != memory:
-            write_state(path, remaining)
-    for line in [*lines, *([note] if note else [])]:
+    with lock, closing(Ledger(state_directory(options), Layout(root), no_failpoint)) as ledger:
+        ledger.note_pinned()
+        lines, ledger.memory = take_down(Layout(root), ledger.memory, with_maps=options.maps)
+        notes = [note for note in (ledger.note, ledger.write()) if note]
+    for line in [*lines, *map(str, ledger.tell()), *notes]:
         print(line)
     if not lines:
         print("nothing was loaded")
@@ -306,7 +307,7 @@ def _look(options: Namespace) -> "tuple[Status, list[str]]":
     now = snapshot(
         seen.desired,
         seen.observed,
-        memory,
+        seen.memory,
         reuses={},
         drifting=differences(seen.plan),
         reloads=ReloadStatus(),
