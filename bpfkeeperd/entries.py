@@ -227,6 +227,17 @@ class MapEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class TlsEntry:
+    """The files of an endpoint that speaks TLS; all absolute, as those of objects are."""
+
+    certificate: str
+    key: str
+    """The same file where the manifest names none."""
+    client_ca: str | None = None
+    """None: clients need no certificate."""
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """One manifest with its drop-ins merged."""
 
@@ -235,6 +246,8 @@ class Manifest:
     pin_root: str = DEFAULT_PIN_ROOT
     metrics_listen: tuple[str, int] | None = ("127.0.0.1", 9435)
     """None: no metrics endpoint (``listen: none``)."""
+    metrics_tls: TlsEntry | None = None
+    """None: the endpoint speaks plain HTTP."""
     on_mismatch: MismatchPolicy = MismatchPolicy.FAIL
     """For maps without an entry of their own."""
     heal: bool = True

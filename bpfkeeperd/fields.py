@@ -46,6 +46,30 @@ DEFAULTS = Struct(
     example="defaults: {on_mismatch: fail}",
 )
 
+TLS = Struct(
+    (
+        Field(
+            "certificate",
+            Text(),
+            "A PEM file with the certificate, and those between it and its authority; a relative"
+            " path starts at the directory of the YAML file.",
+            required=True,
+        ),
+        Field(
+            "key",
+            Text(),
+            "A PEM file with its private key, not encrypted; left out: it is in the same file.",
+        ),
+        Field(
+            "client_ca",
+            Text(),
+            "A PEM file with certificates of authorities: who scrapes has to show a certificate of"
+            " one of them.",
+        ),
+    ),
+    example="tls: {certificate: FILE, key: FILE}",
+)
+
 METRICS = Struct(
     (
         Field(
@@ -54,6 +78,7 @@ METRICS = Struct(
             "Where Prometheus scrapes, as `HOST:PORT` or `[IPv6]:PORT`; `none` switches it off.",
             default=DEFAULT_METRICS_LISTEN,
         ),
+        Field("tls", TLS, "HTTPS instead of HTTP."),
     ),
     example=f'metrics: {{listen: "{DEFAULT_METRICS_LISTEN}"}}',
 )
