@@ -43,7 +43,7 @@ def check(options: Namespace) -> int:
 
     report = check_manifest(options.config)
     print(json.dumps(asdict(report), indent=2) if options.json else report)
-    return FAILED if report.faults else OK
+    return FAILED if report.faults or report.metrics_fault else OK
 
 
 def plan(options: Namespace) -> int:

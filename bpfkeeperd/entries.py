@@ -228,6 +228,17 @@ class MapEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class TlsEntry:
+    """The files of an endpoint that speaks TLS; all absolute, as those of objects are."""
+
+    certificate: str
+    key: str
+    """The same file where the manifest names none."""
+    client_ca: str | None = None
+    """None: clients need no certificate."""
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """One manifest with its drop-ins merged."""
 
@@ -240,6 +251,8 @@ class Manifest:
     """Series of each kind for maps of others, at most; None: they are not shown."""
     program_statistics: bool = False
     """The kernel counts runs of programs while the daemon runs."""
+    metrics_tls: TlsEntry | None = None
+    """None: the endpoint speaks plain HTTP."""
     on_mismatch: MismatchPolicy = MismatchPolicy.FAIL
     """For maps without an entry of their own."""
     heal: bool = True

@@ -51,6 +51,30 @@ DEFAULTS = Struct(
     example="defaults: {on_mismatch: fail}",
 )
 
+TLS = Struct(
+    (
+        Field(
+            "certificate",
+            Text(),
+            "A PEM file with the certificate, and those between it and its authority; a relative"
+            " path starts at the directory of the YAML file.",
+            required=True,
+        ),
+        Field(
+            "key",
+            Text(),
+            "A PEM file with its private key, not encrypted; left out: it is in the same file.",
+        ),
+        Field(
+            "client_ca",
+            Text(),
+            "A PEM file with certificates of authorities: who scrapes has to show a certificate of"
+            " one of them.",
+        ),
+    ),
+    example="tls: {certificate: FILE, key: FILE}",
+)
+
 METRICS = Struct(
     (
         Field(
@@ -81,6 +105,7 @@ METRICS = Struct(
             " costs every run of a BPF program of the machine some nanoseconds.",
             default=False,
         ),
+        Field("tls", TLS, "HTTPS instead of HTTP."),
     ),
     example=f'metrics: {{listen: "{DEFAULT_METRICS_LISTEN}"}}',
 )
