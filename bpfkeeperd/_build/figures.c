@@ -155,7 +155,6 @@ int keeper_count(struct keeper_counting *c)
 	struct seen *seen = malloc(sizeof(*seen));
 	int err = -ENOMEM;
 
-	c->batch = true;
 	c->restarts = 0;
 	while (seen) {
 		struct keeper_reader reader = {

@@ -11,9 +11,8 @@ struct keeper_counting {
 	bool repeats;		/* the kernel's batches of this type can begin anew */
 	uint64_t most_ns;	/* then it gives up */
 	const volatile bool *stop;	/* set by another thread: give up; or NULL */
-	/* What came of it. */
-	uint64_t entries;	/* no more than max_entries */
-	bool batch;
+	bool batch;		/* as of struct keeper_reader; says in the end whether it was so */
+	uint64_t entries;	/* what came of it, no more than max_entries */
 	uint32_t restarts;	/* how often a key that vanished sent the kernel back */
 };
 

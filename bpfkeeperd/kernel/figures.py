@@ -62,12 +62,18 @@ class CountedEntries:
 
 
 def count_entries(
-    fd: int, *, nonzero: bool = False, seconds: float = COUNT_SECONDS, stop: StopFlag | None = None
+    fd: int,
+    *,
+    nonzero: bool = False,
+    seconds: float = COUNT_SECONDS,
+    stop: StopFlag | None = None,
+    batch: bool = True,
 ) -> CountedEntries:
     """How many entries a map has, read one by one, 0.1 to 1 µs each; never above max_entries.
 
     ``nonzero``: how many slots of an array have a byte that is not zero, on any CPU. It takes
-    ``seconds`` at most, and some milliseconds. Other threads run meanwhile.
+    ``seconds`` at most, and some milliseconds. Other threads run meanwhile. Without ``batch`` keys
+    are walked, as they are anyway where the kernel has no batches for the type.
 
     Raises:
         KernelError: the map cannot be read; ETIME or ECANCELED: it was given up; ELOOP: keys are
@@ -90,6 +96,7 @@ def count_entries(
             "cpu_size": of_a_cpu,
             "nonzero": nonzero,
             "keys_only": info.type in _KEYS_ARE_ENTRIES,
+            "batch": batch,
             "repeats": info.type == LPM_TRIE,
             "most_ns": int(seconds * 1e9),
             "stop": stop.pointer if stop else ffi.NULL,
@@ -103,7 +110,7 @@ def count_entries(
 
 
 _REMEDIES = {
-    errno.EPERM: "user space can only write to it (flag wronly)",
+    errno.EPERM: "it can only be written through this descriptor",
     errno.ETIME: "it has too many entries for the time there is",
     errno.ELOOP: "keys are deleted faster than they can be walked",
 }
