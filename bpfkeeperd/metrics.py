@@ -15,12 +15,12 @@ from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 
+from bpfkeeperd.counting import Survey
 from bpfkeeperd.exposition import CONTENT_TYPE, Blocks, block, exposition, labels
+from bpfkeeperd.mapids import LIMIT, Position
 from bpfkeeperd.moment import (
     OtherMap,
-    Position,
     SlowFigures,
-    Survey,
     machine_blocks,
     map_blocks,
     missing,
@@ -101,7 +101,15 @@ class Metrics:
         if survey:
             with self._counting_errors():
                 position = self._sources.position(survey.highest_id)
-                parts.append(machine_blocks(survey.maps, position))
+                parts.append(
+                    machine_blocks(
+                        survey.maps,
+                        ids_allocated=position.allocated,
+                        exact=position.exact,
+                        id_limit=LIMIT,
+                        headroom=position.headroom,
+                    )
+                )
         with self._counting_errors():
             others = self._sources.others(page.status)
             if others:

@@ -90,7 +90,6 @@ from bpfkeeperd.kernel.probes import Answer, can_attach, lacks
 from bpfkeeperd.kernel.scan import Pin, PinKind, scan
 from bpfkeeperd.kernel.slots import map_slots
 from bpfkeeperd.kernel.stats import (
-    ProgramFigures,
     counting_runs,
     program_figures,
     program_stats,
@@ -124,7 +123,6 @@ __all__ = [
     "Pin",
     "PinKind",
     "Printer",
-    "ProgramFigures",
     "StopFlag",
     "XdpProgram",
     "all_links",
