@@ -333,7 +333,7 @@ def test_programs(stack: ExitStack, bpffs: Path) -> None:
     before = set(os.listdir("/proc/self/fd"))
     first, second, *others = kernel.program_figures(paths)
     assert others == [errno.EINVAL, errno.ENOENT]
-    assert isinstance(first, ProgramFigures) and isinstance(second, kernel.ProgramFigures)
+    assert isinstance(first, ProgramFigures) and isinstance(second, ProgramFigures)
     assert (first.id, first.type) == (kernel.program_info(one).id, SOCKET_FILTER)
     assert (first.instructions, second.instructions) == (2, 10)
     assert (first.verified, second.verified) == (2, 10)
