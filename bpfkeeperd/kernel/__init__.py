@@ -50,7 +50,6 @@ from bpfkeeperd.kernel.bpf import (
 from bpfkeeperd.kernel.dump import MapReader, Printer, map_for_reading, pinned_for_reading
 from bpfkeeperd.kernel.events import Directories, drain, interface_events, mount_events
 from bpfkeeperd.kernel.figures import (
-    NONZERO_TYPES,
     CountedEntries,
     StopFlag,
     count_entries,
@@ -110,7 +109,6 @@ from bpfkeeperd.kernel.trace import (
 )
 
 __all__ = [
-    "NONZERO_TYPES",
     "TRACE_ITER",
     "Answer",
     "Attached",
