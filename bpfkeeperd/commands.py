@@ -21,6 +21,9 @@ OK, FAILED, BAD_MANIFEST, CHANGES, CONFIG = 0, 1, 2, 3, 78
 """Exit codes; CONFIG (EX_CONFIG) is that of `run` for a manifest that is wrong, which tells the
 service manager not to try again."""
 
+_SLOW_FIGURES_SECONDS = 5.0
+"""How long `metrics` waits for figures that take their time."""
+
 
 def run(options: Namespace) -> int:
     from bpfkeeperd import service
@@ -28,7 +31,9 @@ def run(options: Namespace) -> int:
 
     service.set_up_log(10 if options.verbose else 20)
     try:
-        served = Daemon(options.config, state_directory(options), run_directory(options)).run()
+        served = Daemon(
+            options.config, state_directory(options), run_directory(options), options.textfile
+        ).run()
     except ManifestError as error:
         service.log.error("%s", error)
         return CONFIG
@@ -43,7 +48,7 @@ def check(options: Namespace) -> int:
 
     report = check_manifest(options.config)
     print(json.dumps(asdict(report), indent=2) if options.json else report)
-    return FAILED if report.faults else OK
+    return FAILED if report.faults or report.metrics_fault else OK
 
 
 def plan(options: Namespace) -> int:
@@ -198,6 +203,25 @@ def maps(options: Namespace) -> int:
     print(maps_table(snapshot.maps, counts))
     if problem:
         print(problem)
+    return OK
+
+
+def metrics(options: Namespace) -> int:
+    from bpfkeeperd.instruments import Instruments
+    from bpfkeeperd.manifest import read_manifest
+    from bpfkeeperd.textfile import check_textfile, write_textfile
+
+    if options.textfile:
+        check_textfile(options.textfile)
+    snapshot, _ = _look(options)
+    with Instruments(lambda: snapshot) as instruments:
+        instruments.follow(read_manifest(options.config))
+        instruments.wait(_SLOW_FIGURES_SECONDS)
+        text, _ = instruments.metrics.render(process=False)
+    if options.textfile:
+        write_textfile(options.textfile, text)
+    else:
+        print(text.decode(), end="")
     return OK
 
 

@@ -7,20 +7,26 @@ import signal
 import socket
 import time
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 from bpfkeeperd import kernel, service
 from bpfkeeperd.churn import IdChange
 from bpfkeeperd.control import ControlServer, answer, control_path, read_request
 from bpfkeeperd.counting import MapCounter
+from bpfkeeperd.entries import TlsEntry
 from bpfkeeperd.errors import KeeperError
 from bpfkeeperd.httpserver import MetricsServer
 from bpfkeeperd.journal import DriftLog, log_changes, log_healed, log_outcome
 from bpfkeeperd.keeper import Keeper
-from bpfkeeperd.metrics import Metrics
+from bpfkeeperd.metrics import Metrics, Sources
+from bpfkeeperd.moment import Position, Survey
 from bpfkeeperd.service import MessageId, fields, log
 from bpfkeeperd.state import Outcome, ReloadResult
 from bpfkeeperd.steps import OnStep, Step, failpoint
 from bpfkeeperd.watch import Watch
+
+if TYPE_CHECKING:  # it brings ssl with it, which the daemon does without when nobody wants it
+    from bpfkeeperd.tlsfiles import Certificates
 
 LOOK_SECONDS = 30.0
 """How often the daemon looks for drift."""
@@ -47,6 +53,7 @@ class Daemon:
         self._watch_problem = ""
         self._metrics: MetricsServer | None = None
         self._metrics_problem = ""
+        self._metrics_socket: socket.socket | None = None
         self._counter: MapCounter | None = None
         self._wake_reader, self._wake_writer = socket.socketpair()
         self._wake_reader.setblocking(False)
@@ -73,6 +80,7 @@ class Daemon:
             self._counter = self._open_counter(stack)
             self._watch = self._open_watch(stack)
             stack.callback(self._end_metrics)
+            self._metrics_socket = service.metrics_socket()
             self._serve_metrics()
             gc.collect()
             gc.freeze()  # what is there now stays: no need to look at it again and again
@@ -136,29 +144,48 @@ class Daemon:
 
     def _serve_metrics(self) -> None:
         """Serves metrics if it can. Keeping maps is worth more than showing them: when the address
-        is taken, the daemon goes on without, and tries again with every look."""
-        listen = self._keeper.manifest.metrics_listen
+        is taken, or a certificate wrong, the daemon goes on without, and tries again with every
+        look."""
+        manifest = self._keeper.manifest
+        listen = self._metrics_socket or manifest.metrics_listen
         if listen is None or self._metrics:
             return
-        counter = self._counter
-        metrics = Metrics(
-            status=lambda: self._keeper.status,
-            counts=counter.counts if counter else dict,
-            counted_by=counter.counted_by if counter else lambda _: "",
-        )
         try:
-            self._metrics = MetricsServer(listen, metrics.render)
+            certificates = _certificates(manifest.metrics_tls)
+            render = Metrics(self._sources()).render
+            self._metrics = MetricsServer(listen, render, certificates)
         except KeeperError as error:
             if str(error) != self._metrics_problem:
                 self._metrics_problem = str(error)
                 log.error("no metrics are served: %s", error)
             return
-        host, port = self._metrics.address
-        log.info("metrics are served at http://%s:%d/metrics", host, port)
+        whose = " (socket of the service manager)" if self._metrics_socket else ""
+        log.info("metrics are served at %s%s", self._metrics.url, whose)
+
+    def _sources(self) -> Sources:
+        """Where the metrics have their figures from."""
+        counter = self._counter
+
+        def survey() -> Survey | None:
+            return Survey(*counter.survey()) if counter else None
+
+        return Sources(
+            status=lambda: self._keeper.status,
+            survey=survey,
+            counted_by=counter.counted_by if counter else lambda _: "",
+            slow=dict,
+            programs=lambda _: {},
+            program_memory=dict,
+            statistics=bool,
+            position=lambda highest: Position(highest, False),
+            others=lambda _: None,
+        )
 
     def _end_metrics(self) -> None:
         if self._metrics:
             self._metrics.close()
+        elif self._metrics_socket:
+            self._metrics_socket.close()
 
     def _loop(self, control: ControlServer) -> None:
         watchdog = service.watchdog_seconds()
@@ -269,6 +296,14 @@ class Daemon:
         log_changes(healed.changes)
         log_healed(healed)
         self._drift.looked(self._keeper.status, healed.impossible)
+
+
+def _certificates(tls: TlsEntry | None) -> "Certificates | None":
+    if tls is None:
+        return None
+    from bpfkeeperd.tlsfiles import Certificates
+
+    return Certificates(tls)
 
 
 def _alive_at_each(on_step: OnStep) -> OnStep:

@@ -23,6 +23,7 @@ ONLY_IN = {
     "elftools": {"elf.py"},
     "prometheus_client": {"metrics.py"},
     "systemd": {"service.py"},
+    "ssl": {"tlsfiles.py"},
     "cffi": {"_build/extension.py"},
 }
 PURE = [
