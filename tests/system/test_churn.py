@@ -103,15 +103,12 @@ def told(daemon: DaemonProcess) -> dict[str, str]:
 
 
 STEPS = (
-    Step.CREATE_MAP,
     Step.PIN_MAP,
     Step.STAGE_MAP,
-    Step.PIN_PROGRAMS,
     Step.CARRY_DATA,
     Step.RENAME_MAP,
     Step.COMMIT_MAP,
     f"{Step.COMMIT_MAP}:2",
-    f"{Step.COMMIT_MAP}:3",
     Step.REMOVE_PROGRAMS,
     Step.WRITE_STATE,
 )
