@@ -40,7 +40,7 @@ demo-clean: ## take down what the demo left attached and pinned
 test: lint ## every check and test; kernel tests need root
 	$(AS_ROOT) .venv/bin/python -m pytest -p no:cacheprovider
 
-test-kernels: setup guest-packages ## tests of hooks on other kernels, in qemu: KERNELS="6.1 6.12" TESTS=FILES
+test-kernels: setup guest-packages ## tests on other kernels, in qemu: KERNELS="6.1 6.12 6.12+lockdown" TESTS=FILES
 	@$(AS_ROOT) .venv/bin/python -m tests.guests $(if $(KERNELS),--kernels "$(KERNELS)") $(TESTS)
 
 lint: setup ## formatting, lint and types

@@ -41,7 +41,12 @@ def _parser() -> argparse.ArgumentParser:
             )
         return sub
 
-    command("run", commands.run, "Load, pin and attach, then keep it so: the daemon, in front.")
+    sub = command(
+        "run", commands.run, "Load, pin and attach, then keep it so: the daemon, in front."
+    )
+    sub.add_argument(
+        "--textfile", metavar="FILE", help="also write metrics there, for node_exporter: *.prom"
+    )
     command("check", commands.check, "Check a manifest and its objects; asks no kernel.", "json")
     sub = command(
         "plan", commands.plan, "Show what a reload would do; changes nothing.", "json", "force"
@@ -61,6 +66,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     command("status", commands.status, "Show maps, attachments and drift as they are.", "json")
     command("maps", commands.maps, "Show the kept maps and how full they are.", "json")
+    sub = command("metrics", commands.metrics, "Print what Prometheus is shown, daemon or not.")
+    sub.add_argument(
+        "--textfile", metavar="FILE", help="write it there instead, for node_exporter: *.prom"
+    )
     sub = command("dump", commands.dump, "Show the contents of a map, whoever made it.", "json")
     sub.add_argument("map", metavar="MAP", help="a kept map, the path of a pin, or id:NUMBER")
     sub.add_argument("--limit", type=_count, metavar="N", help="show no more than N entries")

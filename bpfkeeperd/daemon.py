@@ -18,7 +18,8 @@ from bpfkeeperd.errors import KeeperError
 from bpfkeeperd.httpserver import MetricsServer
 from bpfkeeperd.journal import DriftLog, log_changes, log_healed, log_outcome
 from bpfkeeperd.keeper import Keeper
-from bpfkeeperd.metrics import Metrics
+from bpfkeeperd.metrics import Metrics, Sources
+from bpfkeeperd.moment import Position, Survey
 from bpfkeeperd.service import MessageId, fields, log
 from bpfkeeperd.state import Outcome, ReloadResult
 from bpfkeeperd.steps import OnStep, Step, failpoint
@@ -149,15 +150,10 @@ class Daemon:
         listen = self._metrics_socket or manifest.metrics_listen
         if listen is None or self._metrics:
             return
-        counter = self._counter
-        metrics = Metrics(
-            status=lambda: self._keeper.status,
-            counts=counter.counts if counter else dict,
-            counted_by=counter.counted_by if counter else lambda _: "",
-        )
         try:
             certificates = _certificates(manifest.metrics_tls)
-            self._metrics = MetricsServer(listen, metrics.render, certificates)
+            render = Metrics(self._sources()).render
+            self._metrics = MetricsServer(listen, render, certificates)
         except KeeperError as error:
             if str(error) != self._metrics_problem:
                 self._metrics_problem = str(error)
@@ -165,6 +161,25 @@ class Daemon:
             return
         whose = " (socket of the service manager)" if self._metrics_socket else ""
         log.info("metrics are served at %s%s", self._metrics.url, whose)
+
+    def _sources(self) -> Sources:
+        """Where the metrics have their figures from."""
+        counter = self._counter
+
+        def survey() -> Survey | None:
+            return Survey(*counter.survey()) if counter else None
+
+        return Sources(
+            status=lambda: self._keeper.status,
+            survey=survey,
+            counted_by=counter.counted_by if counter else lambda _: "",
+            slow=dict,
+            programs=lambda _: {},
+            program_memory=dict,
+            statistics=bool,
+            position=lambda highest: Position(highest, False),
+            others=lambda _: None,
+        )
 
     def _end_metrics(self) -> None:
         if self._metrics:

@@ -73,12 +73,15 @@ def parse_manifest(sources: Sequence[tuple[str, bytes]]) -> Manifest:
         for index, (name, data) in enumerate(sources)
     ]
     main = records[0]
+    metrics = main.record("metrics")
     policy = MismatchPolicy(main.record("defaults").text("on_mismatch") or MismatchPolicy.FAIL)
     manifest = Manifest(
         file=sources[0][0],
         pin_root=main.text("pin_root") or "",
-        metrics_listen=host_and_port(main.record("metrics").text("listen") or "none"),
-        metrics_tls=_tls(main.record("metrics").fields.get("tls"), sources[0][0]),
+        metrics_listen=host_and_port(metrics.text("listen") or "none"),
+        observe_most=metrics.number("observe_max") if metrics.text("observe") == "all" else None,
+        program_statistics=metrics.number("program_statistics") != 0,
+        metrics_tls=_tls(metrics.fields.get("tls"), sources[0][0]),
         on_mismatch=policy,
         heal=main.number("heal") != 0,
         maps=map_entries(
