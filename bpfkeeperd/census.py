@@ -221,7 +221,7 @@ class Census:
             self._found = {}
 
     def _look_at_programs(self, paths: tuple[str, ...]) -> None:
-        """The memory of a program stays as it is, and costs more to read than its ID."""
+        """The memory of a program stays as it is, and costs as much again to read."""
         known, found = self.program_memory, dict[int, int]()
         for at in range(0, len(paths), CHUNK):
             with self._working():

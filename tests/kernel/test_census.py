@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -180,6 +181,36 @@ def test_a_pin_that_leads_elsewhere(
     (bpffs / "m").unlink()
     time.sleep(0.1)
     assert (result(running, one).entries, result(running, one).error) == (4, "")
+
+
+def test_a_pin_that_led_elsewhere_from_the_start(
+    running: Census, stack: ExitStack, bpffs: Path
+) -> None:
+    _, one = kept(stack, bpffs / "one")
+    _, other = kept(stack, bpffs / "other")
+    running.follow([replace(one, id=other.id + 1), other])
+    until(lambda: result(running, other).entries == 0, "the other is counted")
+    assert set(running.results) == {other.id}
+
+
+def test_others_are_followed_during_a_count(
+    running: Census, stack: ExitStack, bpffs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What came of it is not published."""
+    _, one = kept(stack, bpffs / "one")
+    _, other = kept(stack, bpffs / "other")
+    counted = list[int]()
+
+    def changing(fd: int, **options: Any) -> kernel.CountedEntries:
+        counted.append(kernel.map_info(fd).id)
+        running.follow([other])
+        return kernel.CountedEntries(1, "batch")
+
+    monkeypatch.setattr(kernel, "count_entries", changing)
+    running.follow([one])
+    until(lambda: result(running, other).entries == 1, "the other is counted")
+    assert counted == [one.id, other.id]
+    assert set(running.results) == {other.id}
 
 
 def test_it_keeps_no_map_alive(
