@@ -68,6 +68,7 @@ from bpfkeeperd.kernel.objects import OpenObject, load_objects, open_object
 from bpfkeeperd.kernel.pathwatch import PathWatch
 from bpfkeeperd.kernel.places import (
     boot_id,
+    bpffs_mounts,
     cgroup2_mount,
     cpu_numbers,
     inside_netns,
@@ -88,7 +89,6 @@ from bpfkeeperd.kernel.probes import Answer, can_attach, lacks
 from bpfkeeperd.kernel.scan import Pin, PinKind, scan
 from bpfkeeperd.kernel.slots import map_slots
 from bpfkeeperd.kernel.stats import (
-    ProgramFigures,
     counting_runs,
     program_figures,
     program_stats,
@@ -121,13 +121,13 @@ __all__ = [
     "Pin",
     "PinKind",
     "Printer",
-    "ProgramFigures",
     "StopFlag",
     "XdpProgram",
     "all_links",
     "attachable_functions",
     "attached_programs",
     "boot_id",
+    "bpffs_mounts",
     "btf_data",
     "btf_layouts",
     "btf_load",

@@ -114,6 +114,9 @@ def test_top_level() -> None:
     assert manifest.metrics_listen == ("::1", 0)
     assert manifest.on_mismatch is MismatchPolicy.RECREATE
     assert load_good("metrics_off.yaml").metrics_listen is None
+    everything = load_good("metrics_all.yaml")
+    assert (manifest.observe_most, manifest.program_statistics) == (None, False)
+    assert (everything.observe_most, everything.program_statistics) == (50, True)
 
 
 def test_targets_of_tracing() -> None:
