@@ -216,6 +216,7 @@ def metrics(options: Namespace) -> int:
     snapshot, _ = _look(options)
     with Instruments(lambda: snapshot) as instruments:
         instruments.follow(read_manifest(options.config))
+        instruments.open_allocator()
         instruments.wait(_SLOW_FIGURES_SECONDS)
         text, _ = instruments.metrics.render(process=False)
     if options.textfile:

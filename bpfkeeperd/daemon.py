@@ -9,20 +9,19 @@ import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from bpfkeeperd import kernel, service
+from bpfkeeperd import service
 from bpfkeeperd.churn import IdChange
 from bpfkeeperd.control import ControlServer, answer, control_path, read_request
-from bpfkeeperd.counting import MapCounter
 from bpfkeeperd.entries import TlsEntry
 from bpfkeeperd.errors import KeeperError
 from bpfkeeperd.httpserver import MetricsServer
+from bpfkeeperd.instruments import Instruments
 from bpfkeeperd.journal import DriftLog, log_changes, log_healed, log_outcome
 from bpfkeeperd.keeper import Keeper
-from bpfkeeperd.metrics import Metrics, Sources
-from bpfkeeperd.moment import Position, Survey
 from bpfkeeperd.service import MessageId, fields, log
 from bpfkeeperd.state import Outcome, ReloadResult
 from bpfkeeperd.steps import OnStep, Step, failpoint
+from bpfkeeperd.textfile import check_textfile, write_textfile
 from bpfkeeperd.watch import Watch
 
 if TYPE_CHECKING:  # it brings ssl with it, which the daemon does without when nobody wants it
@@ -30,6 +29,8 @@ if TYPE_CHECKING:  # it brings ssl with it, which the daemon does without when n
 
 LOOK_SECONDS = 30.0
 """How often the daemon looks for drift."""
+TEXTFILE_SECONDS = 15.0
+"""How often metrics are written to a file."""
 REQUEST_SECONDS = 5.0
 """How long a client of the control socket may take to send its request."""
 
@@ -37,7 +38,15 @@ REQUEST_SECONDS = 5.0
 class Daemon:
     """Serves one manifest until it is told to stop."""
 
-    def __init__(self, manifest_file: str, state_directory: str, run_directory: str) -> None:
+    def __init__(
+        self,
+        manifest_file: str,
+        state_directory: str,
+        run_directory: str,
+        textfile: str | None = None,
+    ) -> None:
+        if textfile:
+            check_textfile(textfile)
         self._stopping = False
         self._told_alive = 0.0
         self._reload_asked = False
@@ -54,7 +63,10 @@ class Daemon:
         self._metrics: MetricsServer | None = None
         self._metrics_problem = ""
         self._metrics_socket: socket.socket | None = None
-        self._counter: MapCounter | None = None
+        self._instruments: Instruments | None = None
+        self._textfile = textfile
+        self._textfile_at: float | None = None
+        self._textfile_problem = ""
         self._wake_reader, self._wake_writer = socket.socketpair()
         self._wake_reader.setblocking(False)
         self._wake_writer.setblocking(False)
@@ -77,7 +89,8 @@ class Daemon:
             if outcome.result is ReloadResult.REJECTED:
                 self._tell(outcome)
                 return False
-            self._counter = self._open_counter(stack)
+            self._instruments = stack.enter_context(Instruments(lambda: self._keeper.status))
+            self._instruments.follow(self._keeper.manifest)
             self._watch = self._open_watch(stack)
             stack.callback(self._end_metrics)
             self._metrics_socket = service.metrics_socket()
@@ -86,6 +99,8 @@ class Daemon:
             gc.freeze()  # what is there now stays: no need to look at it again and again
             service.notify_ready(outcome.summary)
             self._tell(outcome)
+            self._instruments.open_allocator()
+            self._write_textfile()
             self._loop(control)
             service.notify_stopping()
             log.info("stopped; programs stay attached and maps stay pinned")
@@ -115,15 +130,6 @@ class Daemon:
     def _stop(self) -> None:
         self._stopping = True
 
-    def _open_counter(self, stack: ExitStack) -> MapCounter | None:
-        try:
-            return stack.enter_context(MapCounter.open())
-        except KeeperError as error:
-            log.warning("map fullness is not shown: %s", error)
-            return None
-        finally:
-            kernel.release_memory()
-
     def _open_watch(self, stack: ExitStack) -> Watch | None:
         try:
             watch = Watch()
@@ -148,11 +154,11 @@ class Daemon:
         look."""
         manifest = self._keeper.manifest
         listen = self._metrics_socket or manifest.metrics_listen
-        if listen is None or self._metrics:
+        if listen is None or self._metrics or not self._instruments:
             return
         try:
             certificates = _certificates(manifest.metrics_tls)
-            render = Metrics(self._sources()).render
+            render = self._instruments.metrics.render
             self._metrics = MetricsServer(listen, render, certificates)
         except KeeperError as error:
             if str(error) != self._metrics_problem:
@@ -162,24 +168,26 @@ class Daemon:
         whose = " (socket of the service manager)" if self._metrics_socket else ""
         log.info("metrics are served at %s%s", self._metrics.url, whose)
 
-    def _sources(self) -> Sources:
-        """Where the metrics have their figures from."""
-        counter = self._counter
+    def _measure(self) -> None:
+        """Has what is there now measured, and the file of metrics written soon."""
+        if self._instruments:
+            self._instruments.follow(self._keeper.manifest)
+        if self._textfile_at is not None:
+            self._textfile_at = min(self._textfile_at, time.monotonic() + 1)
 
-        def survey() -> Survey | None:
-            return Survey(*counter.survey()) if counter else None
-
-        return Sources(
-            status=lambda: self._keeper.status,
-            survey=survey,
-            counted_by=counter.counted_by if counter else lambda _: "",
-            slow=dict,
-            programs=lambda _: {},
-            program_memory=dict,
-            statistics=bool,
-            position=lambda highest: Position(highest, False),
-            others=lambda _: None,
-        )
+    def _write_textfile(self) -> None:
+        """A failure is logged once, and it is tried again."""
+        if not self._textfile or not self._instruments:
+            return
+        self._textfile_at = time.monotonic() + TEXTFILE_SECONDS
+        problem = ""
+        try:
+            write_textfile(self._textfile, self._instruments.metrics.render(process=False)[0])
+        except KeeperError as error:
+            problem = str(error)
+            if problem != self._textfile_problem:
+                log.error("%s", problem)
+        self._textfile_problem = problem
 
     def _end_metrics(self) -> None:
         if self._metrics:
@@ -197,15 +205,20 @@ class Daemon:
                 outcome = self._reload()
                 service.notify_ready(outcome.summary)
                 self._tell(outcome)
+                self._measure()
                 next_look = time.monotonic() + LOOK_SECONDS
             elif time.monotonic() >= next_look or self._is_look_due(time.monotonic()):
                 self._look()
                 self._serve_metrics()
+                self._measure()
                 next_look = time.monotonic() + LOOK_SECONDS
+            if self._textfile_at is not None and time.monotonic() >= self._textfile_at:
+                self._write_textfile()
             if watchdog:
                 service.notify_watchdog()
             wake_at = self._watch.wake_at if self._watch else None
-            dues = [due for due in (next_look, self._heal_at, wake_at) if due is not None]
+            due_at = (next_look, self._heal_at, wake_at, self._textfile_at)
+            dues = [due for due in due_at if due is not None]
             timeout = max(0.0, min(tick, min(dues) - time.monotonic()))
             if self._clients:
                 timeout = min(timeout, REQUEST_SECONDS)

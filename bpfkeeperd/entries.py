@@ -222,6 +222,8 @@ class MapEntry:
     """Contents are written at each reload where they differ; else at creation only."""
     rename_from: str | None = None
     """The pin name under which the map was known before."""
+    count_nonzero: bool = False
+    """Of an array: its slots that are not zero are counted."""
     mark: Mark = field(default=NOWHERE, compare=False)
     marks: Mapping[str, Mark] = field(default_factory=dict, compare=False)
     """Where each of its fields stands."""

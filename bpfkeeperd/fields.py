@@ -196,7 +196,7 @@ INNER_MAP = Struct(
     (replace(_DEFINITION[0], required=True), *_DEFINITION[1:]),
     example="inner: {type: hash, key: u32, value: u64, max_entries: 100}",
     elsewhere=dict.fromkeys(
-        ("entries", "enforce"),
+        ("entries", "enforce", "count"),
         "an inner map that is kept is a map of its own: write it under maps, and name it here",
     ),
 )
@@ -223,6 +223,12 @@ MAP = Struct(
             "The entries are put right again at each reload; others are not touched.",
             default=False,
             needs=("entries",),
+        ),
+        Field(
+            "count",
+            Word(("nonzero",)),
+            "Of an array, whose slots are all there from the start: `nonzero` has those counted in"
+            " which a byte is not zero, now and then, for metrics.",
         ),
         Field(
             "rename_from",

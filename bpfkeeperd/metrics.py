@@ -15,12 +15,13 @@ from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 
+from bpfkeeperd import __version__
+from bpfkeeperd.counting import Survey
 from bpfkeeperd.exposition import CONTENT_TYPE, Blocks, block, exposition, labels
+from bpfkeeperd.mapids import LIMIT, Position
 from bpfkeeperd.moment import (
     OtherMap,
-    Position,
     SlowFigures,
-    Survey,
     machine_blocks,
     map_blocks,
     missing,
@@ -80,6 +81,8 @@ class Metrics:
         self._lock = threading.Lock()
         self._page: _Page | None = None
         self._boot = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+        version = f"{labels(('version',), (__version__,))} 1"
+        self._build: Blocks = {"build_info": block("build_info", (version,))}
         self._process = CollectorRegistry()
         ProcessCollector(registry=self._process)
 
@@ -88,10 +91,9 @@ class Metrics:
 
         A map that cannot be shown is left out and counted in bpfkeeper_scrape_errors_total.
         """
-        parts: list[Blocks] = []
         page, survey = self._look()
+        parts: list[Blocks] = [self._build, page.series.blocks]
         faulty = list(page.series.faulty)
-        parts.append(page.series.blocks)
         slow: Mapping[int, SlowFigures] = {}
         with self._counting_errors():
             slow = self._sources.slow()
@@ -101,7 +103,15 @@ class Metrics:
         if survey:
             with self._counting_errors():
                 position = self._sources.position(survey.highest_id)
-                parts.append(machine_blocks(survey.maps, position))
+                parts.append(
+                    machine_blocks(
+                        survey.maps,
+                        ids_allocated=position.allocated,
+                        exact=position.exact,
+                        id_limit=LIMIT,
+                        headroom=position.headroom,
+                    )
+                )
         with self._counting_errors():
             others = self._sources.others(page.status)
             if others:

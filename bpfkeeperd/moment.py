@@ -2,36 +2,14 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from bpfkeeperd.exposition import Blocks, block, labels, number
 from bpfkeeperd.maptypes import type_name
 from bpfkeeperd.series import KeptAttachment, KeptMap, KeptProgram
 from bpfkeeperd.state import ProgramFigures
 
-ID_LIMIT = 2**31 - 2
-"""The highest ID of a map: the kernel gives them out in turn, and begins again at 1 after it."""
-
 _CERTAIN = frozenset({"kfunc", "field"})
 """Ways that count every map of a type, whatever its size."""
-
-
-class Survey(NamedTuple):
-    """All maps of the machine, counted at once."""
-
-    counts: Mapping[int, int]
-    """Map ID to entries in use (bytes for ring buffers), of those that could be counted."""
-    maps: int
-    """How many there are."""
-    highest_id: int
-
-
-class Position(NamedTuple):
-    """How far the kernel has come with the IDs of maps."""
-
-    allocated: int
-    """How many were given out since boot; at least, if that is not known exactly."""
-    exact: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,14 +124,16 @@ def program_blocks(
     return {name: block(name, lines) for name, lines in samples.items()}, faulty
 
 
-def machine_blocks(maps: int, position: Position) -> Blocks:
-    """``maps`` of the machine, and the IDs that it gave out."""
+def machine_blocks(
+    maps: int, *, ids_allocated: int, exact: bool, id_limit: int, headroom: int
+) -> Blocks:
+    """``maps`` of the machine, and how far it is with their IDs."""
     figures = {
         "kernel_maps": maps,
-        "kernel_map_ids_allocated_total": position.allocated,
-        "kernel_map_ids_exact": int(position.exact),
-        "kernel_map_id_limit": ID_LIMIT,
-        "kernel_map_id_headroom": ID_LIMIT - position.allocated % ID_LIMIT,
+        "kernel_map_ids_allocated_total": ids_allocated,
+        "kernel_map_ids_exact": int(exact),
+        "kernel_map_id_limit": id_limit,
+        "kernel_map_id_headroom": headroom,
     }
     return {name: block(name, (f" {value}",)) for name, value in figures.items()}
 

@@ -17,6 +17,9 @@ OBJECT_FILE = Path(__file__).parent / "bpf" / "map_list.bpf.o"
 DEPTH = 8
 """Of directories below a bpffs that are looked into."""
 
+LOOK_SECONDS = 5.0
+"""From one look for pins to the next, at least."""
+
 _PROGRAM = "list_maps"
 _RECORD = struct.Struct("=III16s")
 """``struct record`` of the program."""
@@ -52,9 +55,13 @@ class OtherMaps:
             opened.load()
             self._link_fd = kernel.link_create(opened.program_fd(_PROGRAM), 0, kernel.TRACE_ITER)
         self._paths: Mapping[int, str] = {}
+        self._next_look = 0.0
 
-    def look_for_pins(self) -> None:
-        """Takes the paths of pins as they are now."""
+    def look_for_pins(self, now: float) -> None:
+        """Takes the paths of pins as they are ``now`` (time.monotonic()), unless it just did."""
+        if now < self._next_look:
+            return
+        self._next_look = now + LOOK_SECONDS
         self._paths = {map_id: paths[0] for map_id, paths in map_pins().items()}
 
     def found(self, kept: Collection[int]) -> Iterator[OtherMap]:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from bpfkeeperd import __version__
 from bpfkeeperd.exposition import Blocks, block, escape, histogram, labels, number
 from bpfkeeperd.maptypes import type_name
 from bpfkeeperd.progtypes import PROGRAM_TYPES
@@ -114,7 +113,7 @@ def status_series(status: Status, counted_by: Callable[[int], str]) -> StatusSer
         for kept in shown.add("", _attachment, found)
         if kept.prog_id
     ]
-    for part in (_drift, _heals, _reloads, _build):
+    for part in (_drift, _heals, _reloads):
         shown.add("", part, status)
     blocks = {family: block(family, samples) for family, samples in shown.samples.items()}
     faulty = tuple(shown.faulty)
@@ -203,7 +202,3 @@ def _reloads(status: Status) -> tuple[Samples, None]:
         last = number(reloads.last_success_timestamp_seconds)
         samples["last_reload_success_timestamp_seconds"] = (f" {last}",)
     return samples, None
-
-
-def _build(status: Status) -> tuple[Samples, None]:
-    return {"build_info": (f"{labels(('version',), (__version__,))} 1",)}, None

@@ -100,12 +100,12 @@ def metrics_socket() -> socket.socket | None:
     descriptors are left as they are.
     """
     try:
-        names = sd_daemon.listen_fds_with_names(unset_environment=True)
+        names = sd_daemon.listen_fds_with_names(unset_environment=False)
     except OSError as error:
         log.warning("cannot take over the sockets of the service manager: %s", error.strerror)
         return None
     for variable in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
-        os.environ.pop(variable, None)  # libsystemd took them out of the environment, not of this
+        os.environ.pop(variable, None)  # libsystemd would leave them here, where children get them
     found = [fd for fd, name in names.items() if name in METRICS_SOCKET_NAMES]
     found = found or [fd for fd in names if _listens_on_tcp(fd)]
     if len(found) > 1:

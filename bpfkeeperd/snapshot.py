@@ -59,7 +59,7 @@ def status(
         for attachment in wanted_object.attachments:
             order = status_of_order(attachment, places, observed)
             attachments.append(
-                _attachment_status(wanted_object, attachment, observed, memory, order, kept)
+                _attachment_status(wanted_object, attachment, observed, memory, order, kept, layout)
             )
     for name in desired.unread_maps():
         found = observed.maps.get(name, ObservedMap())
@@ -160,7 +160,9 @@ def _map_status(
     if found.pinned:
         pinned = _pinned_status(wanted.name, found, wanted.policy, layout, memory, reuses)
         astray = _astray_text(wanted, found)
-        return replace(pinned, problem=astray) if astray else pinned
+        if astray or wanted.count_nonzero:
+            return replace(pinned, problem=astray, count_nonzero=wanted.count_nonzero)
+        return pinned
     record = memory.maps.get(wanted.name, UNKNOWN)
     return MapStatus(
         name=wanted.name,
@@ -222,11 +224,16 @@ def _attachment_status(
     memory: Memory,
     order: str,
     kept: KeptPrograms,
+    layout: Layout,
 ) -> AttachmentStatus:
     """Up: a living link at the wanted hook and target runs a kept program of this name. ``order``
     is what is wrong with its place among others."""
     link = observed.links.get(attachment.key)
     target_id = observed.targets.get(attachment.target)
+    path = ""
+    if link:
+        place = layout.link_at if link.info.id else layout.attached_at
+        path = place(attachment.key)
     of_name = kept.get(attachment.key[1], {})
     digest, tag = of_name.get(link.info.prog_id, ("", "")) if link else ("", "")
     adopted = memory.adopted.get("/".join(attachment.key))
@@ -254,4 +261,5 @@ def _attachment_status(
         adopted=link is not None and link.info.id == adopted,
         digest=digest,
         tag=tag,
+        path=path,
     )

@@ -128,7 +128,6 @@ def load_context(tls: TlsEntry) -> ssl.SSLContext:
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.options |= ssl.OP_NO_RENEGOTIATION
     # A scrape is one connection, and scrapers do not resume: tickets would be sent for nothing.
     context.num_tickets = 0
     _check_certificates(tls.certificate, "certificate")

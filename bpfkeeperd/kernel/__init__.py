@@ -50,7 +50,6 @@ from bpfkeeperd.kernel.bpf import (
 from bpfkeeperd.kernel.dump import MapReader, Printer, map_for_reading, pinned_for_reading
 from bpfkeeperd.kernel.events import Directories, drain, interface_events, mount_events
 from bpfkeeperd.kernel.figures import (
-    NONZERO_TYPES,
     CountedEntries,
     StopFlag,
     count_entries,
@@ -90,7 +89,6 @@ from bpfkeeperd.kernel.probes import Answer, can_attach, lacks
 from bpfkeeperd.kernel.scan import Pin, PinKind, scan
 from bpfkeeperd.kernel.slots import map_slots
 from bpfkeeperd.kernel.stats import (
-    ProgramFigures,
     counting_runs,
     program_figures,
     program_stats,
@@ -111,7 +109,6 @@ from bpfkeeperd.kernel.trace import (
 )
 
 __all__ = [
-    "NONZERO_TYPES",
     "TRACE_ITER",
     "Answer",
     "Attached",
@@ -124,7 +121,6 @@ __all__ = [
     "Pin",
     "PinKind",
     "Printer",
-    "ProgramFigures",
     "StopFlag",
     "XdpProgram",
     "all_links",

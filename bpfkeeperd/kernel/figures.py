@@ -11,7 +11,6 @@ from bpfkeeperd.errors import KernelError
 from bpfkeeperd.kernel.bpf import map_info
 from bpfkeeperd.kernel.places import possible_cpus
 from bpfkeeperd.maptypes import (
-    ARRAY,
     BY_NUMBER,
     DEVMAP_HASH,
     HASH,
@@ -19,14 +18,12 @@ from bpfkeeperd.maptypes import (
     LPM_TRIE,
     LRU_HASH,
     LRU_PERCPU_HASH,
-    PERCPU_ARRAY,
     PERCPU_HASH,
+    SLOTTED,
     SOCKHASH,
 )
 
 COUNT_SECONDS = 10.0
-NONZERO_TYPES = frozenset({ARRAY, PERCPU_ARRAY})
-"""All their slots exist: what can be counted is which of them hold something."""
 
 _UNBOUNDED = 1 << 20
 """Entries that a map without a max_entries is taken to have at most."""
@@ -80,7 +77,7 @@ def count_entries(
             deleted faster than they can be walked.
     """
     info = map_info(fd)
-    if nonzero and info.type not in NONZERO_TYPES:
+    if nonzero and info.type not in SLOTTED:
         raise KernelError("count slots that are not zero", errno.EINVAL, "the map is no array")
     known = BY_NUMBER.get(info.type)
     per_cpu = known is not None and known.per_cpu

@@ -4,33 +4,14 @@ import errno
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from bpfkeeperd._libbpf import ffi, lib
 from bpfkeeperd.errors import KernelError
 from bpfkeeperd.kernel.figures import c_strings
+from bpfkeeperd.state import ProgramFigures
 
 _SWITCH = "/proc/sys/kernel/bpf_stats_enabled"
-
-
-@dataclass(frozen=True, slots=True)
-class ProgramFigures:
-    id: int
-    type: int
-    instructions: int
-    """Of the program as it runs."""
-    verified: int
-    """How many the verifier went through; 0 where the kernel does not tell (before 5.16)."""
-    run_count: int
-    """Since the program was loaded, while runs were counted."""
-    run_time_ns: int
-    misses: int
-    """Runs that were left out because it ran on that CPU already; counted at all times (5.12)."""
-    load_time_ns: int
-    """By CLOCK_BOOTTIME."""
-    memory_bytes: int
-    """0 unless it was asked for."""
 
 
 def program_stats(fd: int) -> ProgramFigures:

@@ -8,9 +8,7 @@ import struct
 import pytest
 
 from bpfkeeperd import kernel
-from bpfkeeperd.counting import MapCounter
 from bpfkeeperd.errors import KernelError
-from bpfkeeperd.keeper import Keeper
 from bpfkeeperd.instruments import Instruments
 from tests.examples.attaching import attach_filter
 from tests.examples.conftest import Example, MakeExample

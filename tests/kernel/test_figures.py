@@ -16,6 +16,7 @@ import pytest
 from bpfkeeperd import kernel
 from bpfkeeperd.errors import KernelError
 from bpfkeeperd.maptypes import BY_NAME
+from bpfkeeperd.state import ProgramFigures
 from tests.kernel.counted import create, create_outer, u32
 from tests.kernel.test_counting_scans import connected_sockets
 from tests.machine import fill_map, run_program
@@ -332,7 +333,7 @@ def test_programs(stack: ExitStack, bpffs: Path) -> None:
     before = set(os.listdir("/proc/self/fd"))
     first, second, *others = kernel.program_figures(paths)
     assert others == [errno.EINVAL, errno.ENOENT]
-    assert isinstance(first, kernel.ProgramFigures) and isinstance(second, kernel.ProgramFigures)
+    assert isinstance(first, ProgramFigures) and isinstance(second, ProgramFigures)
     assert (first.id, first.type) == (kernel.program_info(one).id, SOCKET_FILTER)
     assert (first.instructions, second.instructions) == (2, 10)
     assert (first.verified, second.verified) == (2, 10)
@@ -340,7 +341,7 @@ def test_programs(stack: ExitStack, bpffs: Path) -> None:
     assert first.memory_bytes == 0
     assert first == kernel.program_stats(one)
     first, *_ = kernel.program_figures(paths, memory=True)
-    assert isinstance(first, kernel.ProgramFigures)
+    assert isinstance(first, ProgramFigures)
     assert first.memory_bytes == fdinfo(one, "memlock") > 0
     assert set(os.listdir("/proc/self/fd")) == before
 
@@ -352,7 +353,7 @@ def test_runs_are_counted_while_that_is_asked_for(stack: ExitStack, bpffs: Path)
 
     def figures() -> tuple[int, int]:
         (found,) = kernel.program_figures([path])
-        assert isinstance(found, kernel.ProgramFigures)
+        assert isinstance(found, ProgramFigures)
         return found.run_count, found.run_time_ns
 
     switch = Path("/proc/sys/kernel/bpf_stats_enabled").read_text().strip()

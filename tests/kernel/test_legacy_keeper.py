@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from bpfkeeperd import kernel
-from bpfkeeperd.exposition import exposition
 from bpfkeeperd.directories import remove_tree
 from bpfkeeperd.errors import KeeperError
+from bpfkeeperd.exposition import exposition
 from bpfkeeperd.series import status_series
 from bpfkeeperd.state import Outcome, ReloadResult
 from bpfkeeperd.steps import Step

@@ -183,6 +183,8 @@ def test_own_maps() -> None:
     maps = load_good("own_maps.yaml").maps
     assert (maps["flows"].enforce, maps["flows"].rename_from) == (True, "old_flows")
     assert (maps["routes"].enforce, maps["routes"].rename_from) == (False, None)
+    counted = {name for name, entry in maps.items() if entry.count_nonzero}
+    assert counted == {"hits", "counted"}
 
     def definition(name: str) -> MapDefinition:
         found = maps[name].definition

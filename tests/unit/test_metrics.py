@@ -12,11 +12,12 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import bpfkeeperd
+from bpfkeeperd.counting import Survey
 from bpfkeeperd.entries import MismatchPolicy
 from bpfkeeperd.errors import KernelError
+from bpfkeeperd.mapids import Position
 from bpfkeeperd.maptypes import BY_NAME
 from bpfkeeperd.metrics import Metrics, Sources
-from bpfkeeperd.moment import Position, Survey
 from bpfkeeperd.state import (
     AttachmentStatus,
     InnerStatus,

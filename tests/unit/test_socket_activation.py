@@ -23,7 +23,9 @@ print(json.dumps({
     "fd": found.fileno() if found else None,
     "open": [fd for fd in (3, 4, 5) if os.path.exists(f"/proc/self/fd/{fd}")],
     "inherited": [
-        subprocess.run(["sh", "-c", child], close_fds=closes, capture_output=True).stdout.decode()
+        subprocess.run(
+            ["/bin/sh", "-c", child], close_fds=closes, stdout=subprocess.PIPE, text=True
+        ).stdout
         for closes in (True, False)  # two ways to start one, with an environment each
     ],
 }))

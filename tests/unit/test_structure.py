@@ -95,6 +95,10 @@ PURE = [
     "drift.py",
     "churn.py",
     "snapshot.py",
+    "families.py",
+    "exposition.py",
+    "series.py",
+    "moment.py",
     "render.py",
     "suggest.py",
     "verifier.py",
@@ -102,7 +106,7 @@ PURE = [
 ]
 MAY_IMPORT = {
     *("collections", "contextlib", "dataclasses", "difflib", "enum", "errno", "functools"),
-    *("hashlib", "ipaddress", "posixpath", "re", "struct", "sys", "typing", "zlib"),
+    *("hashlib", "ipaddress", "math", "posixpath", "re", "struct", "sys", "typing", "zlib"),
 }
 STRERROR_ONLY = "errors.py"
 """It needs os.strerror(), and nothing else of os."""

@@ -5,6 +5,7 @@ import http.client
 import os
 import socket
 import ssl
+import struct
 import subprocess
 import sys
 import threading
@@ -96,6 +97,7 @@ def read_all(client: socket.socket) -> bytes:
 @contextmanager
 def secured(server: MetricsServer, context: ssl.SSLContext) -> Iterator[ssl.SSLSocket]:
     """A client to whom an end that is not told (close_notify) is an SSLEOFError."""
+    context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF
     with (
         socket.create_connection(server.address, timeout=5) as plain,
         context.wrap_socket(
@@ -227,6 +229,21 @@ def test_a_client_that_is_slow_to_take_its_answer(host: Pair, authority: Pair) -
         assert read_all(one).endswith(large)
 
 
+def test_a_record_that_does_not_fit_into_the_socket_buffer(host: Pair, authority: Pair) -> None:
+    """Then OpenSSL has to be asked again, with the same data."""
+    large = os.urandom(1 << 17)
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # accepted ones inherit it
+    certificates = Certificates(entry(host))
+    with (
+        MetricsServer(listener, lambda: (large, "text/plain"), certificates) as server,
+        secured(server, client_context(authority)) as client,
+    ):
+        client.sendall(REQUEST)
+        time.sleep(0.1)
+        assert read_all(client).endswith(large)
+
+
 def test_half_of_a_handshake(server: MetricsServer, authority: Pair) -> None:
     """In pieces, each of which is not enough."""
     hello = client_hello(client_context(authority))
@@ -281,6 +298,18 @@ def test_garbage(server: MetricsServer, authority: Pair, said: bytes) -> None:
         except ConnectionResetError:
             pass
     assert ask(server, client_context(authority)) == BODY
+
+
+def test_clients_that_are_gone_at_once(server: MetricsServer, authority: Pair) -> None:
+    before = descriptors()
+    hello = client_hello(client_context(authority))
+    for number in range(200):
+        with socket.create_connection(server.address, timeout=5) as client:
+            reset = struct.pack("=ii", 1, 0)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+            client.sendall(hello[: 1 + number % len(hello)])
+    assert ask(server, client_context(authority)) == BODY
+    wait_until(lambda: descriptors() == before)
 
 
 def test_tls_spoken_to_a_plain_port(authority: Pair) -> None:
