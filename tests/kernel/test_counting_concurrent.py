@@ -17,7 +17,7 @@ from bpfkeeperd import kernel
 from bpfkeeperd.counting import PROGRAMS, MapCounter
 from bpfkeeperd.errors import KeeperError
 from tests.conftest import BuildObject
-from tests.kernel.counted import create, create_outer, u32
+from tests.kernel.counted import create, create_outer, storage, u32
 from tests.kernel.test_counting_scans import processes_of_own, sockets_of_own
 from tests.machine import run_program
 
@@ -131,6 +131,7 @@ TABLES = [
     Table("hash at capacity, no_prealloc", "hash", 500, 1500, NO_PREALLOC, (90, 80), full=True),
     Table("hash, no_prealloc", "hash", 1000, 1000, NO_PREALLOC),
     Table("hash, one inserts, one deletes", "hash", 1000, 1000, writes=(100, 0)),
+    Table("hash, one inserts what one deletes", "hash", 1000, 1, writes=(100, 0)),
     Table("percpu_hash", "percpu_hash", 1000, 1000),
     Table("percpu_hash, one inserts", "percpu_hash", 500, 500, NO_PREALLOC, (100, 0)),
     Table("lru_hash that evicts", "lru_hash", 500, 3000, writes=(100, 100)),
@@ -183,9 +184,7 @@ def test_storages(
     name: str,
     owners: Owners,
 ) -> None:
-    opened = stack.enter_context(kernel.open_object(build_object("storages").read_bytes(), "x"))
-    opened.load()
-    fd, fds = opened.map_fd(name), owners(stack, 24)
+    fd, fds = storage(stack, build_object, name), owners(stack, 24)
     process = hammer.start("table", fd, 50, 50, 4, 0, *fds, fds=(fd, *fds))
     done, counts = watched(counters, fd, len(fds), process)
     assert counts == [present(fd, [u32(owner) for owner in fds])] * len(counts)
