@@ -4,7 +4,7 @@
 PYTHON ?= /usr/bin/python3
 
 PACKAGES := clang llvm libbpf-dev libelf-dev zlib1g-dev libsystemd-dev pkg-config gcc libc6-dev \
-	python3-venv python3-dev iproute2 procps
+	python3-venv python3-dev iproute2 procps openssl
 
 # What only `make test-kernels` needs. virtiofsd is part of qemu-system-common on some releases.
 GUEST_PACKAGES := qemu-system-x86 qemu-system-common busybox-static cpio

@@ -129,6 +129,9 @@ RINGBUF = 27
 BLOOM_FILTER = 30
 USER_RINGBUF = 31
 
+SLOTTED = frozenset({ARRAY, PERCPU_ARRAY})
+"""Their slots are all there from the start: what can be told is how many are not zero."""
+
 _R = RDONLY | WRONLY
 _A = _R | RDONLY_PROG | WRONLY_PROG
 

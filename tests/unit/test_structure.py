@@ -23,6 +23,7 @@ ONLY_IN = {
     "elftools": {"elf.py"},
     "prometheus_client": {"metrics.py"},
     "systemd": {"service.py"},
+    "ssl": {"tlsfiles.py"},
     "cffi": {"_build/extension.py"},
 }
 PURE = [
@@ -94,6 +95,10 @@ PURE = [
     "drift.py",
     "churn.py",
     "snapshot.py",
+    "families.py",
+    "exposition.py",
+    "series.py",
+    "moment.py",
     "render.py",
     "suggest.py",
     "verifier.py",
@@ -101,7 +106,7 @@ PURE = [
 ]
 MAY_IMPORT = {
     *("collections", "contextlib", "dataclasses", "difflib", "enum", "errno", "functools"),
-    *("hashlib", "ipaddress", "posixpath", "re", "struct", "sys", "typing", "zlib"),
+    *("hashlib", "ipaddress", "math", "posixpath", "re", "struct", "sys", "typing", "zlib"),
 }
 STRERROR_ONLY = "errors.py"
 """It needs os.strerror(), and nothing else of os."""
