@@ -94,6 +94,11 @@ PURE = [
     "drift.py",
     "churn.py",
     "snapshot.py",
+    "celltext.py",
+    "amounts.py",
+    "columns.py",
+    "fullness.py",
+    "mapstable.py",
     "render.py",
     "suggest.py",
     "verifier.py",
@@ -101,7 +106,7 @@ PURE = [
 ]
 MAY_IMPORT = {
     *("collections", "contextlib", "dataclasses", "difflib", "enum", "errno", "functools"),
-    *("hashlib", "ipaddress", "posixpath", "re", "struct", "sys", "typing", "zlib"),
+    *("hashlib", "ipaddress", "posixpath", "re", "struct", "sys", "typing", "unicodedata", "zlib"),
 }
 STRERROR_ONLY = "errors.py"
 """It needs os.strerror(), and nothing else of os."""
