@@ -1,5 +1,6 @@
 """Text in cells of a terminal: what is safe to show, how wide it is, cut and wrapped. Pure."""
 
+import functools
 import unicodedata
 
 
@@ -27,6 +28,7 @@ def _escaped(code: int) -> str:
     return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"
 
 
+@functools.lru_cache(maxsize=1 << 12)
 def width_of(text: str) -> int:
     """Cells that visible text takes."""
     return len(text) if text.isascii() else sum(map(_cells, text))

@@ -148,10 +148,12 @@ class MapWatch:
         return shortened(text, screen.width or len(text), unicode=screen.unicode)
 
     def _messages(self, screen: Screen) -> Iterator[str]:
+        """Without the line of the manifest that a problem is at, which is indented."""
         told = [*self._trouble.values(), self._counts.problem]
-        for text in (line for message in told if message for line in message.splitlines()):
-            for line in wrapped(visible(text, unicode=screen.unicode), screen.width):
-                yield screen.paint(line, Style.WARNING)
+        for text in (line for message in told for line in message.splitlines()):
+            if not text.startswith(" "):
+                for line in wrapped(visible(text, unicode=screen.unicode), screen.width):
+                    yield screen.paint(line, Style.WARNING)
 
 
 def _fitting(rows: Iterable[Iterable[str]], height: int) -> list[str]:

@@ -23,6 +23,7 @@ class Terminal:
     def __init__(self, socket: Path, variables: Mapping[str, str]) -> None:
         self._socket = socket
         self._variables = variables
+        self._runs = 0
 
     def tmux(self, *arguments: str) -> str:
         done = subprocess.run(
@@ -58,13 +59,12 @@ class Terminal:
 
     def run(self, command: str) -> tuple[list[str], int]:
         """Runs a command on an empty screen; the lines it shows, and its exit code."""
-        self.keys("clear; " + command + '; echo "code=$?"', "Enter")
-        lines = self.wait(lambda lines: any(re.match(r"code=\d+$", line) for line in lines))
-        end = next(place for place, line in enumerate(lines) if line.startswith("code="))
-        return [line for line in lines[:end] if not line.startswith(PROMPT)], int(lines[end][5:])
-
-    def styled(self) -> list[str]:
-        return self.text("-e")
+        self._runs += 1
+        mark = f"code{self._runs}="
+        self.keys(f'clear; {command}; echo "{mark}$?"', "Enter")
+        lines = self.wait(lambda lines: any(re.match(rf"{mark}\d", line) for line in lines))
+        end = next(place for place, line in enumerate(lines) if line.startswith(mark))
+        return lines[:end], int(lines[end].removeprefix(mark))
 
 
 def _environment(more: Mapping[str, str]) -> dict[str, str]:
