@@ -4,7 +4,7 @@
 PYTHON ?= /usr/bin/python3
 
 PACKAGES := clang llvm libbpf-dev libelf-dev zlib1g-dev libsystemd-dev pkg-config gcc libc6-dev \
-	python3-venv python3-dev iproute2 procps
+	python3-venv python3-dev iproute2 procps openssl
 
 # What only `make test-kernels` needs. virtiofsd is part of qemu-system-common on some releases.
 GUEST_PACKAGES := qemu-system-x86 qemu-system-common busybox-static cpio
@@ -40,7 +40,7 @@ demo-clean: ## take down what the demo left attached and pinned
 test: lint ## every check and test; kernel tests need root
 	$(AS_ROOT) .venv/bin/python -m pytest -p no:cacheprovider
 
-test-kernels: setup guest-packages ## tests of hooks on other kernels, in qemu: KERNELS="6.1 6.12" TESTS=FILES
+test-kernels: setup guest-packages ## tests on other kernels, in qemu: KERNELS="6.1 6.12 6.12+lockdown" TESTS=FILES
 	@$(AS_ROOT) .venv/bin/python -m tests.guests $(if $(KERNELS),--kernels "$(KERNELS)") $(TESTS)
 
 lint: setup ## formatting, lint and types

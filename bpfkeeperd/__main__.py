@@ -41,26 +41,18 @@ def _parser() -> argparse.ArgumentParser:
             )
         return sub
 
-    command("run", commands.run, "Load, pin and attach, then keep it so: the daemon, in front.")
+    text = "Load, pin and attach, then keep it so: the daemon, in front."
+    _add_textfile(command("run", commands.run, text))
     command("check", commands.check, "Check a manifest and its objects; asks no kernel.", "json")
-    sub = command(
-        "plan", commands.plan, "Show what a reload would do; changes nothing.", "json", "force"
-    )
-    sub.add_argument(
-        "--verify", action="store_true", help="have the verifier judge every program to be loaded"
-    )
-    sub.add_argument("--exit-code", action="store_true", help="exit with 3 when there is something")
+    text = "Show what a reload would do; changes nothing."
+    _add_plan(command("plan", commands.plan, text, "json", "force"))
     command("apply", commands.apply, "Do it once, without a daemon.", "json", "force")
-    sub = command(
-        "reload", commands.reload, "Have the daemon reload its manifest.", "json", "force"
-    )
-    sub.add_argument("--wait", action="store_true", help="wait, and say what came of it")
-    sub.add_argument("-q", "--quiet", action="store_true", help="say nothing; the exit code tells")
-    sub.add_argument(
-        "--timeout", type=float, default=600, metavar="SECONDS", help="of --wait; default: 600"
-    )
+    text = "Have the daemon reload its manifest."
+    _add_reload(command("reload", commands.reload, text, "json", "force"))
     command("status", commands.status, "Show maps, attachments and drift as they are.", "json")
     _add_maps(command("maps", commands.maps, "Show the kept maps and how full they are."))
+    text = "Print what Prometheus is shown, daemon or not."
+    _add_textfile(command("metrics", commands.metrics, text))
     sub = command("dump", commands.dump, "Show the contents of a map, whoever made it.", "json")
     sub.add_argument("map", metavar="MAP", help="a kept map, the path of a pin, or id:NUMBER")
     sub.add_argument("--limit", type=_count, metavar="N", help="show no more than N entries")
@@ -74,6 +66,26 @@ def _parser() -> argparse.ArgumentParser:
     command("schema", commands.schema, "Print the manifest's JSON Schema, for editors.")
     _add_explain(subparsers)
     return parser
+
+
+def _add_textfile(sub: argparse.ArgumentParser) -> None:
+    text = "write metrics there, for node_exporter: its name ends in .prom"
+    sub.add_argument("--textfile", metavar="FILE", help=text)
+
+
+def _add_plan(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--verify", action="store_true", help="have the verifier judge every program to be loaded"
+    )
+    sub.add_argument("--exit-code", action="store_true", help="exit with 3 when there is something")
+
+
+def _add_reload(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--wait", action="store_true", help="wait, and say what came of it")
+    sub.add_argument("-q", "--quiet", action="store_true", help="say nothing; the exit code tells")
+    sub.add_argument(
+        "--timeout", type=float, default=600, metavar="SECONDS", help="of --wait; default: 600"
+    )
 
 
 def _add_wait(sub: argparse.ArgumentParser) -> None:

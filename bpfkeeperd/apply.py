@@ -10,11 +10,9 @@ from bpfkeeperd import kernel
 from bpfkeeperd.actions import (
     REPLACED,
     Change,
-    CreateMap,
     Detach,
     MapAction,
     Plan,
-    RecreateMap,
     Refusal,
     Removal,
     RemoveArray,
@@ -42,10 +40,11 @@ from bpfkeeperd.hooks import CLSACT_LINK
 from bpfkeeperd.layout import Layout, LinkKey
 from bpfkeeperd.linkparts import make_link_directory
 from bpfkeeperd.load import Loaded, OpenObject, load_each
+from bpfkeeperd.marks import mark
 from bpfkeeperd.observed import Observed
 from bpfkeeperd.pinnotes import write_note
 from bpfkeeperd.recorded import detach_recorded
-from bpfkeeperd.state import Failure
+from bpfkeeperd.state import Failure, MapIdChange
 from bpfkeeperd.steps import OnStep, Step
 from bpfkeeperd.targetnames import is_netfilter
 from bpfkeeperd.transaction import Transaction
@@ -60,10 +59,6 @@ class Applied:
     """One line for each action that was done."""
     failures: list[Failure] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    made_maps: set[str] = field(default_factory=set)
-    """Maps whose pin was made now."""
-    recreated_maps: set[str] = field(default_factory=set)
-    renewed_maps: set[str] = field(default_factory=set)
     renamed_maps: dict[str, str] = field(default_factory=dict)
     """New name to old."""
     refusals: list[Refusal] = field(default_factory=list)
@@ -79,20 +74,11 @@ class Applied:
     """Why the new version as a whole is not to be tried again by itself."""
 
     def took_place(self, action: MapAction) -> None:
-        name = action.map.name
         match action:
-            case RenameMap(_, source):
-                self.renamed_maps[name] = source
-                return
-            case RecreateMap():
-                self.recreated_maps.add(name)
-            case RenewMap():
-                self.renewed_maps.add(name)
-                if action.source:
-                    self.renamed_maps[name] = action.source
-            case CreateMap():
+            case RenameMap() | RenewMap() if action.source:
+                self.renamed_maps[action.map.name] = action.source
+            case _:
                 pass
-        self.made_maps.add(name)
 
 
 def together(parts: Sequence[Applied]) -> Applied:
@@ -106,9 +92,6 @@ def together(parts: Sequence[Applied]) -> Applied:
         whole.notes += part.notes
         whole.refusals += part.refusals
         whole.adopted |= part.adopted
-        whole.made_maps |= part.made_maps
-        whole.recreated_maps |= part.recreated_maps
-        whole.renewed_maps |= part.renewed_maps
         whole.renamed_maps |= part.renamed_maps
     return whole
 
@@ -202,8 +185,8 @@ def _restore(enactor: Enactor, restore: Restore, applied: Applied) -> None:
                         stack.callback(os.close, fd)
                     path = layout.map(wanted.name)
                     make_parents(Transaction(), path, layout.root)
+                    mark(layout, wanted.name, MapIdChange.LOST, fd)
                     kernel.pin(fd, path)
-                applied.made_maps.add(wanted.name)
             case RestoreLink(key, info) if info.type == CLSACT_LINK:
                 enactor.on_step(Step.RESTORE_LINK, "/".join(key))
                 restore_record(layout, key, info)

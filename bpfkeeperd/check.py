@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from bpfkeeperd import kernel
 from bpfkeeperd.desired import ObjectSource
 from bpfkeeperd.elf import ElfFacts, read_elf
-from bpfkeeperd.entries import Manifest
+from bpfkeeperd.entries import Manifest, TlsEntry
 from bpfkeeperd.errors import KeeperError
 from bpfkeeperd.manifest import read_manifest
 from bpfkeeperd.maptypes import type_name
@@ -37,6 +37,9 @@ class CheckReport:
     maps: tuple[str, ...]
     faults: Mapping[str, str]
     """Objects that cannot be used, and why."""
+    metrics_fault: str = ""
+    """Why the files of `metrics.tls` cannot be used."""
+    metrics_warning: str = ""
 
     def __str__(self) -> str:
         parts = [counted(len(self.objects), "object"), counted(len(self.maps), "kept map")]
@@ -53,6 +56,7 @@ class CheckReport:
                 type_text = f", type {given}" if given else ""
                 lines.append(f"  program {program.name} (section {program.section}{type_text})")
         lines += [f"object {name}: {fault}" for name, fault in self.faults.items()]
+        lines += [f"metrics: {text}" for text in (self.metrics_fault, self.metrics_warning) if text]
         return "\n".join(lines)
 
 
@@ -89,7 +93,18 @@ def _report(manifest: Manifest, sources: Sources) -> CheckReport:
                 desired.objects[name].maps,
                 {program.name: program.type for program in entry.programs.values() if program.type},
             )
-    return CheckReport(manifest.file, objects, tuple(desired.maps), faults)
+    metrics_fault, metrics_warning = _check_tls(manifest.metrics_tls)
+    return CheckReport(
+        manifest.file, objects, tuple(desired.maps), faults, metrics_fault, metrics_warning
+    )
+
+
+def _check_tls(tls: TlsEntry | None) -> tuple[str, str]:
+    if tls is None:
+        return "", ""
+    from bpfkeeperd.tlsfiles import judge
+
+    return judge(tls)
 
 
 def _map_text(spec: MapSpec) -> str:

@@ -1,9 +1,10 @@
 """Which map IDs changed, and why: deduced from what is pinned, not from what was meant. Pure."""
 
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from bpfkeeperd.state import MapIdChange
+from bpfkeeperd.layout import OBJECT_NAMESPACE
+from bpfkeeperd.state import LastChange, MapIdChange
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +16,11 @@ class MapRecord:
     made: bool = False
     """The keeper made this pin; it may remove it."""
     changes: Mapping[MapIdChange, int] = field(default_factory=dict)
+    since: float = 0.0
+    """Unix time at which this map was first seen under the name; 0: not known."""
+    last_change: LastChange | None = None
+    past_id: int = 0
+    """The last ID of an earlier boot, where ``id`` is 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +52,11 @@ class Memory:
         return {name: record.id for name, record in self.maps.items() if record.id}
 
 
+OwnPins = Mapping[str, Mapping[int, MapIdChange]]
+"""Pins that the keeper made and the state file does not know yet: name to the IDs that it pinned
+there, each with the reason why, which is LOST of one that took no other's place."""
+
+NO_PINS: OwnPins = {}
 NOTHING: Mapping[str, str] = {}
 
 
@@ -55,9 +66,12 @@ class IdChange:
     old: int
     new: int
     reason: MapIdChange
+    when: str = ""
+    """What else is to be said of it."""
 
     def __str__(self) -> str:
-        return f"map {self.name} has a new ID: {self.old} became {self.new} ({self.reason})"
+        why = f"{self.reason}, {self.when}" if self.when else self.reason
+        return f"map {self.name} has a new ID: {self.old} became {self.new} ({why})"
 
 
 def follow(
@@ -65,46 +79,119 @@ def follow(
     pinned: Mapping[str, int],
     *,
     boot_id: str,
-    made: Set[str] = frozenset(),
-    recreated: Set[str] = frozenset(),
-    renewed: Set[str] = frozenset(),
+    at: float,
+    own: OwnPins = NO_PINS,
+    formers: Mapping[str, str] = NOTHING,
     renamed: Mapping[str, str] = NOTHING,
 ) -> tuple[Memory, tuple[IdChange, ...]]:
-    """Compares the IDs under the names now with the last ones.
+    """Compares the IDs under the names at the time ``at`` with the last ones.
 
-    ``made`` are the pins that the keeper made since the last look, ``recreated`` those of them that
-    took the place of another map, ``renewed`` those that carry on what another held. ``renamed``
-    has the new name of each pin that got one, with the old one.
+    ``renamed`` has the new name of each pin that got one, with the old one; ``formers`` those that
+    the manifest wants renamed, which may have been done by a keeper that could not say so.
+
+    What happened between two looks and was undone before the second is not seen, and of several
+    changes between them only the last; an ID that was given out again would be taken for the same
+    map, but the kernel first gives out all others.
     """
     maps = dict(memory.maps)
-    for name, former in renamed.items():
+    same_boot = boot_id == memory.boot_id
+    moved = _renamed_unsaid(maps, pinned, own, formers) if same_boot else {}
+    for name, former in {**moved, **renamed}.items():
         if former in maps:
-            maps[name] = maps.pop(former)
+            maps[name] = _joined(maps.pop(former), maps.get(name))
     changes = []
     for name, map_id in pinned.items():
         record = maps.get(name)
+        reason = own.get(name, {}).get(map_id)
         if record is None:
-            maps[name] = MapRecord(map_id, made=name in made)
+            maps[name] = MapRecord(map_id, made=reason is not None, since=at)
             continue
-        if boot_id != memory.boot_id or not record.id:
-            reason = MapIdChange.REBOOT
-        elif map_id == record.id:
-            if name in made and not record.made:
+        if map_id == record.id and same_boot:
+            if reason and not record.made:
                 maps[name] = replace(record, made=True)
             continue
-        elif name in renewed:
-            reason = MapIdChange.RENEWED
-        elif name in recreated:
-            reason = MapIdChange.RECREATED
-        elif name in made:
-            reason = MapIdChange.LOST
-        else:
-            reason = MapIdChange.REPLACED
-        counts = {**record.changes, reason: record.changes.get(reason, 0) + 1}
-        maps[name] = MapRecord(map_id, made=name in made, changes=counts)
-        changes.append(IdChange(name, record.id, map_id, reason))
-    if boot_id != memory.boot_id:  # an ID of another boot may be anybody's in this one
+        change = _change(name, record, map_id, reason, same_boot=same_boot)
+        maps[name] = MapRecord(
+            map_id,
+            made=reason is not None,
+            changes={**record.changes, change.reason: record.changes.get(change.reason, 0) + 1},
+            since=at,
+            last_change=LastChange(change.reason, change.old, at),
+        )
+        changes.append(change)
+    if not same_boot:  # an ID of another boot may be anybody's in this one
         for name in maps.keys() - pinned.keys():
-            maps[name] = replace(maps[name], id=0, made=False)
-    adopted = memory.adopted if boot_id == memory.boot_id else {}
+            record = maps[name]
+            past = record.id or record.past_id
+            maps[name] = replace(record, id=0, made=False, past_id=past)
+    adopted = memory.adopted if same_boot else {}
     return replace(memory, boot_id=boot_id, maps=maps, adopted=adopted), tuple(changes)
+
+
+def _change(
+    name: str, record: MapRecord, map_id: int, reason: MapIdChange | None, *, same_boot: bool
+) -> IdChange:
+    if not same_boot or not record.id:
+        reason = MapIdChange.REBOOT
+    return IdChange(name, record.id or record.past_id, map_id, reason or MapIdChange.REPLACED)
+
+
+def _renamed_unsaid(
+    maps: Mapping[str, MapRecord],
+    pinned: Mapping[str, int],
+    own: OwnPins,
+    formers: Mapping[str, str],
+) -> dict[str, str]:
+    """Names that are new and hold what was known under their former name."""
+    found = {}
+    for name in pinned.keys() - maps.keys():
+        map_id = pinned[name]
+        renewed = own.get(name, {}).get(map_id) is MapIdChange.RENEWED
+        for former in [formers[name]] if name in formers else _same_in_tc(name, maps):
+            known = maps.get(former)
+            if known and former not in pinned and (known.id == map_id or renewed):
+                found[name] = former
+                break
+    return found
+
+
+def _same_in_tc(name: str, maps: Iterable[str]) -> list[str]:
+    """Where tc's rules had a map of an object's own, if the name is by them: with the hash of
+    another file of the object."""
+    place = OBJECT_NAMESPACE.fullmatch(name)
+    if not place:
+        return []
+    others = ((other, OBJECT_NAMESPACE.fullmatch(other)) for other in maps)
+    return [other for other, found in others if found and found[2] == place[2]]
+
+
+def _joined(record: MapRecord, there: MapRecord | None) -> MapRecord:
+    """A record that gets a name under which something was counted before: counts never go down."""
+    if there is None:
+        return record
+    reasons = (*there.changes, *record.changes)
+    counts = {
+        reason: there.changes.get(reason, 0) + record.changes.get(reason, 0) for reason in reasons
+    }
+    last = max(
+        (each.last_change for each in (record, there) if each.last_change),
+        key=lambda change: change.at,
+        default=None,
+    )
+    return replace(record, changes=counts, last_change=last)
+
+
+def before_start(change: IdChange) -> IdChange:
+    """A change that a keeper finds when it starts, before it does anything."""
+    match change.reason:
+        case MapIdChange.REPLACED | MapIdChange.LOST:
+            return replace(change, when="while no daemon ran")
+        case MapIdChange.RECREATED | MapIdChange.RENEWED | MapIdChange.MIGRATED:
+            return replace(change, when="by a keeper that was killed")
+        case MapIdChange.REBOOT:
+            return change
+
+
+def at_start(change: IdChange) -> IdChange:
+    """A change that a keeper made as it started: what was lost was lost before."""
+    return before_start(change) if change.reason is MapIdChange.LOST else change

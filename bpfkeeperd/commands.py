@@ -25,6 +25,9 @@ OK, FAILED, BAD_MANIFEST, CHANGES, CONFIG = 0, 1, 2, 3, 78
 """Exit codes; CONFIG (EX_CONFIG) is that of `run` for a manifest that is wrong, which tells the
 service manager not to try again."""
 
+_SLOW_FIGURES_SECONDS = 5.0
+"""How long `metrics` waits for figures that take their time."""
+
 
 def run(options: Namespace) -> int:
     from bpfkeeperd import service
@@ -32,7 +35,9 @@ def run(options: Namespace) -> int:
 
     service.set_up_log(10 if options.verbose else 20)
     try:
-        served = Daemon(options.config, state_directory(options), run_directory(options)).run()
+        served = Daemon(
+            options.config, state_directory(options), run_directory(options), options.textfile
+        ).run()
     except ManifestError as error:
         service.log.error("%s", error)
         return CONFIG
@@ -47,7 +52,7 @@ def check(options: Namespace) -> int:
 
     report = check_manifest(options.config)
     print(json.dumps(asdict(report), indent=2) if options.json else report)
-    return FAILED if report.faults else OK
+    return FAILED if report.faults or report.metrics_fault else OK
 
 
 def plan(options: Namespace) -> int:
@@ -230,6 +235,26 @@ def _watch_maps(options: Namespace) -> int:
     return OK
 
 
+def metrics(options: Namespace) -> int:
+    from bpfkeeperd.instruments import Instruments
+    from bpfkeeperd.manifest import read_manifest
+    from bpfkeeperd.textfile import check_textfile, write_textfile
+
+    if options.textfile:
+        check_textfile(options.textfile)
+    snapshot, _ = _look(options)
+    with Instruments(lambda: snapshot) as instruments:
+        instruments.follow(read_manifest(options.config))
+        instruments.open_allocator()
+        instruments.wait(_SLOW_FIGURES_SECONDS)
+        text, _ = instruments.metrics.render(process=False)
+    if options.textfile:
+        write_textfile(options.textfile, text)
+    else:
+        print(text.decode(), end="")
+    return OK
+
+
 def dump(options: Namespace) -> int:
     from bpfkeeperd import kernel
     from bpfkeeperd.dump import dump, open_map
@@ -263,11 +288,14 @@ def wait(options: Namespace) -> int:
 
 
 def unload(options: Namespace) -> int:
+    from contextlib import closing
+
     from bpfkeeperd.layout import Layout
+    from bpfkeeperd.ledger import Ledger
     from bpfkeeperd.lock import RootLock
     from bpfkeeperd.manifest import read_manifest
     from bpfkeeperd.observe import check_pin_root
-    from bpfkeeperd.statefile import read_state, state_path, write_state
+    from bpfkeeperd.steps import no_failpoint
     from bpfkeeperd.unload import pinned_maps
     from bpfkeeperd.unload import unload as take_down
 
@@ -275,17 +303,15 @@ def unload(options: Namespace) -> int:
     if not check_pin_root(root):
         print("nothing is loaded")
         return OK
-    path = state_path(state_directory(options), root)
     try:
         lock = RootLock(root)
     except BusyError:
         raise BusyError("a daemon keeps this pin root: stop it first, then unload") from None
-    with lock:
-        memory, note = read_state(path)
-        lines, remaining = take_down(Layout(root), memory, with_maps=options.maps)
-        if remaining != memory:
-            write_state(path, remaining)
-    for line in [*lines, *([note] if note else [])]:
+    with lock, closing(Ledger(state_directory(options), Layout(root), no_failpoint)) as ledger:
+        ledger.note_pinned()
+        lines, ledger.memory = take_down(Layout(root), ledger.memory, with_maps=options.maps)
+        notes = [note for note in (ledger.note, ledger.write()) if note]
+    for line in [*lines, *map(str, ledger.tell()), *notes]:
         print(line)
     if not lines:
         print("nothing was loaded")
@@ -341,7 +367,7 @@ def _look_at(manifest: "Manifest", options: Namespace) -> "tuple[Status, list[st
     now = snapshot(
         seen.desired,
         seen.observed,
-        memory,
+        seen.memory,
         reuses={},
         drifting=differences(seen.plan),
         reloads=ReloadStatus(),

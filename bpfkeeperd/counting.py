@@ -1,6 +1,7 @@
 """How full every map of the machine is, in one read of a BPF iterator.
 
-The program behind it is bpf/map_counts.bpf.c. Most counts are a field of the map, so that a hash
+The programs behind it are bpf/map_counts.bpf.c and, for kernels that are locked down,
+bpf/map_counts_lockdown.bpf.c. Most counts are a field of the map, so that a hash
 with ten million entries costs no more than an empty one. Arrays of pointers, bloom filters and
 local storages are scanned, 1 to 2 ns a slot and up to 40 ns an element; those with more than a
 million slots (a bloom filter: more than 8 MiB of bits) are not counted, for a scrape must not wait
@@ -10,9 +11,11 @@ for them.
 import math
 import os
 import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 from bpfkeeperd import kernel
 from bpfkeeperd.errors import KeeperError, KernelError
@@ -33,21 +36,54 @@ from bpfkeeperd.maptypes import (
     Count,
 )
 
-OBJECT_FILE = Path(__file__).parent / "bpf" / "map_counts.bpf.o"
+OBJECTS = Path(__file__).parent / "bpf"
+"""Where the programs' object files are."""
 
-_WITH_KFUNC = "count_maps"
-_WITHOUT_KFUNC = "count_maps_without_kfunc"
-_BY_FIELD = "count_maps_by_field"
-_PROGRAMS = (_WITH_KFUNC, _WITHOUT_KFUNC, _BY_FIELD)
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """One of those that count; they differ in what they ask of the kernel."""
+
+    object_name: str
+    name: str
+    kfunc: bool
+    """It counts what only bpf_map_sum_elem_count() can count."""
+    scans: bool
+    """It counts what has to be scanned."""
+
+
+PROGRAMS = (
+    Program("map_counts", "count_maps", kfunc=True, scans=True),
+    Program("map_counts", "count_maps_without_kfunc", kfunc=False, scans=True),
+    Program("map_counts", "count_maps_by_field", kfunc=False, scans=False),
+    Program("map_counts_lockdown", "count_maps_in_lockdown", kfunc=True, scans=True),
+    Program("map_counts_lockdown", "count_maps_in_lockdown_without_kfunc", kfunc=False, scans=True),
+)
+"""In the order in which they are tried. A kernel that is locked down takes none of the first three;
+Linux before 5.13 takes the third, and it finds out only how many maps
+there are."""
+
 _KFUNC_TYPES = frozenset({HASH, PERCPU_HASH, LRU_HASH, LRU_PERCPU_HASH, HASH_OF_MAPS})
 """Those that only bpf_map_sum_elem_count() can count, see the program."""
 _FIELD_TYPES = frozenset({LPM_TRIE, SOCKHASH, DEVMAP_HASH, QUEUE, STACK, RINGBUF, USER_RINGBUF})
 """Those that have their count in a field; any other type is scanned."""
 
 _RECORD = struct.Struct("=IIqII")
-"""``struct record`` of the program: ID, type, count or -1, a bloom filter's bit mask and hashes."""
+"""``struct record`` of the programs: ID, type, count or less than 0 for a map that is not counted,
+a bloom filter's bit mask and hashes."""
 _READ_BYTES = 1 << 16
 """The kernel hands out at most 32 KiB (eight pages) a read."""
+
+
+class Survey(NamedTuple):
+    """All maps of the machine at one moment."""
+
+    counts: Mapping[int, int]
+    """As `MapCounter.counts` gives them."""
+    maps: int
+    """How many there are, those included that are not counted."""
+    highest_id: int
+    """Of those that are there; 0 without any."""
 
 
 class MapCounter:
@@ -56,36 +92,30 @@ class MapCounter:
     The counts may be asked for from several threads at once.
     """
 
-    __slots__ = ("_link_fd", "_program")
+    __slots__ = ("_link_fd", "program")
 
-    def __init__(self, link_fd: int, program: str) -> None:
+    def __init__(self, link_fd: int, program: Program) -> None:
         self._link_fd = link_fd
-        self._program = program
+        self.program = program
 
     @classmethod
-    def open(cls) -> Self:
-        """Loads the best program that this kernel takes.
+    def open(cls, programs: Sequence[Program] = PROGRAMS) -> Self:
+        """Loads the first of the programs that this kernel takes.
 
         Raises:
-            KeeperError: the kernel takes none, with its reason for each, or the file is not there.
+            KeeperError: the kernel takes none, with its reason for each, or a file is not there.
         """
-        try:
-            data = OBJECT_FILE.read_bytes()
-        except OSError as error:
-            raise KeeperError(
-                f"cannot count map entries: {OBJECT_FILE}: {error.strerror}:"
-                " install bpfkeeperd again, its files are not complete"
-            ) from error
         reasons = []
-        for program in _PROGRAMS:
+        for program in programs:
+            data = _object_data(program.object_name)
             try:
                 return cls(_attach(data, program), program)
             except KeeperError as error:
-                reasons.append(f"{program}: {error}")
+                reasons.append(f"{program.name}: {error}")
         raise KeeperError(
             "cannot count map entries: this kernel takes none of the programs"
             f" ({'; '.join(reasons)}): Linux 5.8 or newer with BTF, CAP_BPF and CAP_PERFMON are"
-            " needed"
+            " needed, and 6.2 where the kernel is locked down"
         )
 
     def counts(self) -> dict[int, int]:
@@ -97,13 +127,18 @@ class MapCounter:
         Raises:
             KernelError: the iterator cannot be made or read.
         """
-        with kernel.holding(kernel.iter_create(self._link_fd)) as iterator_fd:
-            records = read_all(iterator_fd)
-        return {
-            map_id: bloom_entries(count, mask + 1, hashes) if hashes else count
-            for map_id, _, count, mask, hashes in _RECORD.iter_unpack(records)
-            if count >= 0
-        }
+        return _counts(self._records())
+
+    def survey(self) -> Survey:
+        """The counts and what else one reading tells.
+
+        Raises:
+            KernelError: the iterator cannot be made or read.
+        """
+        records = self._records()
+        # They come by ascending ID.
+        highest_id = _RECORD.unpack_from(records, len(records) - _RECORD.size)[0] if records else 0
+        return Survey(_counts(records), len(records) // _RECORD.size, highest_id)
 
     def counted_by(self, map_type: int) -> str:
         """How maps of a type are counted: ``kfunc``, ``field``, ``scan`` or ``estimate``.
@@ -117,10 +152,18 @@ class MapCounter:
         if map_type in _FIELD_TYPES:
             return "field"
         if map_type in _KFUNC_TYPES:
-            return "kfunc" if self._program == _WITH_KFUNC else ""
-        if self._program == _BY_FIELD:
+            return "kfunc" if self.program.kfunc else ""
+        if not self.program.scans:
             return ""
         return "estimate" if known.count is Count.ESTIMATE else "scan"
+
+    def counts_type(self, map_type: int) -> bool:
+        """Whether maps of a type are counted here; else somebody else may count them."""
+        return bool(self.counted_by(map_type))
+
+    def _records(self) -> bytes:
+        with kernel.holding(kernel.iter_create(self._link_fd)) as iterator_fd:
+            return read_all(iterator_fd)
 
     def close(self) -> None:
         """Lets go of the program; a second call does nothing."""
@@ -150,13 +193,32 @@ def bloom_entries(set_bits: int, bits: int, hashes: int) -> int:
     return round(-bits / hashes * math.log1p(-share))
 
 
-def _attach(data: bytes, program: str) -> int:
+def _counts(records: bytes) -> dict[int, int]:
+    return {
+        map_id: bloom_entries(count, mask + 1, hashes) if hashes else count
+        for map_id, _, count, mask, hashes in _RECORD.iter_unpack(records)
+        if count >= 0
+    }
+
+
+def _object_data(name: str) -> bytes:
+    path = OBJECTS / f"{name}.bpf.o"
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise KeeperError(
+            f"cannot count map entries: {path}: {error.strerror}:"
+            " install bpfkeeperd again, its files are not complete"
+        ) from error
+
+
+def _attach(data: bytes, program: Program) -> int:
     """Loads one of the programs; returns the link that keeps it."""
-    with kernel.open_object(data, "map_counts") as opened:
-        for name in _PROGRAMS:
-            opened.set_autoload(name, name == program)
+    with kernel.open_object(data, program.object_name) as opened:
+        for spec in opened.spec.programs:
+            opened.set_autoload(spec.name, spec.name == program.name)
         opened.load()
-        return kernel.link_create(opened.program_fd(program), 0, kernel.TRACE_ITER)
+        return kernel.link_create(opened.program_fd(program.name), 0, kernel.TRACE_ITER)
 
 
 def read_all(iterator_fd: int) -> bytes:

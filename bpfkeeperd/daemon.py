@@ -7,23 +7,30 @@ import signal
 import socket
 import time
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
-from bpfkeeperd import kernel, service
+from bpfkeeperd import service
 from bpfkeeperd.churn import IdChange
 from bpfkeeperd.control import ControlServer, answer, control_path, read_request
-from bpfkeeperd.counting import MapCounter
+from bpfkeeperd.entries import TlsEntry
 from bpfkeeperd.errors import KeeperError
 from bpfkeeperd.httpserver import MetricsServer
+from bpfkeeperd.instruments import Instruments
 from bpfkeeperd.journal import DriftLog, log_changes, log_healed, log_outcome
 from bpfkeeperd.keeper import Keeper
-from bpfkeeperd.metrics import Metrics
 from bpfkeeperd.service import MessageId, fields, log
 from bpfkeeperd.state import Outcome, ReloadResult
 from bpfkeeperd.steps import OnStep, Step, failpoint
+from bpfkeeperd.textfile import check_textfile, write_textfile
 from bpfkeeperd.watch import Watch
+
+if TYPE_CHECKING:  # it brings ssl with it, which the daemon does without when nobody wants it
+    from bpfkeeperd.tlsfiles import Certificates
 
 LOOK_SECONDS = 30.0
 """How often the daemon looks for drift."""
+TEXTFILE_SECONDS = 15.0
+"""How often metrics are written to a file."""
 REQUEST_SECONDS = 5.0
 """How long a client of the control socket may take to send its request."""
 
@@ -31,7 +38,15 @@ REQUEST_SECONDS = 5.0
 class Daemon:
     """Serves one manifest until it is told to stop."""
 
-    def __init__(self, manifest_file: str, state_directory: str, run_directory: str) -> None:
+    def __init__(
+        self,
+        manifest_file: str,
+        state_directory: str,
+        run_directory: str,
+        textfile: str | None = None,
+    ) -> None:
+        if textfile:
+            check_textfile(textfile)
         self._stopping = False
         self._told_alive = 0.0
         self._reload_asked = False
@@ -47,7 +62,11 @@ class Daemon:
         self._watch_problem = ""
         self._metrics: MetricsServer | None = None
         self._metrics_problem = ""
-        self._counter: MapCounter | None = None
+        self._metrics_socket: socket.socket | None = None
+        self._instruments: Instruments | None = None
+        self._textfile = textfile
+        self._textfile_at: float | None = None
+        self._textfile_problem = ""
         self._wake_reader, self._wake_writer = socket.socketpair()
         self._wake_reader.setblocking(False)
         self._wake_writer.setblocking(False)
@@ -70,14 +89,18 @@ class Daemon:
             if outcome.result is ReloadResult.REJECTED:
                 self._tell(outcome)
                 return False
-            self._counter = self._open_counter(stack)
+            self._instruments = stack.enter_context(Instruments(lambda: self._keeper.status))
+            self._instruments.follow(self._keeper.manifest)
             self._watch = self._open_watch(stack)
             stack.callback(self._end_metrics)
+            self._metrics_socket = service.metrics_socket()
             self._serve_metrics()
             gc.collect()
             gc.freeze()  # what is there now stays: no need to look at it again and again
             service.notify_ready(outcome.summary)
             self._tell(outcome)
+            self._instruments.open_allocator()
+            self._write_textfile()
             self._loop(control)
             service.notify_stopping()
             log.info("stopped; programs stay attached and maps stay pinned")
@@ -107,15 +130,6 @@ class Daemon:
     def _stop(self) -> None:
         self._stopping = True
 
-    def _open_counter(self, stack: ExitStack) -> MapCounter | None:
-        try:
-            return stack.enter_context(MapCounter.open())
-        except KeeperError as error:
-            log.warning("map fullness is not shown: %s", error)
-            return None
-        finally:
-            kernel.release_memory()
-
     def _open_watch(self, stack: ExitStack) -> Watch | None:
         try:
             watch = Watch()
@@ -136,29 +150,50 @@ class Daemon:
 
     def _serve_metrics(self) -> None:
         """Serves metrics if it can. Keeping maps is worth more than showing them: when the address
-        is taken, the daemon goes on without, and tries again with every look."""
-        listen = self._keeper.manifest.metrics_listen
-        if listen is None or self._metrics:
+        is taken, or a certificate wrong, the daemon goes on without, and tries again with every
+        look."""
+        manifest = self._keeper.manifest
+        listen = self._metrics_socket or manifest.metrics_listen
+        if listen is None or self._metrics or not self._instruments:
             return
-        counter = self._counter
-        metrics = Metrics(
-            status=lambda: self._keeper.status,
-            counts=counter.counts if counter else dict,
-            counted_by=counter.counted_by if counter else lambda _: "",
-        )
         try:
-            self._metrics = MetricsServer(listen, metrics.render)
+            certificates = _certificates(manifest.metrics_tls)
+            render = self._instruments.metrics.render
+            self._metrics = MetricsServer(listen, render, certificates)
         except KeeperError as error:
             if str(error) != self._metrics_problem:
                 self._metrics_problem = str(error)
                 log.error("no metrics are served: %s", error)
             return
-        host, port = self._metrics.address
-        log.info("metrics are served at http://%s:%d/metrics", host, port)
+        whose = " (socket of the service manager)" if self._metrics_socket else ""
+        log.info("metrics are served at %s%s", self._metrics.url, whose)
+
+    def _measure(self) -> None:
+        """Has what is there now measured, and the file of metrics written soon."""
+        if self._instruments:
+            self._instruments.follow(self._keeper.manifest)
+        if self._textfile_at is not None:
+            self._textfile_at = min(self._textfile_at, time.monotonic() + 1)
+
+    def _write_textfile(self) -> None:
+        """A failure is logged once, and it is tried again."""
+        if not self._textfile or not self._instruments:
+            return
+        self._textfile_at = time.monotonic() + TEXTFILE_SECONDS
+        problem = ""
+        try:
+            write_textfile(self._textfile, self._instruments.metrics.render(process=False)[0])
+        except KeeperError as error:
+            problem = str(error)
+            if problem != self._textfile_problem:
+                log.error("%s", problem)
+        self._textfile_problem = problem
 
     def _end_metrics(self) -> None:
         if self._metrics:
             self._metrics.close()
+        elif self._metrics_socket:
+            self._metrics_socket.close()
 
     def _loop(self, control: ControlServer) -> None:
         watchdog = service.watchdog_seconds()
@@ -170,15 +205,20 @@ class Daemon:
                 outcome = self._reload()
                 service.notify_ready(outcome.summary)
                 self._tell(outcome)
+                self._measure()
                 next_look = time.monotonic() + LOOK_SECONDS
             elif time.monotonic() >= next_look or self._is_look_due(time.monotonic()):
                 self._look()
                 self._serve_metrics()
+                self._measure()
                 next_look = time.monotonic() + LOOK_SECONDS
+            if self._textfile_at is not None and time.monotonic() >= self._textfile_at:
+                self._write_textfile()
             if watchdog:
                 service.notify_watchdog()
             wake_at = self._watch.wake_at if self._watch else None
-            dues = [due for due in (next_look, self._heal_at, wake_at) if due is not None]
+            due_at = (next_look, self._heal_at, wake_at, self._textfile_at)
+            dues = [due for due in due_at if due is not None]
             timeout = max(0.0, min(tick, min(dues) - time.monotonic()))
             if self._clients:
                 timeout = min(timeout, REQUEST_SECONDS)
@@ -269,6 +309,14 @@ class Daemon:
         log_changes(healed.changes)
         log_healed(healed)
         self._drift.looked(self._keeper.status, healed.impossible)
+
+
+def _certificates(tls: TlsEntry | None) -> "Certificates | None":
+    if tls is None:
+        return None
+    from bpfkeeperd.tlsfiles import Certificates
+
+    return Certificates(tls)
 
 
 def _alive_at_each(on_step: OnStep) -> OnStep:

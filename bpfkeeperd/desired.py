@@ -172,6 +172,8 @@ class WantedMap:
     """The name it is pinned under when it is not pinned under its own yet."""
     slotted: bool = False
     """An object fills it with programs of its own."""
+    count_nonzero: bool = False
+    """Of an array: its slots that are not zero are counted."""
 
     @property
     def fillers(self) -> tuple[str, ...]:

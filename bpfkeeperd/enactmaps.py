@@ -19,10 +19,17 @@ from bpfkeeperd.inner import slots
 from bpfkeeperd.layout import Layout, escape
 from bpfkeeperd.load import Loaded
 from bpfkeeperd.maptypes import BY_NUMBER, CPUMAP, DEVMAP, DEVMAP_HASH, PROG_ARRAY, type_name
+from bpfkeeperd.marks import mark
 from bpfkeeperd.observed import Observed, ObservedMap
-from bpfkeeperd.state import MapInfo
+from bpfkeeperd.state import MapIdChange, MapInfo
 from bpfkeeperd.steps import OnStep, Step
 from bpfkeeperd.transaction import Transaction
+
+_REASONS = {
+    CreateMap: MapIdChange.LOST,
+    RecreateMap: MapIdChange.RECREATED,
+    RenewMap: MapIdChange.RENEWED,
+}
 
 
 @dataclass(slots=True)
@@ -66,12 +73,13 @@ class MapEnactor:
     def pin(self, transaction: Transaction, action: Making, fd: int) -> None:
         """A new name is pinned at once, nobody can be disturbed by it; an exchange is staged."""
         name = action.map.name
+        self.on_step(Step.PIN_MAP if isinstance(action, CreateMap) else Step.STAGE_MAP, name)
+        marked = mark(self.layout, name, _REASONS[type(action)], fd)
+        transaction.on_undo(lambda: unlink(marked))
         if isinstance(action, CreateMap):
-            self.on_step(Step.PIN_MAP, name)
             path = self.layout.map(name)
             make_parents(transaction, path, self.layout.root)
         else:
-            self.on_step(Step.STAGE_MAP, name)
             path = self.layout.staged_map(name)
         kernel.pin(fd, path)
         transaction.on_undo(lambda: unlink(path))

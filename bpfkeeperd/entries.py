@@ -11,6 +11,7 @@ from bpfkeeperd.targets import CgroupTarget, InterfaceTarget, Target
 
 DEFAULT_PIN_ROOT = "/sys/fs/bpf"
 DEFAULT_METRICS_LISTEN = "127.0.0.1:9435"
+DEFAULT_OBSERVE_MAX = 1000
 
 NOWHERE = Mark(file="", line=0, column=0)
 
@@ -221,9 +222,22 @@ class MapEntry:
     """Contents are written at each reload where they differ; else at creation only."""
     rename_from: str | None = None
     """The pin name under which the map was known before."""
+    count_nonzero: bool = False
+    """Of an array: its slots that are not zero are counted."""
     mark: Mark = field(default=NOWHERE, compare=False)
     marks: Mapping[str, Mark] = field(default_factory=dict, compare=False)
     """Where each of its fields stands."""
+
+
+@dataclass(frozen=True, slots=True)
+class TlsEntry:
+    """The files of an endpoint that speaks TLS; all absolute, as those of objects are."""
+
+    certificate: str
+    key: str
+    """The same file where the manifest names none."""
+    client_ca: str | None = None
+    """None: clients need no certificate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,6 +249,12 @@ class Manifest:
     pin_root: str = DEFAULT_PIN_ROOT
     metrics_listen: tuple[str, int] | None = ("127.0.0.1", 9435)
     """None: no metrics endpoint (``listen: none``)."""
+    observe_most: int | None = None
+    """Series of each kind for maps of others, at most; None: they are not shown."""
+    program_statistics: bool = False
+    """The kernel counts runs of programs while the daemon runs."""
+    metrics_tls: TlsEntry | None = None
+    """None: the endpoint speaks plain HTTP."""
     on_mismatch: MismatchPolicy = MismatchPolicy.FAIL
     """For maps without an entry of their own."""
     heal: bool = True

@@ -5,7 +5,12 @@ It drives the decoder, "did you mean", the JSON Schema and the reference in the 
 
 from dataclasses import replace
 
-from bpfkeeperd.entries import DEFAULT_METRICS_LISTEN, DEFAULT_PIN_ROOT, MismatchPolicy
+from bpfkeeperd.entries import (
+    DEFAULT_METRICS_LISTEN,
+    DEFAULT_OBSERVE_MAX,
+    DEFAULT_PIN_ROOT,
+    MismatchPolicy,
+)
 from bpfkeeperd.fieldkinds import (
     U32_MAX,
     U64_MAX,
@@ -46,6 +51,30 @@ DEFAULTS = Struct(
     example="defaults: {on_mismatch: fail}",
 )
 
+TLS = Struct(
+    (
+        Field(
+            "certificate",
+            Text(),
+            "A PEM file with the certificate, and those between it and its authority; a relative"
+            " path starts at the directory of the YAML file.",
+            required=True,
+        ),
+        Field(
+            "key",
+            Text(),
+            "A PEM file with its private key, not encrypted; left out: it is in the same file.",
+        ),
+        Field(
+            "client_ca",
+            Text(),
+            "A PEM file with certificates of authorities: who scrapes has to show a certificate of"
+            " one of them.",
+        ),
+    ),
+    example="tls: {certificate: FILE, key: FILE}",
+)
+
 METRICS = Struct(
     (
         Field(
@@ -54,6 +83,29 @@ METRICS = Struct(
             "Where Prometheus scrapes, as `HOST:PORT` or `[IPv6]:PORT`; `none` switches it off.",
             default=DEFAULT_METRICS_LISTEN,
         ),
+        Field(
+            "observe",
+            Word(("kept", "all")),
+            "Whose maps are shown: `kept` those of the manifest, `all` also those of others, by"
+            " name and pin.",
+            default="kept",
+        ),
+        Field(
+            "observe_max",
+            Integer(1, 100_000),
+            "How many series of each kind there can be for the maps of others; what is left out is"
+            " counted.",
+            default=DEFAULT_OBSERVE_MAX,
+            needs=("observe",),
+        ),
+        Field(
+            "program_statistics",
+            Boolean(),
+            "Has the kernel count runs of programs and their time while the daemon runs, which"
+            " costs every run of a BPF program of the machine some nanoseconds.",
+            default=False,
+        ),
+        Field("tls", TLS, "HTTPS instead of HTTP."),
     ),
     example=f'metrics: {{listen: "{DEFAULT_METRICS_LISTEN}"}}',
 )
@@ -144,7 +196,7 @@ INNER_MAP = Struct(
     (replace(_DEFINITION[0], required=True), *_DEFINITION[1:]),
     example="inner: {type: hash, key: u32, value: u64, max_entries: 100}",
     elsewhere=dict.fromkeys(
-        ("entries", "enforce"),
+        ("entries", "enforce", "count"),
         "an inner map that is kept is a map of its own: write it under maps, and name it here",
     ),
 )
@@ -171,6 +223,12 @@ MAP = Struct(
             "The entries are put right again at each reload; others are not touched.",
             default=False,
             needs=("entries",),
+        ),
+        Field(
+            "count",
+            Word(("nonzero",)),
+            "Of an array, whose slots are all there from the start: `nonzero` has those counted in"
+            " which a byte is not zero, now and then, for metrics.",
         ),
         Field(
             "rename_from",

@@ -4,6 +4,9 @@ One thread serves all connections with a selector. A client that says nothing, s
 does not take its answer holds a descriptor for a short while and never a thread, so that scrapes
 go on beside any number of them; a thread for each connection, even with a bound on their number,
 would let those clients have all of them.
+
+With TLS a handshake is part of the request, under its deadline. It begins when a client has sent
+the first byte of one: silent clients cost no more than without, and who speaks plain HTTP is told.
 """
 
 import contextlib
@@ -14,14 +17,17 @@ import selectors
 import socket
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from email.utils import formatdate
+from enum import Enum, auto
 from http import HTTPStatus
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self, assert_never
 
 from bpfkeeperd.errors import KeeperError
+from bpfkeeperd.httpanswer import Render, answer, response
+
+if TYPE_CHECKING:  # it brings ssl with it, which the daemon does without when nobody wants it
+    from bpfkeeperd.tlsfiles import Certificates, SecureSocket
 
 log = logging.getLogger(__name__)
 
@@ -41,36 +47,67 @@ CLOSE_SECONDS = 5.0
 _ACCEPTS_A_TURN = 16
 _BACKLOG = 1024
 
-Render = Callable[[], tuple[bytes, str]]
-"""Gives the text of a scrape, and its content type."""
+_SEND_BYTES = 1 << 18
+"""At a time: others have their turn in between."""
+_TLS_HANDSHAKE = b"\x16"
+"""What a client that speaks TLS begins with (RFC 8446, ContentType)."""
+
+
+class _Step(Enum):
+    """What a connection does next."""
+
+    HELLO = auto()
+    """Its first byte tells whether it speaks TLS."""
+    HANDSHAKE = auto()
+    REQUEST = auto()
+    ANSWER = auto()
+    FAREWELL = auto()
+    """All is sent but that this was all."""
+    DRAIN = auto()
+    """The rest of what the client says is read and dropped."""
 
 
 @dataclass(slots=True, eq=False)
 class _Connection:
     socket: socket.socket
+    fd: int
     accepted: float
     deadline: float
+    step: _Step
+    secure: "SecureSocket | None" = None
+    """The same socket, once TLS is spoken on it."""
     request: bytes = b""
     answer: memoryview = field(default_factory=lambda: memoryview(b""))
     """What of the answer is still to be sent."""
-    answered: bool = False
-    """All is sent; the rest of what the client says is read and dropped."""
+
+    @property
+    def awaited(self) -> int:
+        """The event of the selector that lets the next step be taken."""
+        sends = self.step in (_Step.ANSWER, _Step.FAREWELL)
+        return selectors.EVENT_WRITE if sends else selectors.EVENT_READ
 
 
 class MetricsServer:
-    """Answers GET and HEAD of /metrics from its own thread, until it is closed.
+    """Answers GET and HEAD of / and /metrics from its own thread, until it is closed.
 
     Args:
         listen: Host and port, or a listening TCP socket, which the server then owns.
         render: Called in the server's thread for each scrape.
+        certificates: TLS is spoken with them.
 
     Raises:
         KeeperError: it cannot listen there.
     """
 
-    def __init__(self, listen: tuple[str, int] | socket.socket, render: Render) -> None:
+    def __init__(
+        self,
+        listen: tuple[str, int] | socket.socket,
+        render: Render,
+        certificates: "Certificates | None" = None,
+    ) -> None:
         self._render = render
-        self._connections: dict[socket.socket, _Connection] = {}  # in the order of their accept
+        self._certificates = certificates
+        self._connections: dict[int, _Connection] = {}  # by descriptor, in the order of accept
         self._listener = (
             _inherited(listen) if isinstance(listen, socket.socket) else _listening(*listen)
         )
@@ -84,6 +121,13 @@ class MetricsServer:
         self._warned = False
         self._thread = threading.Thread(target=self._serve, name="metrics", daemon=True)
         self._thread.start()
+
+    @property
+    def url(self) -> str:
+        """Where the metrics are."""
+        host, port = self.address
+        scheme = "https" if self._certificates else "http"
+        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}/metrics"
 
     def close(self) -> None:
         """Stops serving and frees the port; a second call does nothing."""
@@ -176,9 +220,10 @@ class MetricsServer:
                 self._drop_oldest()
             accepted.setblocking(False)
             now = time.monotonic()
-            connection = _Connection(accepted, now, now + REQUEST_SECONDS)
-            self._connections[accepted] = connection
-            self._selector.register(accepted, selectors.EVENT_READ, connection)
+            step = _Step.HELLO if self._certificates else _Step.REQUEST
+            connection = _Connection(accepted, accepted.fileno(), now, now + REQUEST_SECONDS, step)
+            self._connections[connection.fd] = connection
+            self._selector.register(connection.fd, selectors.EVENT_READ, connection)
 
     def _not_accepted(self, error: OSError) -> None:
         if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
@@ -194,28 +239,62 @@ class MetricsServer:
             self._drop(oldest)
 
     def _drop(self, connection: _Connection) -> None:
-        del self._connections[connection.socket]
-        self._selector.unregister(connection.socket)
+        del self._connections[connection.fd]
+        self._selector.unregister(connection.fd)
         connection.socket.close()
 
     def _advance(self, connection: _Connection) -> None:
-        if connection.socket not in self._connections:
+        if self._connections.get(connection.fd) is not connection:
             return  # made room for another in this very turn
+        awaited: int | None
         try:
-            if connection.answered:
-                going_on = bool(connection.socket.recv(REQUEST_BYTES))
-            elif connection.answer:
-                going_on = self._send(connection)
-            else:
-                going_on = self._receive(connection)
+            awaited = connection.awaited if self._take_step(connection) else None
         except BlockingIOError:
-            return
-        except OSError:  # the client went away, in one of many ways
-            going_on = False
-        if not going_on:
+            awaited = connection.awaited
+        except OSError as error:  # the client went away, in one of many ways; or TLS has to wait
+            awaited = connection.secure.awaited(error) if connection.secure else None
+        if awaited is None:
             self._drop(connection)
+        elif awaited != self._selector.get_key(connection.fd).events:
+            self._selector.modify(connection.fd, awaited, connection)
+
+    def _take_step(self, connection: _Connection) -> bool:
+        """False when the connection is at its end; an OSError, too, unless it is to be waited."""
+        match connection.step:
+            case _Step.HELLO:
+                return self._greet(connection)
+            case _Step.HANDSHAKE:
+                return self._shake_hands(connection)
+            case _Step.REQUEST:
+                return self._receive(connection)
+            case _Step.ANSWER:
+                return self._send(connection)
+            case _Step.FAREWELL:
+                return self._say_goodbye(connection)
+            case _Step.DRAIN:
+                return bool(connection.socket.recv(REQUEST_BYTES))
+            case _:
+                assert_never(connection.step)
+
+    def _greet(self, connection: _Connection) -> bool:
+        first = connection.socket.recv(1, socket.MSG_PEEK)
+        if first != _TLS_HANDSHAKE or not self._certificates:
+            connection.step = _Step.REQUEST
+            return bool(first)
+        connection.secure = self._certificates.secure(connection.socket)
+        connection.socket = connection.secure.socket
+        connection.step = _Step.HANDSHAKE
+        return self._shake_hands(connection)
+
+    def _shake_hands(self, connection: _Connection) -> bool:
+        if connection.secure and not connection.secure.shake_hands():
+            return self._hang_up(connection)
+        connection.step = _Step.REQUEST
+        return self._receive(connection)
 
     def _receive(self, connection: _Connection) -> bool:
+        # With TLS, too, nothing is left behind that the selector does not see: OpenSSL reads one
+        # record, and all of it is taken unless that makes the request too large.
         received = connection.socket.recv(REQUEST_BYTES + 1 - len(connection.request))
         if not received:
             return False
@@ -226,63 +305,39 @@ class MetricsServer:
         untaken = [other for other in self._connections.values() if other.answer]
         if len(untaken) >= ANSWERS:
             self._drop(untaken[0])
-        connection.answer = memoryview(
-            self._answer(head) if end else _response(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
-        )
+        connection.answer = memoryview(self._answer(connection, head if end else None))
         connection.request = b""
         connection.deadline = time.monotonic() + ANSWER_SECONDS
-        self._selector.modify(connection.socket, selectors.EVENT_WRITE, connection)
+        connection.step = _Step.ANSWER
         return self._send(connection)
 
+    def _answer(self, connection: _Connection, head: bytes | None) -> bytes:
+        if head is None:
+            return response(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+        if self._certificates and not connection.secure:
+            return response(HTTPStatus.BAD_REQUEST, b"400 TLS is spoken here: write https://\n")
+        return answer(head, self._render)
+
     def _send(self, connection: _Connection) -> bool:
-        sent = connection.socket.send(connection.answer)
+        sent = connection.socket.send(connection.answer[:_SEND_BYTES])
         connection.answer = connection.answer[sent:]
-        if not connection.answer:
-            # Closing now, with something of the client's unread, would make the kernel send a
-            # reset, which can overtake the answer: wait for the client to close.
-            connection.answered = True
-            connection.deadline = min(connection.deadline, time.monotonic() + REQUEST_SECONDS)
-            connection.socket.shutdown(socket.SHUT_WR)
-            self._selector.modify(connection.socket, selectors.EVENT_READ, connection)
+        if connection.answer:
+            return True
+        connection.step = _Step.FAREWELL
+        return self._say_goodbye(connection)
+
+    def _say_goodbye(self, connection: _Connection) -> bool:
+        if connection.secure:
+            connection.secure.say_goodbye()
+        return self._hang_up(connection)
+
+    def _hang_up(self, connection: _Connection) -> bool:
+        """Says no more. Closing now, with something of the client's unread, would make the kernel
+        send a reset, which can overtake the answer: the client is to close first."""
+        connection.step = _Step.DRAIN
+        connection.deadline = min(connection.deadline, time.monotonic() + REQUEST_SECONDS)
+        connection.socket.shutdown(socket.SHUT_WR)
         return True
-
-    def _answer(self, head: bytes) -> bytes:
-        words = head.partition(b"\r\n")[0].split(b" ")
-        if len(words) != 3 or not words[2].startswith(b"HTTP/1."):
-            return _response(HTTPStatus.BAD_REQUEST)
-        method, target, _ = words
-        if target.partition(b"?")[0] != b"/metrics":
-            return _response(HTTPStatus.NOT_FOUND, with_body=method != b"HEAD")
-        if method not in (b"GET", b"HEAD"):
-            return _response(HTTPStatus.METHOD_NOT_ALLOWED)
-        try:
-            body, content_type = self._render()
-        except Exception:
-            log.exception("cannot render the metrics")
-            return _response(HTTPStatus.INTERNAL_SERVER_ERROR, with_body=method != b"HEAD")
-        return _response(HTTPStatus.OK, body, content_type, with_body=method != b"HEAD")
-
-
-def _response(
-    status: HTTPStatus,
-    body: bytes | None = None,
-    content_type: str = "text/plain; charset=utf-8",
-    *,
-    with_body: bool = True,
-) -> bytes:
-    if body is None:
-        body = f"{status.value} {status.phrase}\n".encode()
-    lines = [
-        f"HTTP/1.1 {status.value} {status.phrase}",
-        f"Date: {formatdate(usegmt=True)}",
-        f"Content-Type: {content_type}",
-        f"Content-Length: {len(body)}",
-        "Connection: close",
-    ]
-    if status is HTTPStatus.METHOD_NOT_ALLOWED:
-        lines.append("Allow: GET, HEAD")
-    head = "\r\n".join(lines).encode() + b"\r\n\r\n"
-    return head + body if with_body else head
 
 
 _REMEDIES = {

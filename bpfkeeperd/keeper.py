@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from bpfkeeperd import kernel
 from bpfkeeperd.actions import Plan
 from bpfkeeperd.apply import Applied, apply, together
-from bpfkeeperd.churn import IdChange, Memory, follow
+from bpfkeeperd.churn import IdChange, Memory
 from bpfkeeperd.compare import Machine
 from bpfkeeperd.desired import Desired, ObjectSource, WantedObject
 from bpfkeeperd.drift import differences
@@ -21,8 +21,10 @@ from bpfkeeperd.held import Held
 from bpfkeeperd.hooks import Hook
 from bpfkeeperd.inner import with_inner_maps
 from bpfkeeperd.layout import Layout, escape
+from bpfkeeperd.ledger import Ledger, adopted_links, followed
 from bpfkeeperd.lock import RootLock, letting_look, writing
 from bpfkeeperd.manifest import parse_manifest, read_files
+from bpfkeeperd.marks import marked
 from bpfkeeperd.matches import with_matches
 from bpfkeeperd.observe import check_pin_root, make_pin_root, observe
 from bpfkeeperd.observed import Observed
@@ -32,8 +34,7 @@ from bpfkeeperd.resolve import resolve
 from bpfkeeperd.snapshot import status
 from bpfkeeperd.sources import Sources, Specs, lacking_hooks, read_sources
 from bpfkeeperd.state import Failure, Outcome, ReloadResult, ReloadStatus, Status
-from bpfkeeperd.statefile import read_state, state_path, write_state
-from bpfkeeperd.steps import OnStep, Step
+from bpfkeeperd.steps import OnStep
 from bpfkeeperd.trial import Patience, Pause, sleep
 from bpfkeeperd.watch import Places, places
 from bpfkeeperd.withheld import former, withheld_versions, without
@@ -48,6 +49,8 @@ class Look:
     desired: Desired
     observed: Observed
     plan: Plan
+    memory: Memory
+    """With what has changed since it was written."""
 
 
 def look(
@@ -74,14 +77,8 @@ def look(
         layout = Layout(manifest.pin_root)
         observed = observe(desired, layout, held, last_ids)
         observed = with_foreign(desired, layout, observed, everywhere=True)
-    return Look(desired, observed, plan(desired, observed, force=force))
-
-
-def _adopted(memory: Memory, applied: Applied, observed: Observed) -> dict[str, int]:
-    """Which attachments are links that somebody else made, by the links that are there now."""
-    known = {**memory.adopted, **{"/".join(key): link for key, link in applied.adopted.items()}}
-    there = {"/".join(key): link.info.id for key, link in observed.links.items()}
-    return {key: link_id for key, link_id in known.items() if there.get(key) == link_id}
+    todo = plan(desired, observed, force=force)
+    return Look(desired, observed, todo, followed(memory, desired, observed, marked(layout))[0])
 
 
 class Keeper:
@@ -112,11 +109,13 @@ class Keeper:
         self._held = Held()
         self._specs: Specs = {}
         self._good: dict[str, WantedObject] = {}  # as last loaded
-        self._state_path = state_path(state_directory, manifest.pin_root)
-        self._memory, note = read_state(self._state_path)
-        self._written = self._memory
-        if note:
-            self.notes.append(note)
+        try:
+            self._ledger = Ledger(state_directory, self._layout, on_step)
+        except KeeperError:
+            self._lock.close()
+            raise
+        if self._ledger.note:
+            self.notes.append(self._ledger.note)
         self._results: Counter[ReloadResult] = Counter()
         self._buckets = [0] * (len(DURATION_BUCKETS_SECONDS) + 1)
         self._seconds_sum = 0.0
@@ -132,9 +131,8 @@ class Keeper:
     def reload(self, *, force: bool = False) -> tuple[Outcome, tuple[IdChange, ...]]:
         """One reload, from the manifest to the state file. Never raises a `KeeperError`."""
         started = time.monotonic()
-        changes: tuple[IdChange, ...] = ()
         try:
-            outcome, changes = self._reload(force)
+            outcome = self._reload(force)
         except ManifestError as error:
             kept = sum(found.id is not None for found in self.status.maps)
             failures = (Failure(str(error)),)
@@ -148,9 +146,9 @@ class Keeper:
         outcome = replace(outcome, duration_seconds=seconds)
         self._count(outcome)
         self.status = replace(self.status, reloads=self._reload_status())
-        return outcome, changes
+        return outcome, self._ledger.tell()
 
-    def _reload(self, force: bool) -> tuple[Outcome, tuple[IdChange, ...]]:
+    def _reload(self, force: bool) -> Outcome:
         manifest = self._read_manifest()
         if manifest.pin_root != self.manifest.pin_root:
             raise KeeperError(
@@ -168,6 +166,7 @@ class Keeper:
             self._lock.refresh()
             with writing(self._layout.own) as lock:
                 observed = self._observe(desired)
+                self._ledger.note_before(desired, observed)
                 todo = plan(desired, observed, force=force)
                 applied = self._apply(todo, observed, sources, lock)
         if manifest.metrics_listen != self.manifest.metrics_listen:
@@ -178,15 +177,14 @@ class Keeper:
             raw = former(self._settled, raw, withheld)
             desired = with_matches(raw)
         self.manifest, self.desired = raw.manifest, raw
-        self._memory = replace(self._memory, withheld=withheld)
+        self._ledger.memory = replace(self._ledger.memory, withheld=withheld)
         self._reuses.update(todo.kept_maps)
         applied.notes += todo.notes
         left = replace(todo, restores=(), changes=(), removals=())
-        changes: tuple[IdChange, ...] = ()
         try:
             whole = not (applied.failures or todo.refusals or applied.refusals)
             former_maps = self._settled.maps if self._settled and not whole else ()
-            changes = self._take_stock(desired, applied, left, former_maps)
+            self._take_stock(desired, applied, left, former_maps)
         except KeeperError as error:  # what was done is done, and has to be told
             applied.failures.append(Failure(f"cannot look at what is now: {error}"))
         if todo.changes:
@@ -206,7 +204,7 @@ class Keeper:
         if applied.unhealthy or not applied.rolled_back or self._settled is None:
             self._settled = self._in_force(raw, lacking)
         self._healer.forget()
-        return outcome, changes
+        return outcome
 
     def _read_manifest(self) -> Manifest:
         """The manifest of now; the same text is not parsed again."""
@@ -253,6 +251,7 @@ class Keeper:
         wanted = with_matches(self._settled)
         with Sources() as sources, writing(self._layout.own) as lock:
             observed = self._observe(wanted)
+            self._ledger.note_before(wanted, observed)
             todo = plan(wanted, observed)
             changed = read_for_healing(todo, wanted, sources, self._specs)
             healing = self._healer.choose(todo, observed, changed, now)
@@ -264,7 +263,8 @@ class Keeper:
             wanted = with_matches(self.desired)
         elif applied.observed and healing.plans:
             todo = plan(wanted, applied.observed)
-        return replace(healed, changes=self._take_stock(wanted, applied, todo, self._settled.maps))
+        self._take_stock(wanted, applied, todo, self._settled.maps)
+        return replace(healed, changes=self._ledger.tell())
 
     def _apply(self, todo: Plan, observed: Observed, sources: Sources, lock: int | None) -> Applied:
         return apply(
@@ -290,10 +290,11 @@ class Keeper:
         observed = self._observe(desired)
         todo = plan(desired, observed)
         settled = self._settled.maps if self._settled else ()
-        return self._take_stock(desired, Applied(observed=observed), todo, settled)
+        self._take_stock(desired, Applied(observed=observed), todo, settled)
+        return self._ledger.tell()
 
     def _observe(self, desired: Desired) -> Observed:
-        last_ids = self._memory.last_ids(kernel.boot_id())
+        last_ids = self._ledger.memory.last_ids(kernel.boot_id())
         observed = observe(desired, self._layout, self._held, last_ids)
         # What is known of others is looked at again; else only those who attach have to know.
         observed = with_foreign(desired, self._layout, observed, everywhere=self._foreign)
@@ -302,8 +303,10 @@ class Keeper:
 
     def _take_stock(
         self, desired: Desired, applied: Applied, todo: Plan, settled: Collection[str]
-    ) -> tuple[IdChange, ...]:
-        """Takes hold of what is now, counts ID changes and makes a new status.
+    ) -> None:
+        """Counts ID changes, makes a new status, and takes hold of what is now.
+
+        In this order: what the status names is not let go of before there is another one.
 
         ``todo`` is what is still to be done; ``settled`` are maps that stay held, although a
         reload that failed does not want them any more.
@@ -315,37 +318,23 @@ class Keeper:
         for name, wanted in desired.objects.items():
             if wanted.digest in observed.programs.get(escape(name), ()) and not wanted.fault:
                 self._good[name] = wanted
-        pinned = {name: found.pinned.id for name, found in observed.maps.items() if found.pinned}
-        memory, changes = follow(
-            self._memory,
-            pinned,
-            boot_id=kernel.boot_id(),
-            made=applied.made_maps,
-            recreated=applied.recreated_maps,
-            renewed=applied.renewed_maps,
-            renamed=applied.renamed_maps,
-        )
-        memory = replace(memory, adopted=_adopted(memory, applied, observed))
-        if memory != self._written:
-            self._on_step(Step.WRITE_STATE, self._state_path)
-            self._memory = self._written = memory
-            try:
-                write_state(self._state_path, memory)
-            except KeeperError as error:  # the maps are kept all the same
-                applied.notes.append(f"{error}: ID changes may be counted twice or not at all")
-        self._held.follow(observed, self._layout, settled)
+        ledger = self._ledger
+        ledger.follow(desired, observed, applied.renamed_maps)
+        ledger.memory = adopted_links(ledger.memory, applied.adopted, observed)
+        if note := ledger.write():
+            applied.notes.append(note)
         self.places = places(self.desired or desired, observed, self._layout)
         now = status(
             desired,
             observed,
-            memory,
+            ledger.memory,
             reuses=self._reuses,
             drifting=differences(todo),
             reloads=self._reload_status(),
             heals=self._healer.status,
         )
         self.status = with_inner_maps(now, self._layout)
-        return changes
+        self._held.follow(observed, self._layout, settled)
 
     def _count(self, outcome: Outcome) -> None:
         self._results[outcome.result] += 1
@@ -367,4 +356,5 @@ class Keeper:
     def close(self) -> None:
         """Lets go of the descriptors and of the pin root; what is pinned and attached stays."""
         self._held.close()
+        self._ledger.close()
         self._lock.close()

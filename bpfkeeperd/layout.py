@@ -23,6 +23,9 @@ OWN_DIRECTORY = "bpfkeeperd"
 """The keeper's own directory in the pin root; no map can have this name."""
 RESERVED_NAMES = frozenset({OWN_DIRECTORY})
 
+OBJECT_NAMESPACE = re.compile("tc/([0-9a-f]{40})/([^/]+)")
+"""Where tc pins a map of one object's: the hash is that of the object's file."""
+
 _PLAIN = re.compile(r"[A-Za-z0-9_:]+\Z")
 _SAFE = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_:")
 
@@ -47,7 +50,7 @@ def escape(text: str) -> str:
 
 def unescape(name: str) -> str:
     """The text that `escape` made a name of; a cut name comes back as it is."""
-    if "~" in name:
+    if "~" in name or _PLAIN.match(name):
         return name
     out = re.sub(
         rb"\\x([0-9a-f]{2})",
@@ -122,6 +125,7 @@ class Layout:
         "attached",
         "leftover",
         "links",
+        "made",
         "objects",
         "own",
         "root",
@@ -139,6 +143,8 @@ class Layout:
         """For attachments without a link in the kernel: pins of the attached programs."""
         self.stubs = f"{self.own}/stubs"
         self.staging = f"{self.own}/staging"
+        self.made = f"{self.own}/made"
+        """Marks of the pins that the state file does not know yet: see `marks`."""
         self.leftover = f"{self.own}/leftover"
 
     def map(self, name: str) -> str:

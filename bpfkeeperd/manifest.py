@@ -15,6 +15,7 @@ from bpfkeeperd.entries import (
     ObjectEntry,
     ProgramEntry,
     SwapChoice,
+    TlsEntry,
 )
 from bpfkeeperd.errors import KeeperError, Mark
 from bpfkeeperd.fieldkinds import Struct
@@ -72,11 +73,15 @@ def parse_manifest(sources: Sequence[tuple[str, bytes]]) -> Manifest:
         for index, (name, data) in enumerate(sources)
     ]
     main = records[0]
+    metrics = main.record("metrics")
     policy = MismatchPolicy(main.record("defaults").text("on_mismatch") or MismatchPolicy.FAIL)
     manifest = Manifest(
         file=sources[0][0],
         pin_root=main.text("pin_root") or "",
-        metrics_listen=host_and_port(main.record("metrics").text("listen") or "none"),
+        metrics_listen=host_and_port(metrics.text("listen") or "none"),
+        observe_most=metrics.number("observe_max") if metrics.text("observe") == "all" else None,
+        program_statistics=metrics.number("program_statistics") != 0,
+        metrics_tls=_tls(metrics.fields.get("tls"), sources[0][0]),
         on_mismatch=policy,
         heal=main.number("heal") != 0,
         maps=map_entries(
@@ -156,13 +161,30 @@ def _fields_of(value: Value) -> Record:
     return value.data if isinstance(value.data, Record) else Record({})
 
 
+def _beside(file: str, path: str) -> str:
+    """A path that a YAML file names: a relative one starts at the directory of that file."""
+    return absolute(posixpath.join(posixpath.dirname(posixpath.join("/", file)), path))
+
+
+def _tls(value: Value | None, file: str) -> TlsEntry | None:
+    if value is None:
+        return None
+    record = _fields_of(value)
+    certificate = _beside(file, record.text("certificate") or "")
+    key, client_ca = record.text("key"), record.text("client_ca")
+    return TlsEntry(
+        certificate,
+        key=_beside(file, key) if key else certificate,
+        client_ca=_beside(file, client_ca) if client_ca else None,
+    )
+
+
 def _object(name: str, member: Member, faults: Faults) -> ObjectEntry:
     record = _fields_of(member.value)
-    base = posixpath.dirname(posixpath.join("/", member.mark.file))
     pins, marks = _pin_maps(name, record.fields.get("pin_maps"), faults)
     return ObjectEntry(
         name=name,
-        file=absolute(posixpath.join(base, record.text("file") or "")),
+        file=_beside(member.mark.file, record.text("file") or ""),
         sha256=record.text("sha256"),
         pin_maps=pins,
         programs={

@@ -1,9 +1,18 @@
-"""The memory that creating a map takes at once. Pure."""
+"""The memory that maps take: at once, and with their entries. Pure."""
 
 from bpfkeeperd.compare import Machine, canonical
 from bpfkeeperd.mapflags import NO_PREALLOC
-from bpfkeeperd.maptypes import BLOOM_FILTER, BY_NUMBER
+from bpfkeeperd.maptypes import (
+    BLOOM_FILTER,
+    BY_NUMBER,
+    DEVMAP,
+    DEVMAP_HASH,
+    LPM_TRIE,
+    SOCKHASH,
+)
 from bpfkeeperd.state import MapSpec
+
+_GROWING = frozenset({LPM_TRIE, SOCKHASH, DEVMAP, DEVMAP_HASH})
 
 
 def up_front_bytes(spec: MapSpec, machine: Machine) -> int:
@@ -20,6 +29,11 @@ def up_front_bytes(spec: MapSpec, machine: Machine) -> int:
     key = -(-spec.key_size // 8) * 8
     entry = memory.fixed + (key if memory.key else 0) + (values if memory.value else 0)
     return buckets + entries * entry
+
+
+def memory_changes(map_type: int, flags: int) -> bool:
+    """Whether what the kernel accounts to a map depends on what is in it just now."""
+    return flags & NO_PREALLOC != 0 or map_type in _GROWING or map_type not in BY_NUMBER
 
 
 def memory_text(number: int) -> str:

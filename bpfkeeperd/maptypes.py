@@ -129,6 +129,9 @@ RINGBUF = 27
 BLOOM_FILTER = 30
 USER_RINGBUF = 31
 
+SLOTTED = frozenset({ARRAY, PERCPU_ARRAY})
+"""Their slots are all there from the start: what can be told is how many are not zero."""
+
 _R = RDONLY | WRONLY
 _A = _R | RDONLY_PROG | WRONLY_PROG
 
@@ -203,7 +206,7 @@ MAP_TYPES = (
         7, "stack_trace", "4.6", "call stacks, by the ID that bpf_get_stackid() returns",
         Part(OneOf((4,)), "stack ID"), Part(Multiple(8, 8, Limit.STACK), "call stack"),
         Range(1, 1 << 31), NUMA_NODE | _R | STACK_BUILD_ID, Memory(16, value=True, bucket=8),
-        btf=Btf.REFUSED, filled_by="programs, with bpf_get_stackid()",
+        btf=Btf.REFUSED, count=Count.ENTRIES, filled_by="programs, with bpf_get_stackid()",
         notes=("8 bytes a frame, 32 with stack_build_id",)),
     MapType(
         CGROUP_ARRAY, "cgroup_array", "4.8", "cgroups by index, to ask what is below one",

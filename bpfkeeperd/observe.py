@@ -2,7 +2,6 @@
 
 import functools
 import os
-import re
 import stat
 from collections.abc import Callable, Iterable, Mapping
 
@@ -12,7 +11,7 @@ from bpfkeeperd.directories import pins_below
 from bpfkeeperd.errors import KernelError, PinRootError
 from bpfkeeperd.held import Held
 from bpfkeeperd.homes import without_strangers
-from bpfkeeperd.layout import OWN_DIRECTORY, Layout, LinkKey, escape
+from bpfkeeperd.layout import OBJECT_NAMESPACE, OWN_DIRECTORY, Layout, LinkKey, escape
 from bpfkeeperd.mapattached import observe_attached
 from bpfkeeperd.observecontents import with_contents
 from bpfkeeperd.observed import Observed, ObservedLink, ObservedMap
@@ -23,8 +22,6 @@ from bpfkeeperd.state import LinkInfo, MapInfo, ProgramInfo
 
 LoadedPrograms = dict[str, dict[str, dict[str, ProgramInfo]]]
 """Escaped object name, digest, escaped program name."""
-OBJECT_NAMESPACE = re.compile("tc/([0-9a-f]{40})/([^/]+)")
-"""Where tc pins a map of one object's: the hash is that of the object's file."""
 
 
 def check_pin_root(root: str) -> bool:

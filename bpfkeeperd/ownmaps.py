@@ -9,7 +9,7 @@ from bpfkeeperd.entries import MapDefinition, MapEntry, MismatchPolicy, RawEntry
 from bpfkeeperd.errors import Mark
 from bpfkeeperd.mapcolumns import OneOf, Size
 from bpfkeeperd.mapflags import MAP_FLAGS, NUMA_NODE
-from bpfkeeperd.maptypes import BY_NAME
+from bpfkeeperd.maptypes import BY_NAME, SLOTTED, a_type, type_name
 from bpfkeeperd.nodes import Faults, Place
 from bpfkeeperd.shapes import Shape
 from bpfkeeperd.state import MapSpec
@@ -33,6 +33,13 @@ def own_spec(name: str, definition: MapDefinition) -> MapSpec:
         value_layout=shapes.layout_text(definition.value) if definition.value else None,
         inner=own_spec(f"{name}.inner", definition.inner) if definition.inner else None,
     )
+
+
+def nonzero_refusal(map_type: int) -> str:
+    """Why slots of a map of this type are not counted by their values; empty where they are."""
+    if map_type in SLOTTED:
+        return ""
+    return f"nonzero is for arrays, it is {a_type(type_name(map_type))}"
 
 
 def map_entries(
@@ -65,6 +72,7 @@ class _Reader:
         entries = tuple(_raw_entries(record))
         definition = self._definition(place, record)
         own = record.text("type") is not None
+        self._check_count(place, record)
         if definition and not record.faulty:
             definition = self._filled(name, place, record, definition, entries)
         return MapEntry(
@@ -74,9 +82,16 @@ class _Reader:
             entries=() if own else entries,
             enforce=bool(record.number("enforce")),
             rename_from=record.text("rename_from"),
+            count_nonzero=record.text("count") is not None,
             mark=member.mark,
             marks={field: value.mark for field, value in record.fields.items()},
         )
+
+    def _check_count(self, place: Place, record: Record) -> None:
+        map_type, count = record.text("type"), record.fields.get("count")
+        why = nonzero_refusal(BY_NAME[map_type].number) if map_type else ""
+        if count and why:
+            self._faults.add(count.mark, f"{place} cannot have count: {why}", "remove it")
 
     def _definition(
         self, place: Place, record: Record, *, inner: bool = False

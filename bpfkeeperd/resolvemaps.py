@@ -17,7 +17,7 @@ from bpfkeeperd.errors import Mark, Problem
 from bpfkeeperd.maprules import violations
 from bpfkeeperd.maptypes import type_name
 from bpfkeeperd.nodes import Place
-from bpfkeeperd.ownmaps import own_spec
+from bpfkeeperd.ownmaps import nonzero_refusal, own_spec
 from bpfkeeperd.state import MapSpec
 from bpfkeeperd.suggest import did_you_mean
 
@@ -115,8 +115,20 @@ def _with_entry(
         if entry.enforce and why and not found:
             message = f"maps.{entry.name} cannot have enforce: {why}"
             problems.append(Problem(_mark(entry, "enforce"), message, "remove it"))
-    former = entry.rename_from or ""
-    return replace(wanted, contents=contents, enforce=entry.enforce, former=former)
+    count_nonzero = entry.count_nonzero
+    why = nonzero_refusal(wanted.spec.type) if count_nonzero and not entry.definition else ""
+    if why and is_guess:
+        count_nonzero = False
+    elif why:
+        message = f"maps.{entry.name} cannot have count: {why}"
+        problems.append(Problem(_mark(entry, "count"), message, "remove it"))
+    return replace(
+        wanted,
+        contents=contents,
+        enforce=entry.enforce,
+        former=entry.rename_from or "",
+        count_nonzero=count_nonzero,
+    )
 
 
 def _dangling(

@@ -5,6 +5,7 @@ Everything here works outside systemd too: notifications go nowhere, the log goe
 
 import logging
 import os
+import socket
 import sys
 import time
 from enum import StrEnum
@@ -85,6 +86,46 @@ def notify_watchdog() -> None:
 def notify_long_work(seconds: int = 120) -> None:
     """Asks for patience before a load that may take long."""
     _notify(f"EXTEND_TIMEOUT_USEC={seconds * 1_000_000}\nWATCHDOG=1")
+
+
+METRICS_SOCKET_NAMES = ("bpfkeeperd-metrics", "bpfkeeperd-metrics.socket")
+"""FileDescriptorName= of the socket unit, and the name that it has without that setting."""
+
+
+def metrics_socket() -> socket.socket | None:
+    """The socket that the service manager listens on for the metrics, if it passed one: the one of
+    that name, else the only listening TCP socket.
+
+    To be called once: no child is to take the descriptors for its own, so the variables go. Other
+    descriptors are left as they are.
+    """
+    try:
+        names = sd_daemon.listen_fds_with_names(unset_environment=False)
+    except OSError as error:
+        log.warning("cannot take over the sockets of the service manager: %s", error.strerror)
+        return None
+    for variable in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
+        os.environ.pop(variable, None)  # libsystemd would leave them here, where children get them
+    found = [fd for fd, name in names.items() if name in METRICS_SOCKET_NAMES]
+    found = found or [fd for fd in names if _listens_on_tcp(fd)]
+    if len(found) > 1:
+        log.warning(
+            "the service manager passed %d sockets, any of which could be for the metrics: none is"
+            " used: set FileDescriptorName=%s for one",
+            len(found),
+            METRICS_SOCKET_NAMES[0],
+        )
+    if len(found) != 1:
+        return None
+    try:
+        return socket.socket(fileno=found[0])
+    except OSError as error:
+        log.warning("what the service manager passed for the metrics is no socket: %s", error)
+        return None
+
+
+def _listens_on_tcp(fd: int) -> bool:
+    return bool(sd_daemon.is_socket_inet(fd, type=socket.SOCK_STREAM, listening=1))
 
 
 def watchdog_seconds() -> float | None:

@@ -1,5 +1,6 @@
 """Desired and observed become a status: what metrics and people are shown. Pure."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -17,7 +18,7 @@ from bpfkeeperd.drift import count
 from bpfkeeperd.entries import MismatchPolicy
 from bpfkeeperd.foreign import beside, beside_text
 from bpfkeeperd.hooks import HookKind
-from bpfkeeperd.layout import escape, unescape
+from bpfkeeperd.layout import Layout, escape, unescape
 from bpfkeeperd.observed import Foreign, Observed, ObservedMap
 from bpfkeeperd.ordering import ordered_places, status_of_order
 from bpfkeeperd.plan import serves
@@ -25,11 +26,15 @@ from bpfkeeperd.state import (
     AttachmentStatus,
     Difference,
     HealStatus,
-    MapInfo,
     MapStatus,
+    ProgramInfo,
+    ProgramStatus,
     ReloadStatus,
     Status,
 )
+
+UNKNOWN = MapRecord(0)
+"""Of a name that nothing is remembered of."""
 
 
 def status(
@@ -42,27 +47,84 @@ def status(
     reloads: ReloadStatus,
     heals: HealStatus,
 ) -> Status:
+    layout = Layout(desired.manifest.pin_root)
     maps = []
     for name, wanted in desired.maps.items():
         found = observed.maps.get(name, ObservedMap())
-        maps.append(_map_status(wanted, found, memory.maps.get(name), reuses.get(name, 0)))
+        maps.append(_map_status(wanted, found, layout, memory, reuses.get(name, 0)))
     places = ordered_places(desired.attachments)
-    attachments = [
-        _attachment_status(
-            wanted, attachment, observed, memory, status_of_order(attachment, places, observed)
-        )
-        for wanted in desired.objects.values()
-        for attachment in wanted.attachments
-    ]
+    attachments = []
+    for wanted_object in desired.objects.values():
+        kept = _kept_programs(observed.programs.get(escape(wanted_object.name), {}))
+        for attachment in wanted_object.attachments:
+            order = status_of_order(attachment, places, observed)
+            attachments.append(
+                _attachment_status(wanted_object, attachment, observed, memory, order, kept, layout)
+            )
     for name in desired.unread_maps():
         found = observed.maps.get(name, ObservedMap())
         if found.pinned:
             policy = desired.manifest.policy(name)
-            record = memory.maps.get(name)
-            maps.append(_pinned_status(name, found.pinned, policy, record, reuses.get(name, 0)))
+            maps.append(_pinned_status(name, found, policy, layout, memory, reuses.get(name, 0)))
     attachments += _unread_attachments(desired, observed)
-    counts = count(drifting)
-    return Status(tuple(maps), tuple(attachments), counts, reloads, tuple(drifting), heals)
+    return Status(
+        tuple(maps),
+        tuple(attachments),
+        count(drifting),
+        reloads,
+        tuple(drifting),
+        heals,
+        tuple(_programs(desired, observed, layout)),
+    )
+
+
+Digests = Mapping[str, Mapping[str, ProgramInfo]]
+"""Of one object: see `Observed.programs`."""
+KeptPrograms = Mapping[str, Mapping[int, tuple[str, str]]]
+"""Of one object: escaped program name and ID to digest and tag."""
+
+
+def _kept_programs(digests: Digests) -> KeptPrograms:
+    kept: dict[str, dict[int, tuple[str, str]]] = {}
+    for digest, programs in digests.items():
+        for program, info in programs.items():
+            kept.setdefault(program, {})[info.id] = (digest, info.tag)
+    return kept
+
+
+def _programs(desired: Desired, observed: Observed, layout: Layout) -> Iterator[ProgramStatus]:
+    """The programs of each object: of the version that is wanted, or else of the one that runs."""
+    for name in (*desired.objects, *desired.faults):
+        escaped = escape(name)
+        digests = observed.programs.get(escaped)
+        if not digests:
+            continue
+        wanted = desired.objects.get(name)
+        digest = wanted.digest if wanted else ""
+        if digest not in digests:
+            digest = _running_digest(escaped, digests, observed)
+        directory = f"{layout.objects}/{escaped}/{digest}"
+        for program, info in digests[digest].items():
+            stub = observed.stubs.get((escaped, program))
+            runs = stub is not None and stub.serves == info.id
+            yield ProgramStatus(
+                name,
+                unescape(program),
+                info.type,
+                info.id,
+                info.tag,
+                digest,
+                f"{directory}/{program}",
+                f"{layout.stub_at((escaped, program))}/stub" if runs else "",
+            )
+
+
+def _running_digest(escaped_object: str, digests: Digests, observed: Observed) -> str:
+    """The version of an object that most of its links run; the first where none is attached."""
+    running = Counter(
+        link.info.prog_id for key, link in observed.links.items() if key[0] == escaped_object
+    )
+    return max(digests, key=lambda each: sum(running[info.id] for info in digests[each].values()))
 
 
 def _unread_attachments(desired: Desired, observed: Observed) -> Iterator[AttachmentStatus]:
@@ -93,11 +155,13 @@ def _unread_attachments(desired: Desired, observed: Observed) -> Iterator[Attach
 
 
 def _map_status(
-    wanted: WantedMap, found: ObservedMap, record: MapRecord | None, reuses: int
+    wanted: WantedMap, found: ObservedMap, layout: Layout, memory: Memory, reuses: int
 ) -> MapStatus:
     if found.pinned:
-        pinned = _pinned_status(wanted.name, found.pinned, wanted.policy, record, reuses)
-        return replace(pinned, problem=_astray_text(wanted, found))
+        pinned = _pinned_status(wanted.name, found, wanted.policy, layout, memory, reuses)
+        astray = _astray_text(wanted, found)
+        return replace(pinned, problem=astray) if astray else pinned
+    record = memory.maps.get(wanted.name, UNKNOWN)
     return MapStatus(
         name=wanted.name,
         id=None,
@@ -107,8 +171,10 @@ def _map_status(
         max_entries=wanted.spec.max_entries,
         policy=wanted.policy,
         reuses=reuses,
-        changes=record.changes if record else {},
+        changes=record.changes,
         problem=found.fault or ("its pin is gone, it is alive" if found.lost else "not pinned"),
+        flags=wanted.spec.flags,
+        last_change=record.last_change,
     )
 
 
@@ -122,8 +188,16 @@ def _astray_text(wanted: WantedMap, found: ObservedMap) -> str:
 
 
 def _pinned_status(
-    name: str, info: MapInfo, policy: MismatchPolicy, record: MapRecord | None, reuses: int
+    name: str,
+    found: ObservedMap,
+    policy: MismatchPolicy,
+    layout: Layout,
+    memory: Memory,
+    reuses: int,
 ) -> MapStatus:
+    pin_name, info = found.source or name, found.pinned
+    assert info is not None
+    record = memory.maps.get(pin_name, UNKNOWN)
     return MapStatus(
         name=name,
         id=info.id,
@@ -133,7 +207,11 @@ def _pinned_status(
         max_entries=info.max_entries,
         policy=policy,
         reuses=reuses,
-        changes=record.changes if record else {},
+        changes=record.changes,
+        flags=info.flags,
+        path=layout.map(pin_name),
+        made=record.made,
+        last_change=record.last_change,
     )
 
 
@@ -143,17 +221,19 @@ def _attachment_status(
     observed: Observed,
     memory: Memory,
     order: str,
+    kept: KeptPrograms,
+    layout: Layout,
 ) -> AttachmentStatus:
     """Up: a living link at the wanted hook and target runs a kept program of this name. ``order``
     is what is wrong with its place among others."""
     link = observed.links.get(attachment.key)
     target_id = observed.targets.get(attachment.target)
-    program = escape(attachment.program)
-    kept = {
-        programs[program].id
-        for programs in observed.programs.get(escape(wanted.name), {}).values()
-        if program in programs
-    }
+    path = ""
+    if link:
+        place = layout.link_at if link.info.id else layout.attached_at
+        path = place(attachment.key)
+    of_name = kept.get(attachment.key[1], {})
+    digest, tag = of_name.get(link.info.prog_id, ("", "")) if link else ("", "")
     adopted = memory.adopted.get("/".join(attachment.key))
     others: Sequence[Foreign] = beside(observed, attachment)
     problem = ""
@@ -165,7 +245,7 @@ def _attachment_status(
             problem = f"not attached: {' and '.join(map(str, others))} is there"
     elif not serves(link.info, attachment, target_id):
         problem = "the link was detached, or its target went away"
-    elif link.info.prog_id not in kept and attachment.hook.kind is not HookKind.STRUCT_OPS:
+    elif not digest and attachment.hook.kind is not HookKind.STRUCT_OPS:
         problem = f"it runs program ID {link.info.prog_id}, which is not the kept one"
     return AttachmentStatus(
         object=wanted.name,
@@ -177,4 +257,7 @@ def _attachment_status(
         link_id=(link.info.id or None) if link else None,
         problem=problem or wanted.fault or "; ".join(map(beside_text, others)) or order,
         adopted=link is not None and link.info.id == adopted,
+        digest=digest,
+        tag=tag,
+        path=path,
     )

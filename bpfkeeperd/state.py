@@ -103,6 +103,27 @@ class ProgramInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class ProgramFigures:
+    """What the kernel counts of a program."""
+
+    id: int
+    type: int
+    instructions: int
+    """Of the program as it runs."""
+    verified: int
+    """How many the verifier went through; 0 where the kernel does not tell (before 5.16)."""
+    run_count: int
+    """Since the program was loaded, while runs were counted."""
+    run_time_ns: int
+    misses: int
+    """Runs that were left out because it ran on that CPU already; counted at all times (5.12)."""
+    load_time_ns: int
+    """By CLOCK_BOOTTIME."""
+    memory_bytes: int
+    """0 unless it was asked for."""
+
+
+@dataclass(frozen=True, slots=True)
 class LinkInfo:
     """An attachment as the kernel has it."""
 
@@ -198,6 +219,8 @@ class MapStatus:
     made: bool = False
     """The keeper made the pin; else it was there before, or somebody else made it."""
     last_change: LastChange | None = None
+    count_nonzero: bool = False
+    """The slots of an array that are not zero are counted."""
     other_pins: tuple[str, ...] = ()
     """Where else it is pinned; looked for only where that is shown."""
 
@@ -223,6 +246,8 @@ class AttachmentStatus:
     none of the kept ones."""
     tag: str = ""
     """Of the program that serves it."""
+    path: str = ""
+    """Of the pin of its link, or of what stands for one; empty while there is none."""
 
 
 @dataclass(frozen=True, slots=True)

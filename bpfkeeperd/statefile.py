@@ -1,14 +1,17 @@
 """The one file the keeper writes. Losing it breaks nothing: counting starts afresh, and pins whose
 maker is unknown are never removed."""
 
+import fcntl
 import json
+import math
 import os
 from collections.abc import Mapping
+from typing import Any
 
 from bpfkeeperd.churn import MapRecord, Memory, Withheld
-from bpfkeeperd.errors import KeeperError
+from bpfkeeperd.errors import BusyError, KeeperError
 from bpfkeeperd.layout import escape
-from bpfkeeperd.state import MapIdChange
+from bpfkeeperd.state import LastChange, MapIdChange
 
 FORMAT = 1
 
@@ -40,6 +43,32 @@ def read_state(path: str) -> tuple[Memory, str]:
         )
 
 
+def lock_state(path: str) -> int | None:
+    """Keeps others from writing the state file, as long as the descriptor is open.
+
+    The lock of the pin root is not enough: two keepers can have two bpffs at one path, one after
+    the other, or in mount namespaces of their own. None where no file can be made: then there will
+    be no state file either.
+
+    Raises:
+        BusyError: somebody else has it.
+    """
+    try:
+        os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+        fd = _private(f"{path}.lock", os.O_RDWR | os.O_CREAT)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        raise BusyError(
+            f"another keeper writes the state file {path}: stop it first, or give this one another"
+            " directory by --state-dir"
+        ) from None
+    return fd
+
+
 def write_state(path: str, memory: Memory) -> None:
     """Writes a new file, has it on disk, and puts it in the old one's place."""
     text = json.dumps(_encode(memory), indent=1)
@@ -63,16 +92,24 @@ def _encode(memory: Memory) -> Mapping[str, object]:
     return {
         "format": FORMAT,
         "boot_id": memory.boot_id,
-        "maps": {
-            name: {"id": record.id, "made": record.made, "changes": dict(record.changes)}
-            for name, record in memory.maps.items()
-        },
+        "maps": {name: _encode_record(record) for name, record in memory.maps.items()},
         "adopted": dict(memory.adopted),
         "withheld": {
             name: {"digest": version.digest, "reason": version.reason}
             for name, version in memory.withheld.items()
         },
     }
+
+
+def _encode_record(record: MapRecord) -> Mapping[str, object]:
+    last = record.last_change
+    encoded = {"id": record.id, "made": record.made, "changes": dict(record.changes)}
+    optional = {
+        "since": record.since,
+        "past_id": record.past_id,
+        "last_change": last and {"reason": last.reason, "old_id": last.old_id, "at": last.at},
+    }
+    return encoded | {name: value for name, value in optional.items() if value}
 
 
 def _decode(data: Mapping[str, object]) -> Memory:
@@ -83,8 +120,7 @@ def _decode(data: Mapping[str, object]) -> Memory:
     if not isinstance(records, dict):
         raise ValueError("maps is no object")
     for name, record in records.items():
-        changes = {MapIdChange(reason): int(count) for reason, count in record["changes"].items()}
-        maps[str(name)] = MapRecord(int(record["id"]), bool(record["made"]), changes)
+        maps[str(name)] = _decode_record(record)
     adopted = data.get("adopted", {})  # not in files of former versions
     if not isinstance(adopted, dict):
         raise ValueError("adopted is no object")
@@ -97,3 +133,28 @@ def _decode(data: Mapping[str, object]) -> Memory:
         for name, version in versions.items()
     }
     return Memory(str(data["boot_id"]), maps, withheld, links)
+
+
+def _decode_record(record: Mapping[str, Any]) -> MapRecord:
+    """What former versions did not write is not known."""
+    changes = {MapIdChange(reason): int(count) for reason, count in record["changes"].items()}
+    if any(count < 0 for count in changes.values()):
+        raise ValueError("a count is negative")
+    last = record.get("last_change")
+    return MapRecord(
+        int(record["id"]),
+        bool(record["made"]),
+        changes,
+        since=_time(record.get("since", 0.0)),
+        last_change=LastChange(MapIdChange(last["reason"]), int(last["old_id"]), _time(last["at"]))
+        if last is not None
+        else None,
+        past_id=int(record.get("past_id", 0)),
+    )
+
+
+def _time(value: Any) -> float:
+    seconds = float(value)
+    if not math.isfinite(seconds):
+        raise ValueError(f"{seconds} is no time")
+    return seconds

@@ -7,8 +7,6 @@
 #include <string.h>
 #include <unistd.h>
 
-#define WALK_STEPS (64u << 10)
-
 /* ---- output ---- */
 
 int keeper_output_flush(struct keeper_output *out)
@@ -514,45 +512,4 @@ int keeper_open_map_for_reading(uint32_t id)
 	LIBBPF_OPTS(bpf_get_fd_by_id_opts, opts, .open_flags = BPF_F_RDONLY);
 
 	return bpf_map_get_fd_by_id_opts(id, &opts);
-}
-
-/*
- * The next key is asked for before this one's value, when this one was still there a moment ago:
- * the kernel answers a key that is gone with the first key.
- */
-int keeper_walk_some(struct keeper_walk *w, char *keys, char *values, uint32_t *count)
-{
-	uint32_t most = *count, steps = WALK_STEPS;
-	int err, following;
-
-	*count = 0;
-	if (!w->begun) {
-		w->begun = true;
-		err = bpf_map_get_next_key(w->fd, NULL, w->key);
-		w->ended = err == -ENOENT;
-		if (err && !w->ended)
-			return err;
-	}
-	while (!w->ended && *count < most && steps--) {
-		char *key = w->key;
-
-		if (!w->steps_left--)
-			return -ELOOP;
-		following = bpf_map_get_next_key(w->fd, key, w->next);
-		if (following && following != -ENOENT)
-			return following;
-		err = w->value_size ? bpf_map_lookup_elem(w->fd, key, values) : 0;
-		if (err && err != -ENOENT)
-			return err;
-		if (!err) {
-			memcpy(keys, key, w->key_size);
-			keys += w->key_size;
-			values += w->value_size;
-			++*count;
-		}
-		w->ended = following == -ENOENT;
-		w->key = w->next;
-		w->next = key;
-	}
-	return 0;
 }

@@ -72,18 +72,3 @@ int keeper_show(struct keeper_format *format, struct keeper_output *out, const c
 /* Descriptors that can be read and not written. */
 int keeper_open_pin_for_reading(const char *path);
 int keeper_open_map_for_reading(uint32_t id);
-
-/*
- * Walks a map key by key. key and next have room for a key each; steps_left is how many keys may
- * still be asked for: a key that vanishes sends the kernel back to the first one.
- */
-struct keeper_walk {
-	int fd;
-	uint32_t key_size, value_size;	/* value_size 0: values are not read */
-	char *key, *next;
-	uint64_t steps_left;
-	bool begun, ended;
-};
-
-/* Reads up to count entries, some time long; sets count. -ELOOP: no steps are left. */
-int keeper_walk_some(struct keeper_walk *walk, char *keys, char *values, uint32_t *count);

@@ -437,7 +437,16 @@ static int scan_pin(struct buffer *out, const char *path, size_t root_size, int 
 	int fd = bpf_obj_get(path), err = fd < 0 ? fd : 0;
 
 	link.detail[0] = '\0';
-	if (fd >= 0 && kind == KEEPER_PROG) {
+	if (fd >= 0 && kind == KEEPER_MAP) {
+		struct keeper_map_info map = {};
+
+		/* In directories of others anything may be pinned. */
+		pin.kind = keeper_kind(fd) == KEEPER_MAP ? KEEPER_MAP : KEEPER_OTHER;
+		if (pin.kind == KEEPER_MAP)
+			err = keeper_map_info(fd, &map);
+		pin.id = map.id;
+		pin.type = map.type;
+	} else if (fd >= 0 && kind == KEEPER_PROG) {
 		err = keeper_prog_info(fd, &prog);
 		pin.id = prog.id;
 		pin.type = prog.type;

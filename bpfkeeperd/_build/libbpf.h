@@ -111,8 +111,8 @@ void keeper_load_wait(struct keeper_loads *loads, uint32_t seen);
 /*
  * All pins and empty directories below a directory, to the given depth, as a stream of records,
  * each a struct keeper_pin, then nr_map_ids u32, then path_size bytes of path relative to root, then
- * detail_size bytes of what else is told of a link. Pins are all of one kind, KEEPER_PROG or KEEPER_LINK, which is not checked: keeper_kind costs more
- * than all the rest. A pin that cannot be read has its errno in error. The caller frees *stream.
+ * detail_size bytes of what else is told of a link. Pins are read as of one kind. That they are of it is checked for KEEPER_MAP only (others are
+ * KEEPER_OTHER then): keeper_kind costs more than all the rest. A pin that cannot be read has its errno in error. The caller frees *stream.
  */
 struct keeper_pin {
 	uint32_t kind, error, id, type, prog_id, attach_type;

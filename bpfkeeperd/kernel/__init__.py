@@ -49,6 +49,12 @@ from bpfkeeperd.kernel.bpf import (
 )
 from bpfkeeperd.kernel.dump import MapReader, Printer, map_for_reading, pinned_for_reading
 from bpfkeeperd.kernel.events import Directories, drain, interface_events, mount_events
+from bpfkeeperd.kernel.figures import (
+    CountedEntries,
+    StopFlag,
+    count_entries,
+    maps_memory,
+)
 from bpfkeeperd.kernel.net import (
     Filter,
     filter_program,
@@ -62,6 +68,7 @@ from bpfkeeperd.kernel.objects import OpenObject, load_objects, open_object
 from bpfkeeperd.kernel.pathwatch import PathWatch
 from bpfkeeperd.kernel.places import (
     boot_id,
+    bpffs_mounts,
     cgroup2_mount,
     cpu_numbers,
     inside_netns,
@@ -81,7 +88,12 @@ from bpfkeeperd.kernel.places import (
 from bpfkeeperd.kernel.probes import Answer, can_attach, lacks
 from bpfkeeperd.kernel.scan import Pin, PinKind, scan
 from bpfkeeperd.kernel.slots import map_slots
-from bpfkeeperd.kernel.stats import counting_runs, program_stats
+from bpfkeeperd.kernel.stats import (
+    counting_runs,
+    program_figures,
+    program_stats,
+    statistics_enabled,
+)
 from bpfkeeperd.kernel.trace import (
     attachable_functions,
     iter_link,
@@ -100,6 +112,7 @@ __all__ = [
     "TRACE_ITER",
     "Answer",
     "Attached",
+    "CountedEntries",
     "Directories",
     "Filter",
     "MapReader",
@@ -108,16 +121,19 @@ __all__ = [
     "Pin",
     "PinKind",
     "Printer",
+    "StopFlag",
     "XdpProgram",
     "all_links",
     "attachable_functions",
     "attached_programs",
     "boot_id",
+    "bpffs_mounts",
     "btf_data",
     "btf_layouts",
     "btf_load",
     "can_attach",
     "cgroup2_mount",
+    "count_entries",
     "counting_runs",
     "cpu_numbers",
     "drain",
@@ -155,6 +171,7 @@ __all__ = [
     "map_pop",
     "map_slots",
     "map_update",
+    "maps_memory",
     "memory_bytes",
     "mount_events",
     "netns_path",
@@ -175,6 +192,7 @@ __all__ = [
     "program_attach",
     "program_by_id",
     "program_detach",
+    "program_figures",
     "program_info",
     "program_stats",
     "put_filter",
@@ -186,6 +204,7 @@ __all__ = [
     "scan",
     "shared_hook",
     "stack_depth",
+    "statistics_enabled",
     "syscall_prefix",
     "tracefs_mount",
     "uprobe_multi_link",

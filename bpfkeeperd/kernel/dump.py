@@ -3,10 +3,12 @@
 import errno
 import os
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from bpfkeeperd._libbpf import ffi, lib
-from bpfkeeperd.errors import ENOTSUPP, KeeperError, KernelError
+from bpfkeeperd.errors import KeeperError, KernelError
 from bpfkeeperd.format import Code, Format, Op
+from bpfkeeperd.kernel.bpf import checked
 from bpfkeeperd.kernel.scan import PinKind
 from bpfkeeperd.state import MapInfo
 
@@ -15,12 +17,11 @@ BATCH_BYTES = 256 << 10
 OUTPUT_BYTES = 64 << 10
 COLUMN_MAX = 128
 """A column is made no wider for the sake of alignment."""
-TOKEN_BYTES = 8
-RETRIES = 100
 UNBOUNDED = 1 << 20
 """Entries that a map without a max_entries (storage of cgroups) is taken to have at most."""
 
-_NO_BATCH = (errno.EINVAL, errno.EOPNOTSUPP, ENOTSUPP)
+READING = "read the map's entries"
+
 _CODES = {code: getattr(lib, f"KEEPER_{code.name}") for code in Code}
 # Buffers need not be cleared: C writes before it reads.
 _new = ffi.new_allocator(should_clear_after_alloc=False)
@@ -64,33 +65,29 @@ class MapReader:
     """
 
     def __init__(self, fd: int, info: MapInfo, value_size: int, *, batch: bool) -> None:
-        self._fd = fd
-        self._info = info
-        self._value_size = value_size
-        self._batch = batch
-        self._begun = self._ended = False
-        self._left = 2 * (info.max_entries or UNBOUNDED)
-        fitting = BATCH_BYTES // max(1, info.key_size + value_size)
-        self._allocate(max(1, min(fitting, info.max_entries or UNBOUNDED)))
-        self._count = ffi.new("uint32_t *")
-        self._tokens = [ffi.new("char[]", max(info.key_size, TOKEN_BYTES)) for _ in range(2)]
-        self._walk_keys = [ffi.new("char[]", info.key_size) for _ in range(2)]
-        self._walk = ffi.new(
-            "struct keeper_walk *",
+        most = info.max_entries or UNBOUNDED
+        reader = ffi.new(
+            "struct keeper_reader *",
             {
                 "fd": fd,
                 "key_size": info.key_size,
                 "value_size": value_size,
-                "key": self._walk_keys[0],
-                "next": self._walk_keys[1],
-                "steps_left": self._left,
+                "batch": batch,
+                "keys_only": not value_size,
+                "left": 2 * most,
             },
         )
+        self._reader = ffi.gc(reader, lib.keeper_reader_end)
+        checked(lib.keeper_reader_begin(self._reader, BATCH_BYTES, most), READING)
+        self._count = ffi.new("uint32_t *")
 
-    def _allocate(self, entries: int) -> None:
-        self._capacity = entries
-        self.keys = _new("char[]", entries * self._info.key_size)
-        self.values = _new("char[]", max(1, entries * self._value_size))
+    @property
+    def keys(self) -> Any:
+        return self._reader.keys
+
+    @property
+    def values(self) -> Any:
+        return self._reader.values
 
     def read(self) -> int:
         """Reads the next entries; how many, 0 at the end.
@@ -99,55 +96,15 @@ class MapReader:
             KernelError: the map cannot be read.
             KeeperError: it changes faster than it can be read.
         """
-        while not self._ended:
-            count = self._read_batch() if self._batch else self._read_walk()
-            self._left -= count
-            if self._left < 0:
-                raise _too_fast()
-            if count:
-                return count
+        while not self._reader.ended:
+            result = lib.keeper_reader_some(self._reader, self._count)
+            if result == -errno.ELOOP:
+                message = "cannot read all of the map: it changes faster than it can be read"
+                raise KeeperError(message)
+            checked(result, READING)
+            if self._count[0]:
+                return int(self._count[0])
         return 0
-
-    def _read_batch(self) -> int:
-        before, after = self._tokens
-        for _ in range(RETRIES):
-            self._count[0] = self._capacity
-            start = before if self._begun else ffi.NULL
-            result = lib.bpf_map_lookup_batch(
-                self._fd, start, after, self.keys, self.values, self._count, ffi.NULL
-            )
-            count = int(self._count[0])
-            if result == -errno.ENOSPC:  # a bucket of a hash holds more than there is room for
-                self._allocate(2 * self._capacity)
-            elif result != -errno.EINTR or count:  # else an entry went while it was read
-                break
-        else:
-            raise _too_fast()
-        if result in (0, -errno.EINTR):
-            self._begun = True
-            self._tokens.reverse()
-            return count
-        if result == -errno.ENOENT:
-            self._ended = True
-            return count
-        if -result in _NO_BATCH and not self._begun:
-            self._batch = False
-            return 0
-        raise KernelError("read the map's entries", -result)
-
-    def _read_walk(self) -> int:
-        self._count[0] = self._capacity
-        result = lib.keeper_walk_some(self._walk, self.keys, self.values, self._count)
-        if result == -errno.ELOOP:
-            raise _too_fast()
-        if result < 0:
-            raise KernelError("read the map's entries", -result)
-        self._ended = bool(self._walk.ended)
-        return int(self._count[0])
-
-
-def _too_fast() -> KeeperError:
-    return KeeperError("cannot read all of the map: it changes faster than it can be read")
 
 
 class Printer:

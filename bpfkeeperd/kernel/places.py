@@ -22,13 +22,27 @@ def is_bpffs(path: str) -> bool:
 
 def cgroup2_mount() -> str | None:
     """Where cgroup v2 is mounted; on a machine with v1 as well this is not /sys/fs/cgroup."""
+    return next((place for _, _, place in _mounts("cgroup2")), None)
+
+
+def bpffs_mounts() -> list[str]:
+    """Where each bpffs that this process sees is mounted, once; as whole as can be."""
+    places: dict[str, tuple[str, str]] = {}
+    for device, root, place in _mounts("bpf"):
+        if device not in places or (root == "/" and places[device][0] != "/"):
+            places[device] = (root, place)
+    return [place for _, place in places.values()]
+
+
+def _mounts(kind: str) -> Iterator[tuple[str, str, str]]:
+    """Of a kind of file system: device, what of it is mounted, where."""
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
         for line in mounts:
             fields, _, rest = line.partition(" - ")
-            if rest.startswith("cgroup2 "):
-                place = fields.split(" ")[4]
-                return re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), place)
-    return None
+            if rest.startswith(f"{kind} "):
+                device, root, place = fields.split(" ")[2:5]
+                plain = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), place)
+                yield device, root, plain
 
 
 def netns_path(netns: str) -> str:

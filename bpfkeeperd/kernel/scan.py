@@ -51,7 +51,8 @@ class Pin(NamedTuple):
 def scan(root: str, depth: int, kind: PinKind) -> list[Pin]:
     """All pins and empty directories below ``root``; nothing when it is not there.
 
-    Pins are read as of the given kind, PROGRAM or LINK: for directories where nobody else pins.
+    Pins are read as of the given kind. PROGRAM and LINK are for directories where nobody else pins;
+    with MAP, which may stand anywhere, what is none is OTHER.
     """
     stream, size = ffi.new("char **"), ffi.new("size_t *")
     result = lib.keeper_scan(os.fsencode(root), depth, kind, stream, size)

@@ -30,7 +30,9 @@ MEASUREMENTS: dict[str, Measurement] = {
     "attachments": lambda places, quick: measure_attachments(places, rounds=5 if quick else 21),
     "arrivals": lambda places, quick: measure_arrivals(places),
     "idle": lambda places, quick: measure_idle(places),
-    "scrape": lambda places, quick: measure_scrapes(places, rounds=5 if quick else 21),
+    "scrape": lambda places, quick: measure_scrapes(
+        places, rounds=5 if quick else 21, large_entries=1_000_000 if quick else 10_000_000
+    ),
     "dump": lambda places, quick: measure_dumps(places, rounds=3 if quick else 11),
 }
 

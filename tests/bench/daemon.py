@@ -87,12 +87,18 @@ class DaemonProcess:
             )
         return seconds, outcome
 
-    def scrape(self) -> str:
-        """Its metrics, over HTTP."""
-        found = re.search(r"http://\S+", self.log)
+    @property
+    def metrics_address(self) -> tuple[str, int]:
+        """Host and port of its metrics."""
+        found = re.search(r"http://([^/]+):(\d+)/metrics", self.log)
         if not found:
             raise BenchError(f"no metrics are served:\n{self.log}")
-        with urllib.request.urlopen(found[0], timeout=30) as answer:
+        return found[1], int(found[2])
+
+    def scrape(self) -> str:
+        """Its metrics, over HTTP."""
+        host, port = self.metrics_address
+        with urllib.request.urlopen(f"http://{host}:{port}/metrics", timeout=30) as answer:
             return str(answer.read().decode())
 
     def close(self) -> None:

@@ -49,7 +49,8 @@ __attribute__((noreturn)) static void usage(void)
 	      "       plain_loader reload PIN_ROOT LINK_DIR NAME...\n"
 	      "       plain_loader walk MAP...\n"
 	      "       plain_loader slots MAP...\n"
-	      "       plain_loader batch MAP\n",
+	      "       plain_loader batch MAP\n"
+	      "       plain_loader fill MAP ENTRIES\n",
 	      stderr);
 	exit(2);
 }
@@ -246,6 +247,28 @@ static unsigned long batch(const char *path)
 	return count;
 }
 
+/* Puts so many entries into a map with keys of 4 bytes and values of 8. */
+static void fill(const char *path, unsigned long entries)
+{
+	static __u32 keys[1 << 14];
+	static __u64 values[1 << 14];
+	int fd = bpf_obj_get(path), err;
+
+	if (fd < 0)
+		fail("get map", path, errno);
+	for (unsigned long done = 0; done < entries;) {
+		__u32 count = entries - done < 1 << 14 ? entries - done : 1 << 14;
+
+		for (__u32 i = 0; i < count; i++)
+			keys[i] = done + i;
+		err = bpf_map_update_batch(fd, keys, values, &count, NULL);
+		if (err)
+			fail("fill map", path, -err);
+		done += count;
+	}
+	close(fd);
+}
+
 /* An array has every key: only a lookup tells which slots are in use. */
 static unsigned long filled_slots(const char *path)
 {
@@ -273,6 +296,8 @@ int main(int argc, char **argv)
 		unsigned long count = batch(argv[2]);
 
 		printf("%lu %.3f\n", count, now_ms() - start);
+	} else if (argc == 4 && !strcmp(argv[1], "fill")) {
+		fill(argv[2], strtoul(argv[3], NULL, 10));
 	} else if (argc >= 3 && (!strcmp(argv[1], "walk") || !strcmp(argv[1], "slots"))) {
 		unsigned long (*count_one)(const char *) =
 			strcmp(argv[1], "walk") ? filled_slots : walk;

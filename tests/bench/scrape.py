@@ -1,19 +1,20 @@
-"""Counting entries: the keeper's iterator against doing so in C from user space."""
+"""Counting entries, and whole scrapes, against doing so in C from user space."""
 
+import http.client
 import os
 import socket
 import struct
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from bpfkeeperd import kernel
 from bpfkeeperd.counting import MapCounter
 from bpfkeeperd.maptypes import DEVMAP, HASH
-from tests.bench.daemon import BenchError
+from tests.bench.daemon import BenchError, DaemonProcess
 from tests.bench.places import Places
 from tests.bench.table import Row, alternate, milliseconds
 
@@ -90,10 +91,113 @@ def _row(
     )
 
 
-def measure_scrapes(places: Places, rounds: int) -> Iterator[Row]:
+def _counts_row(places: Places, counter: MapCounter, entries: int, rounds: int) -> Row:
+    """The counts of one large map, beside reading it in C with the largest batches."""
+    pins = places.pin_root(f"large-{entries}")
+    path = str(pins / "large")
+    with kernel.holding(kernel.map_create(HASH, "large", 4, 8, entries)) as fd:
+        kernel.pin(fd, path)
+        map_id = kernel.map_info(fd).id
+    program = str(places.compile_c("plain_loader", "-lbpf"))
+    subprocess.run([program, "fill", path, str(entries)], check=True)
+
+    def count() -> float:
+        started = time.perf_counter()
+        counts = counter.survey().counts
+        seconds = time.perf_counter() - started
+        if counts.get(map_id) != entries:
+            raise BenchError(f"{counts.get(map_id)} entries were counted, there are {entries}")
+        return seconds
+
+    def batch() -> float:
+        done = subprocess.run([program, "batch", path], check=True, capture_output=True)
+        return float(done.stdout.split()[1]) / 1e3
+
+    ours, plain = alternate(rounds, count, batch)
+    os.unlink(path)
+    return Row(
+        f"read the counts, one map of {entries / 1e6:g} M entries",
+        f"{ours * 1e6:.0f} us",
+        f"{milliseconds(plain)} lookup batch in C",
+        ours / plain,
+        "<= 50 us",
+        ours <= 50e-6,
+    )
+
+
+def _get(daemon: DaemonProcess, client: http.client.HTTPConnection) -> float:
+    """Seconds that a scrape takes, as seen by who scrapes."""
+    started = time.perf_counter()
+    client.request("GET", "/metrics")
+    body = client.getresponse().read()
+    seconds = time.perf_counter() - started
+    client.close()
+    if b"\nbpfkeeper_map_entries{" not in body:
+        raise BenchError(f"no counts in the scrape:\n{daemon.log}")
+    return seconds
+
+
+@contextmanager
+def _daemon_with(places: Places, maps: int) -> Iterator[tuple[DaemonProcess, list[str]]]:
+    """A daemon that keeps so many maps of 100 entries, and their pins."""
+    lines = ["maps:"]
+    lines += [
+        f"  map{number:04}: {{type: hash, key: u32, value: u64, max_entries: 200}}"
+        for number in range(maps)
+    ]
+    name = f"kept-{maps}"
+    with DaemonProcess(places, name, "\n".join(lines)) as daemon:
+        paths = [str(places.bpffs / name / f"map{number:04}") for number in range(maps)]
+        for path in paths:
+            found = kernel.pinned_map(path)
+            if not found:
+                raise BenchError(f"{path} is not pinned")
+            with kernel.holding(found[0]) as fd:
+                for key in range(100):
+                    kernel.map_update(fd, struct.pack("=I", key), bytes(8))
+        yield daemon, paths
+
+
+def _http_rows(places: Places, rounds: int) -> Iterator[Row]:
+    """Whole scrapes over HTTP, beside bpftool's list and a walk of every map in C."""
+    program = str(places.compile_c("plain_loader", "-lbpf"))
+    with _daemon_with(places, 1000) as (daemon, paths):
+        client = http.client.HTTPConnection(*daemon.metrics_address)
+
+        def bpftool() -> float:
+            started = time.perf_counter()
+            subprocess.run(["bpftool", "map", "list"], check=True, stdout=subprocess.DEVNULL)
+            subprocess.run([program, "walk", *paths], check=True, stdout=subprocess.DEVNULL)
+            return time.perf_counter() - started
+
+        ours, plain = alternate(rounds, lambda: _get(daemon, client), bpftool)
+        yield Row(
+            "scrape of 1000 maps over HTTP",
+            milliseconds(ours),
+            f"{milliseconds(plain)} bpftool map list, keys walked in C",
+            ours / plain,
+            "<= 0.2 and 15 ms",
+            ours / plain <= 0.2 and ours <= 15e-3,
+        )
+        with _daemon_with(places, 5000) as (large, _):
+            more = http.client.HTTPConnection(*large.metrics_address)
+            many, few = alternate(rounds, lambda: _get(large, more), lambda: _get(daemon, client))
+    yield Row(
+        "scrape of 5000 maps over HTTP",
+        milliseconds(many),
+        f"{milliseconds(few)} scrape of 1000, beside these",
+        many / few,
+        "<= 6",
+        many / few <= 6,
+    )
+
+
+def measure_scrapes(places: Places, rounds: int, large_entries: int) -> Iterator[Row]:
     """One large map, and many small ones. All maps of the machine are counted along."""
     with ExitStack() as stack:
         counter = stack.enter_context(MapCounter.open())
+        yield _counts_row(places, counter, large_entries, rounds)
         for kind in (_HASHES, _DEVMAPS):
             yield _row(places, counter, kind, 1, 100_000, rounds)
             yield _row(places, counter, kind, 1000, 100, rounds)
+    yield from _http_rows(places, rounds)

@@ -8,10 +8,8 @@ import struct
 import pytest
 
 from bpfkeeperd import kernel
-from bpfkeeperd.counting import MapCounter
 from bpfkeeperd.errors import KernelError
-from bpfkeeperd.keeper import Keeper
-from bpfkeeperd.metrics import Metrics
+from bpfkeeperd.instruments import Instruments
 from tests.examples.attaching import attach_filter
 from tests.examples.conftest import Example, MakeExample
 from tests.examples.traffic import IPV6_HERE, send_ipv6
@@ -43,9 +41,9 @@ def counted(example: Example, to: str) -> tuple[int, int]:
     return packets, size
 
 
-def fill_ratio(keeper: Keeper, counter: MapCounter) -> float:
+def fill_ratio(instruments: Instruments) -> float:
     """As Prometheus is told."""
-    text, _ = Metrics(lambda: keeper.status, counter.counts, counter.counted_by).render()
+    text, _ = instruments.metrics.render()
     sample = 'bpfkeeper_map_fill_ratio{map="destinations"} '
     (line,) = (line for line in text.decode().splitlines() if line.startswith(sample))
     return float(line.removeprefix(sample))
@@ -57,15 +55,15 @@ def test_what_a_cgroup_sends_until_the_map_is_full(example: MakeExample) -> None
     destinations.edit("cgroup: system.slice", f"cgroup: {world.cgroup}")
     with (
         destinations.keeper() as keeper,
-        MapCounter.open() as counter,
+        Instruments(lambda: keeper.status) as instruments,
         inside_cgroup(world.cgroup),
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
     ):
         ids = destinations.map_ids()
         assert list(ids) == ["destinations"]
-        assert fill_ratio(keeper, counter) == 0
+        assert fill_ratio(instruments) == 0
         send(sender, 0, CAPACITY * 9 // 10)
-        assert fill_ratio(keeper, counter) == pytest.approx(0.9)
+        assert fill_ratio(instruments) == pytest.approx(0.9)
         before = destinations.contents("destinations")
         assert before.keys() == {key(address(number)) for number in range(CAPACITY * 9 // 10)}
         destinations.reload(keeper, force=True)
@@ -73,7 +71,7 @@ def test_what_a_cgroup_sends_until_the_map_is_full(example: MakeExample) -> None
         assert destinations.contents("destinations") == before
 
         send(sender, 0, CAPACITY + 100)
-        assert fill_ratio(keeper, counter) == 1
+        assert fill_ratio(instruments) == 1
         after = destinations.contents("destinations")
         assert len(after) == CAPACITY
         assert counted(destinations, address(0)) == (2, 2 * PACKET)

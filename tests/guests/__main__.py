@@ -2,46 +2,59 @@
 
 import argparse
 import sys
-from pathlib import Path
 
 from tests.guests.boot import CHECKOUT, Counts, Result, run_tests
 from tests.guests.fetch import RELEASES, FetchError, fetch_kernel
 
 DIRECTORY = CHECKOUT / ".guests"
 KERNELS = ("6.1", "6.12")
+OPTIONS = {"lockdown": "lockdown=confidentiality"}
+"""What a kernel's command line may get: ``6.12+lockdown``."""
 TESTS = tuple(
     f"tests/kernel/test_{name}.py"
     for name in (
         *("probes", "hooks", "trace_hooks", "net_hooks", "net_order", "sockmap", "stub"),
         *("struct_ops", "rollback_trace", "rollback_net", "adoption", "health", "pathwatch"),
-        *("pins", "reload"),
+        *("pins", "reload", "counting", "counting_scans", "counting_concurrent", "mapids"),
     )
 )
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.guests", description=__doc__)
-    parser.add_argument("--kernels", default=" ".join(KERNELS), help=f"of {', '.join(RELEASES)}")
+    parser.add_argument(
+        "--kernels",
+        default=" ".join(KERNELS),
+        help=f"of {', '.join(RELEASES)}, each may have {', '.join(f'+{name}' for name in OPTIONS)}",
+    )
     parser.add_argument("--timeout", type=float, default=3600, help="seconds for each guest")
     parser.add_argument("tests", nargs="*", default=TESTS, help="what to give to pytest")
     arguments = parser.parse_args()
     kernels = arguments.kernels.replace(",", " ").split()
-    if unknown := [name for name in kernels if name not in RELEASES]:
-        parser.error(f"unknown kernel {', '.join(unknown)}: there are {', '.join(RELEASES)}")
+    for name in kernels:
+        release, *options = name.split("+")
+        if release not in RELEASES:
+            parser.error(f"unknown kernel {release}: there are {', '.join(RELEASES)}")
+        if unknown := [option for option in options if option not in OPTIONS]:
+            parser.error(f"unknown option +{unknown[0]}: there are {', '.join(OPTIONS)}")
     results = {}
     for name in kernels:
-        directory = DIRECTORY / name
-        directory.mkdir(parents=True, exist_ok=True)
         print(f"== Linux {name}", flush=True)
-        results[name] = _one(name, directory, [*arguments.tests], arguments.timeout)
+        results[name] = _one(name, [*arguments.tests], arguments.timeout)
     print(table(results))
     return 0 if results and all(result.ok for result in results.values()) else 1
 
 
-def _one(name: str, directory: Path, tests: list[str], timeout_seconds: float) -> Result:
+def _one(name: str, tests: list[str], timeout_seconds: float) -> Result:
+    release, *options = name.split("+")
+    unpacked, directory = DIRECTORY / release, DIRECTORY / name
     try:
-        kernel = fetch_kernel(RELEASES[name], directory)
-        return run_tests(kernel, directory, ["-q", "--color=no", *tests], timeout_seconds)
+        for path in (unpacked, directory):
+            path.mkdir(parents=True, exist_ok=True)
+        kernel = fetch_kernel(RELEASES[release], unpacked)
+        command_line = " ".join(OPTIONS[option] for option in options)
+        arguments = ["-q", "--color=no", *tests]
+        return run_tests(kernel, directory, arguments, timeout_seconds, command_line)
     except (FetchError, OSError) as error:
         return Result(trouble=str(error))
 
@@ -49,7 +62,7 @@ def _one(name: str, directory: Path, tests: list[str], timeout_seconds: float) -
 def table(results: dict[str, Result]) -> str:
     """Kernels and counts, for each test file and in all; then what failed and why tests were
     skipped."""
-    lines = ["", f"KERNEL  {'TESTS':28}  PASSED  FAILED  SKIPPED  BOOT s  ALL s"]
+    lines = ["", f"{'KERNEL':13}  {'TESTS':28}  PASSED  FAILED  SKIPPED  BOOT s  ALL s"]
     for name, r in results.items():
         lines += [_row(name, file, counts) for file, counts in r.files]
         times = f"{r.boot_seconds:6.1f}  {r.seconds:5.0f}"
@@ -62,7 +75,7 @@ def table(results: dict[str, Result]) -> str:
 
 def _row(kernel: str, tests: str, counts: Counts) -> str:
     return (
-        f"{kernel:6}  {tests:28}  {counts.passed:6}  {counts.failed:6}  {counts.skipped:7}"
+        f"{kernel:13}  {tests:28}  {counts.passed:6}  {counts.failed:6}  {counts.skipped:7}"
     ).rstrip()
 
 

@@ -85,9 +85,16 @@ class Result:
 
 
 def run_tests(
-    kernel: Kernel, directory: Path, arguments: list[str], timeout_seconds: float
+    kernel: Kernel,
+    directory: Path,
+    arguments: list[str],
+    timeout_seconds: float,
+    command_line: str = "",
 ) -> Result:
-    """Runs pytest in a guest; what it says is shown as it comes, and kept in `console.log`."""
+    """Runs pytest in a guest; what it says is shown as it comes, and kept in `console.log`.
+
+    ``command_line`` is what the kernel's gets besides.
+    """
     script = directory / "run"
     text = SCRIPT.replace("@CHECKOUT@", shlex.quote(str(CHECKOUT)))
     script.write_text(text.replace("@ARGUMENTS@", shlex.join(arguments)))
@@ -96,7 +103,7 @@ def run_tests(
     report.unlink(missing_ok=True)
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as sockets, _shared_root(Path(sockets)) as socket:
-        command = _qemu(kernel, image, socket, report)
+        command = _qemu(kernel, image, socket, report, command_line)
         trouble = _watched(command, console, timeout_seconds)
     return _result(console, report, time.monotonic() - started, trouble)
 
@@ -132,7 +139,7 @@ def _shared_root(directory: Path) -> Iterator[Path]:
         yield socket
 
 
-def _qemu(kernel: Kernel, image: Path, socket: Path, report: Path) -> list[str]:
+def _qemu(kernel: Kernel, image: Path, socket: Path, report: Path, command_line: str) -> list[str]:
     return [
         *("qemu-system-x86_64", "-nodefaults", "-no-reboot", "-display", "none"),
         *("-accel", ACCELERATOR, "-cpu", CPU, "-smp", "2", "-m", str(MEMORY_MIB)),
@@ -141,7 +148,7 @@ def _qemu(kernel: Kernel, image: Path, socket: Path, report: Path) -> list[str]:
         *("-chardev", f"socket,id=files,path={socket}"),
         *("-device", "vhost-user-fs-pci,chardev=files,tag=host"),
         *("-kernel", str(kernel.image), "-initrd", str(image)),
-        *("-append", "console=ttyS0 quiet panic=-1"),
+        *("-append", f"console=ttyS0 quiet panic=-1 {command_line}".rstrip()),
         *("-serial", "stdio", "-serial", f"file:{report}"),
     ]
 

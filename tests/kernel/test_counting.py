@@ -1,6 +1,7 @@
 """Counts against what is known to be in the maps, on the real kernel."""
 
 import ctypes
+import errno
 import mmap
 import os
 import platform
@@ -15,13 +16,17 @@ from pathlib import Path
 import pytest
 
 from bpfkeeperd import counting, kernel
-from bpfkeeperd.counting import MapCounter
+from bpfkeeperd.counting import PROGRAMS, MapCounter, Program
 from bpfkeeperd.errors import KeeperError, KernelError, ObjectError
-from bpfkeeperd.maptypes import BY_NAME, MAP_TYPES, Count
+from bpfkeeperd.maptypes import BY_NAME, MAP_TYPES, Count, MapType
+from tests.kernel.conftest import KERNEL_BTF, locked_down
 from tests.kernel.counted import count, create, create_outer
+from tests.kernel.mapmaking import is_in_kernel, legal, made
 
 NO_PREALLOC = 1
-BPF_LOOP, NO_HELPER = (struct.pack("=BBhi", 0x85, 0, 0, helper) for helper in (181, 99999))
+BPF_LOOP, PROBE_READ, NO_HELPER = (
+    struct.pack("=BBhi", 0x85, 0, 0, helper) for helper in (181, 113, 99999)
+)
 """The instruction that calls a helper, as it stands in the object."""
 MAP_UPDATE, MAP_LOOKUP_AND_DELETE = 2, 21
 
@@ -189,29 +194,63 @@ def test_ring_buffers_in_bytes(counter: MapCounter, stack: ExitStack, name: str)
 
 def test_what_cannot_be_counted_is_not_there(counter: MapCounter, stack: ExitStack) -> None:
     array = create(stack, "array", 4, 4, 10)
-    hash_map = create(stack, "hash", 4, 4, 10)
+    trie = create(stack, "lpm_trie", 8, 8, 10, NO_PREALLOC)
     counts = counter.counts()
     assert kernel.map_info(array).id not in counts
-    assert counts[kernel.map_info(hash_map).id] == 0
+    assert counts[kernel.map_info(trie).id] == 0
 
 
-def test_counted_by_says_what_is_counted(counter: MapCounter) -> None:
+@pytest.mark.parametrize("known", MAP_TYPES, ids=lambda known: known.name)
+def test_counted_by_says_what_is_counted(
+    counter: MapCounter, stack: ExitStack, known: MapType
+) -> None:
+    said = counter.counted_by(known.number)
+    assert bool(said) == counter.counts_type(known.number)
+    if known.count is Count.NONE:
+        assert said == ""
+    if not is_in_kernel(known):
+        pytest.skip(f"this kernel has no {known.name}")
+    try:
+        fd = stack.enter_context(made(legal(known)))
+    except KernelError as error:
+        assert error.errno in (errno.EINVAL, errno.EPERM, errno.EOPNOTSUPP)
+        pytest.skip(f"this kernel makes no {known.name} of that form")
+    assert (kernel.map_info(fd).id in counter.counts()) == bool(said)
+
+
+def test_how_counts_are_had(counter: MapCounter) -> None:
     said = {known.name: counter.counted_by(known.number) for known in MAP_TYPES}
-    assert {name for name, how in said.items() if how} == {
-        known.name for known in MAP_TYPES if known.count is not Count.NONE
-    }
-    assert (said["hash"], said["hash_of_maps"], said["lpm_trie"]) == ("kfunc", "kfunc", "field")
-    assert (said["devmap"], said["devmap_hash"], said["sk_storage"]) == ("scan", "field", "scan")
-    assert said["bloom_filter"] == "estimate"
+    by_kfunc = "kfunc" if counter.program.kfunc else ""
+    by_scan, by_estimate = ("scan", "estimate") if counter.program.scans else ("", "")
+    assert (said["hash"], said["hash_of_maps"], said["lpm_trie"]) == (by_kfunc, by_kfunc, "field")
+    assert (said["devmap"], said["devmap_hash"], said["sk_storage"]) == (by_scan, "field", by_scan)
+    assert said["bloom_filter"] == by_estimate
     assert (said["array"], counter.counted_by(99)) == ("", "")
+
+
+def test_a_survey(counter: MapCounter, stack: ExitStack) -> None:
+    before = counter.survey()
+    array = create(stack, "array", 4, 4, 10)
+    trie = create(stack, "lpm_trie", 8, 8, 10, NO_PREALLOC)
+    array_id, trie_id = kernel.map_info(array).id, kernel.map_info(trie).id
+    survey = counter.survey()
+    assert survey.counts[trie_id] == 0 and array_id not in survey.counts
+    assert survey.highest_id >= trie_id > before.highest_id
+    assert survey.maps > len(survey.counts)
+    assert len({*survey.counts, array_id}) <= survey.maps <= survey.highest_id
+
+
+def test_a_survey_of_nothing(counter: MapCounter, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counting, "read_all", lambda fd: b"")
+    assert counter.survey() == ({}, 0, 0)
 
 
 def test_records_split_between_reads(
     counter: MapCounter, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fds = [create(stack, "hash", 4, 4, 10) for _ in range(5)]
+    fds = [create(stack, "lpm_trie", 8, 8, 10, NO_PREALLOC) for _ in range(5)]
     for fd in fds:
-        kernel.map_update(fd, bytes(4), bytes(4))
+        kernel.map_update(fd, bytes(8), bytes(8))
     whole = counter.counts()
     monkeypatch.setattr(counting, "_READ_BYTES", 7)
     assert counter.counts() == whole
@@ -223,22 +262,51 @@ def test_more_maps_than_a_read_takes(counter: MapCounter, stack: ExitStack) -> N
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
-    ids = {kernel.map_info(create(stack, "hash", 4, 4, 1, NO_PREALLOC)).id for _ in range(2500)}
+    ids = {kernel.map_info(create(stack, "lpm_trie", 8, 8, 1, NO_PREALLOC)).id for _ in range(2500)}
     assert ids <= counter.counts().keys()
 
 
-@pytest.mark.parametrize("scans", [True, False], ids=["without kfunc", "without bpf_loop"])
-def test_on_an_older_kernel(
-    scans: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, stack: ExitStack
+def with_objects(
+    monkeypatch: pytest.MonkeyPatch, directory: Path, changes: dict[bytes, bytes]
+) -> None:
+    """Has the programs ask for other things than this kernel has."""
+    for name in {program.object_name for program in PROGRAMS}:
+        data = (counting.OBJECTS / f"{name}.bpf.o").read_bytes()
+        for old, new in changes.items():
+            data = data.replace(old, new)
+        (directory / f"{name}.bpf.o").write_bytes(data)
+    monkeypatch.setattr(counting, "OBJECTS", directory)
+
+
+WITHOUT_KFUNC = {b"bpf_map_sum_elem_count": b"bpf_map_sum_elem_xxxxx"}
+WITHOUT_LOOP = {BPF_LOOP: NO_HELPER}
+IN_LOCKDOWN = {PROBE_READ: NO_HELPER}
+
+
+@pytest.mark.parametrize(
+    ("changes", "program"),
+    [
+        (WITHOUT_KFUNC, "count_maps_without_kfunc"),
+        (WITHOUT_KFUNC | WITHOUT_LOOP, "count_maps_by_field"),
+        (IN_LOCKDOWN, "count_maps_in_lockdown"),
+        (IN_LOCKDOWN | WITHOUT_KFUNC, "count_maps_in_lockdown_without_kfunc"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_on_another_kernel(
+    changes: dict[bytes, bytes],
+    program: str,
+    best: MapCounter,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    stack: ExitStack,
 ) -> None:
     """The kernel does refuse what it does not know: a kfunc of another name, another helper."""
-    data = counting.OBJECT_FILE.read_bytes()
-    assert data.count(b"bpf_map_sum_elem_count") and data.count(BPF_LOOP)
-    data = data.replace(b"bpf_map_sum_elem_count", b"bpf_map_sum_elem_xxxxx")
-    other = tmp_path / "other.bpf.o"
-    other.write_bytes(data if scans else data.replace(BPF_LOOP, NO_HELPER))
-    monkeypatch.setattr(counting, "OBJECT_FILE", other)
+    if best.program != PROGRAMS[0]:
+        pytest.skip("this kernel does not take the first of the programs")
+    with_objects(monkeypatch, tmp_path, changes)
     counter = stack.enter_context(MapCounter.open())
+    assert counter.program.name == program
     hash_map = create(stack, "hash", 8, 8, 10)
     trie = create(stack, "lpm_trie", 8, 8, 10, NO_PREALLOC)
     for name, fd in (("hash", hash_map), ("lpm_trie", trie)):
@@ -247,30 +315,46 @@ def test_on_an_older_kernel(
     kernel.map_update(outer, bytes(4), struct.pack("=I", trie))
     bloom = create(stack, "bloom_filter", 0, 8, 100)
     kernel.map_update(bloom, None, bytes(8))
-    counted = [count(counter, fd) for fd in (hash_map, trie, outer, bloom)]
-    assert counted == [None, 1, *((1, 1) if scans else (None, None))]
-    said = [counter.counted_by(kernel.map_info(fd).type) for fd in (hash_map, trie, outer, bloom)]
-    assert said == ["", "field", *(("scan", "estimate") if scans else ("", ""))]
+    fds = (hash_map, trie, outer, bloom)
+    counts = counter.counts()
+    kfunc, scans = counter.program.kfunc, counter.program.scans
+    assert [counts.get(kernel.map_info(fd).id) for fd in fds] == [
+        1 if kfunc else None,
+        1,
+        *((1, 1) if scans else (None, None)),
+    ]
+    assert [counter.counted_by(kernel.map_info(fd).type) for fd in fds] == [
+        "kfunc" if kfunc else "",
+        "field",
+        *(("scan", "estimate") if scans else ("", "")),
+    ]
+
+
+def test_the_best_that_this_kernel_takes(best: MapCounter) -> None:
+    """What the kernel has is told from its BTF."""
+    btf = KERNEL_BTF.read_bytes()
+    assert best.program.kfunc == (b"\0bpf_map_sum_elem_count\0" in btf)
+    assert best.program.scans == (b"\0bpf_loop\0" in btf)
+    assert (best.program.object_name == "map_counts_lockdown") == locked_down()
 
 
 def test_none_of_the_programs(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refusing(data: bytes, program: str) -> int:
-        raise ObjectError(f"cannot load program {program}: no such kfunc")
+    def refusing(data: bytes, program: Program) -> int:
+        raise ObjectError(f"cannot load program {program.name}: no such kfunc")
 
     monkeypatch.setattr(counting, "_attach", refusing)
     with pytest.raises(KeeperError) as raised:
-        MapCounter.open()
+        MapCounter.open(PROGRAMS[:2])
     assert str(raised.value) == (
         "cannot count map entries: this kernel takes none of the programs (count_maps: cannot load"
         " program count_maps: no such kfunc; count_maps_without_kfunc: cannot load program"
-        " count_maps_without_kfunc: no such kfunc; count_maps_by_field: cannot load program"
-        " count_maps_by_field: no such kfunc): Linux 5.8 or newer with BTF, CAP_BPF and CAP_PERFMON"
-        " are needed"
+        " count_maps_without_kfunc: no such kfunc): Linux 5.8 or newer with BTF, CAP_BPF and"
+        " CAP_PERFMON are needed, and 6.2 where the kernel is locked down"
     )
 
 
 def test_the_object_file_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(counting, "OBJECT_FILE", tmp_path / "map_counts.bpf.o")
+    monkeypatch.setattr(counting, "OBJECTS", tmp_path)
     with pytest.raises(
         KeeperError, match=r"map_counts\.bpf\.o: No such file or directory: install"
     ):

@@ -16,7 +16,7 @@ from bpfkeeperd import kernel
 from bpfkeeperd.counting import MapCounter, bloom_entries
 from tests.conftest import BuildObject
 from tests.kernel.counted import count, create, create_outer, u32
-from tests.machine import Netns, ip
+from tests.machine import Netns, ip, run_program
 
 AF_XDP, SOL_XDP, XDP_RX_RING = 44, 283, 2
 SYS_PERF_EVENT_OPEN = {"x86_64": 298, "aarch64": 241}[os.uname().machine]
@@ -167,6 +167,17 @@ def test_a_scan_has_an_end(
     fd = create_outer(stack, "array_of_maps", slots, inner)
     kernel.map_update(fd, u32(slots - 1), u32(inner))
     assert count(counter, fd) == counted
+
+
+def test_stacks(counter: MapCounter, stack: ExitStack, build_object: BuildObject) -> None:
+    opened = stack.enter_context(kernel.open_object(build_object("stack").read_bytes(), "x"))
+    opened.load()
+    fd = opened.map_fd("stacks")
+    assert count(counter, fd) == 0
+    key = run_program(opened.program_fd("note"))
+    assert count(counter, fd) == 1
+    kernel.map_delete(fd, u32(key))
+    assert count(counter, fd) == 0
 
 
 # ---- bloom filters ----

@@ -13,7 +13,8 @@ import pytest
 from bpfkeeperd import kernel
 from bpfkeeperd.directories import remove_tree
 from bpfkeeperd.errors import KeeperError
-from bpfkeeperd.metrics import Metrics
+from bpfkeeperd.exposition import exposition
+from bpfkeeperd.series import status_series
 from bpfkeeperd.state import Outcome, ReloadResult
 from bpfkeeperd.steps import Step
 from tests.kernel.test_legacy import DEBUG, SO_ATTACH_BPF
@@ -479,9 +480,9 @@ def test_commands(world: World, put: Put) -> None:
     assert report["types"] == {"count": "cgroup_skb/egress"}
     with world.keeper() as keeper:
         world.reload(keeper)
-        text = Metrics(lambda: keeper.status, dict, str).render()[0].decode()
+        text = exposition(status_series(keeper.status, str).blocks)
     for name in kept.values():
-        assert f'bpfkeeper_map_id{{map="{name}"}} {float(world.map_id(name) or 0)}' in text
+        assert f'bpfkeeper_map_id{{map="{name}"}} {world.map_id(name)}\n' in text
     with inside_cgroup(world.cgroup):
         send_datagrams(3)
     listed = json.loads(cli(world, "maps", "--json").stdout)

@@ -110,7 +110,7 @@ def test_a_map_whose_pin_is_lost(world: World, lost: bool) -> None:
     with world.keeper() as keeper:
         assert world.reload(keeper).result is ReloadResult.OK
         manifest = read_manifest(str(world.manifest_file))
-        memory = keeper._memory
+        memory = keeper._ledger.memory
         if lost:
             (world.pins / "twos").unlink()
         change(world)

@@ -1,4 +1,5 @@
-from collections.abc import Iterator, Mapping
+import socket
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Protocol
 
@@ -13,7 +14,8 @@ __all__ = ["start", "world"]
 class Start(Protocol):
     """Starts a daemon of the test's world and waits until it is ready, if it is to be.
 
-    ``pace`` are arguments of `bpfkeeperd.backoff.Pace`.
+    ``pace`` are arguments of `bpfkeeperd.backoff.Pace`, ``sockets`` are passed as the service
+    manager passes them, under these names.
     """
 
     def __call__(
@@ -23,6 +25,7 @@ class Start(Protocol):
         look_seconds: float | None = None,
         pace: str = "",
         variables: Mapping[str, str] | None = None,
+        sockets: Sequence[tuple[str, socket.socket]] = (),
     ) -> DaemonProcess: ...
 
 
@@ -36,8 +39,11 @@ def start(world: World) -> Iterator[Start]:
             look_seconds: float | None = None,
             pace: str = "",
             variables: Mapping[str, str] | None = None,
+            sockets: Sequence[tuple[str, socket.socket]] = (),
         ) -> DaemonProcess:
-            daemon = DaemonProcess(world, look_seconds=look_seconds, pace=pace, variables=variables)
+            daemon = DaemonProcess(
+                world, look_seconds=look_seconds, pace=pace, variables=variables, sockets=sockets
+            )
             stack.enter_context(daemon)
             if ready:
                 daemon.wait_ready()

@@ -10,12 +10,13 @@ import threading
 import time
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from tests.activation import passing_sockets
 from tests.scenario import World
 
 ROOT = Path(__file__).parents[2]
@@ -34,7 +35,7 @@ _LOOK_OFTEN = (
 
 def environment() -> dict[str, str]:
     """That of the tests, without what would change how a daemon or a command behaves."""
-    foreign = ("WATCHDOG", "NOTIFY_SOCKET", "PYTHONUNBUFFERED", "JOURNAL_STREAM")
+    foreign = ("WATCHDOG", "LISTEN_", "NOTIFY_SOCKET", "PYTHONUNBUFFERED", "JOURNAL_STREAM")
     return {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
 
 
@@ -110,6 +111,7 @@ class DaemonProcess:
         look_seconds: float | None = None,
         pace: str = "",
         variables: Mapping[str, str] | None = None,
+        sockets: Sequence[tuple[str, socket.socket]] = (),
     ) -> None:
         self._world = world
         self.notifications = Notifications()
@@ -117,9 +119,10 @@ class DaemonProcess:
         code = ["-m", "bpfkeeperd"]
         if look_seconds is not None or pace:
             code = ["-c", _LOOK_OFTEN.format(seconds=look_seconds or 30, pace=pace)]
+        command = [sys.executable, *code, "run", "-c", str(world.manifest_file)]
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, *code, "run", "-c", str(world.manifest_file)],
+                passing_sockets(command, sockets) if sockets else command,
                 cwd=ROOT,
                 env={
                     **environment(),
@@ -129,6 +132,7 @@ class DaemonProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                pass_fds=[each.fileno() for _, each in sockets],
             )
 
     @property
@@ -190,10 +194,14 @@ class DaemonProcess:
         self.signal(signal.SIGKILL)
         self.wait_exit()
 
+    @property
+    def metrics_url(self) -> str:
+        found: list[str] = re.findall(r"metrics are served at (https?://\S+)", self.log)
+        return found[-1]
+
     def metrics(self) -> dict[str, float]:
         """A scrape: ``name{label="value"}`` to value."""
-        found = re.findall(r"metrics are served at (http://\S+)", self.log)
-        with urllib.request.urlopen(found[-1], timeout=5) as answer:
+        with urllib.request.urlopen(self.metrics_url, timeout=5) as answer:
             text = answer.read().decode()
         samples = (line.rpartition(" ") for line in text.splitlines() if line and line[0] != "#")
         return {name: float(value) for name, _, value in samples}

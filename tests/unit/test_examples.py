@@ -38,7 +38,7 @@ def test_what_is_commented_out_in_the_manifest_to_begin_with() -> None:
     text = re.sub(r"(?m)^#(?=\w+:|(?:  )+[^ ])", "", text)
     text = re.sub(r"(?m)^(\s+)#(?=[^ ])", r"\1", text)
     manifest = parse_manifest([("/etc/bpfkeeperd.yaml", text.encode())])
-    assert manifest.heal
+    assert manifest.heal and manifest.metrics_tls
     assert set(manifest.maps) == {"sock_ops_map", "settings"}
     kinds = {
         type(attach.target).__name__

@@ -2,15 +2,18 @@
 
 import http.client
 import os
+import re
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
+import bpfkeeperd
 from bpfkeeperd import httpserver
 from bpfkeeperd.errors import KeeperError
 from bpfkeeperd.httpserver import MetricsServer
@@ -85,22 +88,71 @@ def test_get(server: MetricsServer) -> None:
     assert response.getheader("Connection") == "close"
 
 
-def test_head_has_the_headers_of_get_and_no_body(server: MetricsServer) -> None:
-    said = say(server.address, b"HEAD /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
-    assert said.startswith(b"HTTP/1.1 200 OK\r\n")
-    assert b"Content-Length: %d\r\n" % len(BODY) in said
-    assert said.endswith(b"\r\n\r\n")
+@pytest.mark.parametrize("path", ["/metrics", "/", "/nothing"])
+def test_head_has_the_headers_of_get_and_no_body(server: MetricsServer, path: str) -> None:
+    head, blank, body = say(
+        server.address, f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+    ).partition(b"\r\n\r\n")
+    said = say(server.address, f"HEAD {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+
+    def without_date(text: bytes) -> bytes:
+        return re.sub(rb"\r\nDate: [^\r]*", b"", text)
+
+    assert without_date(said) == without_date(head + blank)
+    assert body and b"\r\nContent-Length: %d\r\n" % len(body) in head
+
+
+def test_http_1_0_is_answered_the_same_way(server: MetricsServer) -> None:
+    said = say(server.address, b"GET /metrics HTTP/1.0\r\n\r\n")
+    assert said.startswith(b"HTTP/1.1 200 OK\r\n") and said.endswith(b"\r\n\r\n" + BODY)
+
+
+def test_what_a_client_accepts_changes_nothing(server: MetricsServer) -> None:
+    said = say(
+        server.address,
+        b"GET /metrics HTTP/1.1\r\nAccept: application/openmetrics-text\r\n"
+        b"Accept-Encoding: gzip\r\n\r\n",
+    )
+    assert b"Content-Encoding" not in said and said.endswith(b"\r\n\r\n" + BODY)
+
+
+def test_the_landing_page(server: MetricsServer) -> None:
+    response, body = ask(server.address, path="/")
+    assert response.getheader("Content-Type") == "text/html; charset=utf-8"
+    page = ElementTree.fromstring(body.decode())
+    assert page.findtext(".//h1") == f"bpfkeeperd {bpfkeeperd.__version__}"
+    # Nothing is fetched from elsewhere.
+    links = [value for part in page.iter() for value in part.attrib.values()]
+    assert links == ["en", "utf-8", "/metrics"]
+    assert ask(server.address, path="/metrics")[1] == BODY
+
+
+@pytest.mark.parametrize("path", ["/", "/metrics", "/nothing"])
+def test_browsers_are_told_to_take_it_for_what_it_is(server: MetricsServer, path: str) -> None:
+    response, _ = ask(server.address, path=path)
+    assert response.getheader("X-Content-Type-Options") == "nosniff"
+    assert "default-src 'none'" in (response.getheader("Content-Security-Policy") or "")
+    assert response.getheader("Cache-Control") == "no-store"
+
+
+def test_url(server: MetricsServer) -> None:
+    assert server.url == f"http://127.0.0.1:{server.address[1]}/metrics"
+    with MetricsServer(("::1", 0), render) as other:
+        assert other.url == f"http://[::1]:{other.address[1]}/metrics"
 
 
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
         ("GET", "/metrics?name=x", 200),
-        ("GET", "/", 404),
+        ("GET", "/", 200),
+        ("GET", "/?x=<script>", 200),
         ("GET", "/metrics/", 404),
         ("GET", "/../metrics", 404),
-        ("HEAD", "/", 404),
-        ("POST", "/", 404),
+        ("GET", "//metrics", 404),
+        ("HEAD", "/x", 404),
+        ("POST", "/x", 404),
+        ("POST", "/", 405),
         ("POST", "/metrics", 405),
         ("DELETE", "/metrics", 405),
         ("OPTIONS", "/metrics", 405),

@@ -114,6 +114,9 @@ def test_top_level() -> None:
     assert manifest.metrics_listen == ("::1", 0)
     assert manifest.on_mismatch is MismatchPolicy.RECREATE
     assert load_good("metrics_off.yaml").metrics_listen is None
+    everything = load_good("metrics_all.yaml")
+    assert (manifest.observe_most, manifest.program_statistics) == (None, False)
+    assert (everything.observe_most, everything.program_statistics) == (50, True)
 
 
 def test_targets_of_tracing() -> None:
@@ -180,6 +183,8 @@ def test_own_maps() -> None:
     maps = load_good("own_maps.yaml").maps
     assert (maps["flows"].enforce, maps["flows"].rename_from) == (True, "old_flows")
     assert (maps["routes"].enforce, maps["routes"].rename_from) == (False, None)
+    counted = {name for name, entry in maps.items() if entry.count_nonzero}
+    assert counted == {"hits", "counted"}
 
     def definition(name: str) -> MapDefinition:
         found = maps[name].definition

@@ -5,17 +5,19 @@ import math
 import shutil
 import subprocess
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import bpfkeeperd
+from bpfkeeperd.counting import Survey
 from bpfkeeperd.entries import MismatchPolicy
 from bpfkeeperd.errors import KernelError
+from bpfkeeperd.mapids import Position
 from bpfkeeperd.maptypes import BY_NAME
-from bpfkeeperd.metrics import Metrics
+from bpfkeeperd.metrics import Metrics, Sources
 from bpfkeeperd.state import (
     AttachmentStatus,
     InnerStatus,
@@ -84,7 +86,21 @@ def metrics_of(
             raise counts
         return counts
 
-    return Metrics(given_status, given_counts, counted_by)
+    return Metrics(sources(given_status, given_counts))
+
+
+def sources(status: Callable[[], Status], counts: Callable[[], Mapping[int, int]]) -> Sources:
+    return Sources(
+        status=status,
+        survey=lambda: Survey(counts(), 5, 999),
+        counted_by=counted_by,
+        slow=dict,
+        programs=lambda paths: {},
+        program_memory=dict,
+        statistics=lambda: False,
+        position=lambda highest: Position(highest, True),
+        others=lambda status: None,
+    )
 
 
 def scrape(metrics: Metrics) -> Samples:
@@ -121,23 +137,29 @@ def test_the_whole_text_of_a_small_status() -> None:
         if line.startswith("bpfkeeper_") and "_reload" not in line
     ]
     assert lines == [
-        'bpfkeeper_map_id{map="flows"} 42.0',
-        'bpfkeeper_map_entries{map="flows"} 25.0',
-        'bpfkeeper_map_max_entries{map="flows"} 100.0',
+        'bpfkeeper_map_id{map="flows"} 42',
+        'bpfkeeper_map_id_changes_total{map="flows",reason="recreated"} 0',
+        'bpfkeeper_map_id_changes_total{map="flows",reason="migrated"} 0',
+        'bpfkeeper_map_id_changes_total{map="flows",reason="renewed"} 0',
+        'bpfkeeper_map_id_changes_total{map="flows",reason="replaced"} 0',
+        'bpfkeeper_map_id_changes_total{map="flows",reason="lost"} 0',
+        'bpfkeeper_map_id_changes_total{map="flows",reason="reboot"} 0',
+        'bpfkeeper_map_reuses_total{map="flows"} 0',
+        'bpfkeeper_map_entries{map="flows"} 25',
+        'bpfkeeper_map_max_entries{map="flows"} 100',
         'bpfkeeper_map_fill_ratio{map="flows"} 0.25',
-        'bpfkeeper_map_info{counted_by="kfunc",key_size="16",map="flows",policy="fail",'
-        'type="hash",value_size="8"} 1.0',
-        "bpfkeeper_heal_given_up 0.0",
-        f'bpfkeeper_build_info{{version="{bpfkeeperd.__version__}"}} 1.0',
-        'bpfkeeper_map_id_changes_total{map="flows",reason="recreated"} 0.0',
-        'bpfkeeper_map_id_changes_total{map="flows",reason="migrated"} 0.0',
-        'bpfkeeper_map_id_changes_total{map="flows",reason="renewed"} 0.0',
-        'bpfkeeper_map_id_changes_total{map="flows",reason="replaced"} 0.0',
-        'bpfkeeper_map_id_changes_total{map="flows",reason="lost"} 0.0',
-        'bpfkeeper_map_id_changes_total{map="flows",reason="reboot"} 0.0',
-        'bpfkeeper_map_reuses_total{map="flows"} 0.0',
-        'bpfkeeper_scrape_errors_total{map="flows"} 0.0',
-        'bpfkeeper_scrape_errors_total{map=""} 0.0',
+        'bpfkeeper_map_info{map="flows",type="hash",key_size="16",value_size="8",policy="fail",'
+        'counted_by="kfunc"} 1',
+        'bpfkeeper_scrape_errors_total{map=""} 0',
+        'bpfkeeper_scrape_errors_total{map="flows"} 0',
+        "bpfkeeper_kernel_maps 5",
+        "bpfkeeper_kernel_map_ids_allocated_total 999",
+        "bpfkeeper_kernel_map_ids_exact 1",
+        "bpfkeeper_kernel_map_id_limit 2147483646",
+        "bpfkeeper_kernel_map_id_headroom 2147482647",
+        "bpfkeeper_program_statistics_enabled 0",
+        "bpfkeeper_heal_given_up 0",
+        f'bpfkeeper_build_info{{version="{bpfkeeperd.__version__}"}} 1',
     ]
 
 
@@ -233,10 +255,12 @@ def test_process_metrics_are_there_and_no_others() -> None:
 def test_a_name_comes_out_as_it_went_in(name: str) -> None:
     text = metrics_of(Status(maps=(a_map(name),))).render()[0].decode()
     (line,) = (
-        line for line in text.split("\n") if line.startswith("bpfkeeper_map_id{") and "42.0" in line
+        line
+        for line in text.split("\n")
+        if line.startswith("bpfkeeper_map_id{") and line.endswith(" 42")
     )
     quoted = name.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-    assert line == f'bpfkeeper_map_id{{map="{quoted}"}} 42.0'
+    assert line == f'bpfkeeper_map_id{{map="{quoted}"}} 42'
 
 
 def test_a_name_that_is_no_utf8() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bpfkeeperd.maptypes import PROG_ARRAY
+from bpfkeeperd.maptypes import ARRAY, HASH, PROG_ARRAY
 from bpfkeeperd.progtypes import PROGRAM_KINDS
 from bpfkeeperd.state import MapSpec
 from tests.unit.test_desired import BROKEN, EGRESS, FLOWS, desire, file, problems, program
@@ -60,6 +60,20 @@ def test_an_inner_map_of_another_size_is_taken() -> None:
     """The size of a hash is none of its outer map's business."""
     desired = desire(OUTER.format("flows") + OBJECTS, web=file(FLOWS))
     assert desired.maps["outer"].parts == ("flows",)
+
+
+def test_what_is_counted_of_a_declared_map() -> None:
+    """Of an object whose file cannot be used, it is not known whether it is an array now."""
+    maps = "maps:\n  slots: {count: nonzero}\n"
+    slots = MapSpec("slots", ARRAY, 4, 8, 4, pinned=True)
+    assert desire(maps + OBJECTS, web=file(slots, EGRESS)).maps["slots"].count_nonzero
+    other = MapSpec("slots", HASH, 4, 8, 4, pinned=True)
+    message = "maps.slots cannot have count: nonzero is for arrays, it is a HASH: remove it"
+    assert first(problems(maps + OBJECTS, web=file(other, EGRESS))) == message
+    before = desire(OBJECTS, web=file(other, EGRESS))
+    assert not desire(maps + OBJECTS, before, web=BROKEN).maps["slots"].count_nonzero
+    own = "maps:\n  own: {type: array, value: u64, max_entries: 9, count: nonzero}\n"
+    assert desire(own + OBJECTS, web=file(EGRESS)).maps["own"].count_nonzero
 
 
 def test_entries_of_a_declared_map_that_cannot_be_enforced() -> None:

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bpfkeeperd.churn import MapRecord, Memory, Withheld
-from bpfkeeperd.errors import KeeperError
-from bpfkeeperd.state import MapIdChange
-from bpfkeeperd.statefile import read_state, state_path, write_state
+from bpfkeeperd.errors import BusyError, KeeperError
+from bpfkeeperd.state import LastChange, MapIdChange
+from bpfkeeperd.statefile import lock_state, read_state, state_path, write_state
 
 MEMORY = Memory(
     "5a1f",
@@ -23,11 +23,15 @@ MEMORY = Memory(
     {"one": Withheld("5f3a", "its run count did not move")},
 )
 
+TIMES = st.floats(0, 1 << 40)
 RECORDS = st.builds(
     MapRecord,
     st.integers(1, 2**31 - 2),
     st.booleans(),
     st.dictionaries(st.sampled_from(MapIdChange), st.integers(0, 1 << 40)),
+    TIMES,
+    st.none() | st.builds(LastChange, st.sampled_from(MapIdChange), st.integers(0, 9), TIMES),
+    st.integers(0, 2**31 - 2),
 )
 MEMORIES = st.builds(
     Memory,
@@ -60,6 +64,56 @@ def test_no_file_is_nothing_remembered(tmp_path: Path) -> None:
     assert read_state(str(tmp_path / "none.json")) == (Memory(), "")
 
 
+def test_a_file_of_a_former_version_is_read(tmp_path: Path) -> None:
+    record = {"id": 7, "made": True, "changes": {"lost": 1}}
+    text = json.dumps({"format": 1, "boot_id": "x", "maps": {"flows": record}})
+    (tmp_path / "k.json").write_text(text)
+    memory, note = read_state(str(tmp_path / "k.json"))
+    assert (memory, note) == (
+        Memory("x", {"flows": MapRecord(7, made=True, changes={MapIdChange.LOST: 1})}),
+        "",
+    )
+
+
+def test_a_file_of_this_version_is_one_that_the_former_reads(tmp_path: Path) -> None:
+    """Going back loses no count."""
+    last = LastChange(MapIdChange.LOST, 5, 12.5)
+    record = MapRecord(7, made=True, changes={MapIdChange.LOST: 1}, since=12.5, last_change=last)
+    write_state(str(tmp_path / "k.json"), Memory("x", {"flows": record}))
+    data = json.loads((tmp_path / "k.json").read_text())
+    assert data["format"] == 1 and {"boot_id", "maps"} <= set(data)
+    assert data["maps"]["flows"] == {
+        "id": 7,
+        "made": True,
+        "changes": {"lost": 1},
+        "since": 12.5,
+        "last_change": {"reason": "lost", "old_id": 5, "at": 12.5},
+    }
+
+
+def test_one_writer_at_a_time(tmp_path: Path) -> None:
+    path = str(tmp_path / "state" / "k.json")
+    first = lock_state(path)
+    assert first is not None
+    with pytest.raises(BusyError, match=r"another keeper writes the state file .*: stop it first"):
+        lock_state(path)
+    other = lock_state(f"{path}2")
+    assert other is not None, "that of another pin root"
+    os.close(other)
+    write_state(path, MEMORY)
+    with pytest.raises(BusyError):
+        lock_state(path)
+    os.close(first)
+    again = lock_state(path)
+    assert again is not None
+    os.close(again)
+
+
+def test_where_no_state_file_can_be_there_is_no_lock(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert lock_state(str(tmp_path / "file" / "k.json")) is None
+
+
 def damaged_files() -> list[str]:
     whole = {
         "format": 1,
@@ -68,7 +122,20 @@ def damaged_files() -> list[str]:
     }
     record = whole["maps"]
     assert isinstance(record, dict)
+
+    def with_more(**values: object) -> str:
+        return json.dumps(whole | {"maps": {"flows": record["flows"] | values}})
+
     return [
+        with_more(changes={"lost": -1}),
+        with_more(since="soon"),
+        with_more(since=None),
+        with_more(since=float("nan")),
+        with_more(past_id="x"),
+        with_more(last_change=7),
+        with_more(last_change={}),
+        with_more(last_change={"reason": "hm", "old_id": 7, "at": 1.0}),
+        with_more(last_change={"reason": "lost", "old_id": 7, "at": float("inf")}),
         "",
         "null",
         "[]",

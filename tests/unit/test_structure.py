@@ -23,6 +23,7 @@ ONLY_IN = {
     "elftools": {"elf.py"},
     "prometheus_client": {"metrics.py"},
     "systemd": {"service.py"},
+    "ssl": {"tlsfiles.py"},
     "cffi": {"_build/extension.py"},
 }
 PURE = [
@@ -99,6 +100,10 @@ PURE = [
     "columns.py",
     "fullness.py",
     "mapstable.py",
+    "families.py",
+    "exposition.py",
+    "series.py",
+    "moment.py",
     "render.py",
     "suggest.py",
     "verifier.py",
@@ -106,7 +111,8 @@ PURE = [
 ]
 MAY_IMPORT = {
     *("collections", "contextlib", "dataclasses", "difflib", "enum", "errno", "functools"),
-    *("hashlib", "ipaddress", "posixpath", "re", "struct", "sys", "typing", "unicodedata", "zlib"),
+    *("hashlib", "ipaddress", "math", "posixpath", "re", "struct", "sys", "typing"),
+    *("unicodedata", "zlib"),
 }
 STRERROR_ONLY = "errors.py"
 """It needs os.strerror(), and nothing else of os."""

@@ -1,0 +1,47 @@
+"""Who made a map's pin, and why, told by a second pin until the state file tells it.
+
+A keeper can be killed between the two. The mark is made first, so the next one does not take its
+pin for somebody else's.
+"""
+
+import contextlib
+import os
+
+from bpfkeeperd import kernel
+from bpfkeeperd.churn import OwnPins
+from bpfkeeperd.directories import make_directory, pins_below, remove_tree, unlink
+from bpfkeeperd.layout import Layout, escape
+from bpfkeeperd.state import MapIdChange
+
+
+def mark(layout: Layout, name: str, reason: MapIdChange, fd: int) -> str:
+    """Marks the map that is about to be pinned under a name; returns the mark's path."""
+    directory = f"{layout.made}/{reason}"
+    make_directory(layout.made)
+    make_directory(directory)
+    path = f"{directory}/{escape(name)}"
+    unlink(path)
+    kernel.pin(fd, path)
+    return path
+
+
+def marked(layout: Layout) -> OwnPins:
+    """All marks; the names are escaped.
+
+    Raises:
+        KernelError: one cannot be read.
+    """
+    found: dict[str, dict[int, MapIdChange]] = {}
+    for path in pins_below(layout.made, 2):
+        reason, _, name = path.partition("/")
+        opened = kernel.pinned_map(f"{layout.made}/{path}")
+        if opened:
+            os.close(opened[0])
+            found.setdefault(name, {})[opened[1].id] = MapIdChange(reason)
+    return found
+
+
+def remove_marks(layout: Layout) -> None:
+    """The state file tells it now."""
+    with contextlib.suppress(FileNotFoundError):
+        remove_tree(layout.made)

@@ -1,0 +1,92 @@
+"""The maps of the machine that no manifest of this daemon names, and where they are pinned."""
+
+import os
+import struct
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from bpfkeeperd import kernel
+from bpfkeeperd.counting import read_all
+from bpfkeeperd.errors import KeeperError
+from bpfkeeperd.moment import OtherMap
+
+OBJECT_FILE = Path(__file__).parent / "bpf" / "map_list.bpf.o"
+
+DEPTH = 8
+"""Of directories below a bpffs that are looked into."""
+
+LOOK_SECONDS = 5.0
+"""From one look for pins to the next, at least."""
+
+_PROGRAM = "list_maps"
+_RECORD = struct.Struct("=III16s")
+"""``struct record`` of the program."""
+
+
+def map_pins() -> dict[int, tuple[str, ...]]:
+    """Map ID to the paths of its pins, in every bpffs that this process sees.
+
+    It opens each pin for a moment, some 3 us.
+    """
+    found: dict[int, tuple[str, ...]] = {}
+    for mount in kernel.bpffs_mounts():
+        try:
+            pins = kernel.scan(mount, DEPTH, kernel.PinKind.MAP)
+        except KeeperError:  # unmounted meanwhile
+            continue
+        for pin in pins:
+            if pin.kind == kernel.PinKind.MAP and not pin.error:
+                path = "/".join((mount, *pin.path))
+                found[pin.id] = (*found.get(pin.id, ()), path)
+    return {map_id: tuple(sorted(paths)) for map_id, paths in found.items()}
+
+
+class OtherMaps:
+    """Lists them; a context manager that holds one descriptor.
+
+    Raises:
+        KeeperError: this kernel does not list maps this way.
+    """
+
+    def __init__(self) -> None:
+        with kernel.open_object(OBJECT_FILE.read_bytes(), "map_list") as opened:
+            opened.load()
+            self._link_fd = kernel.link_create(opened.program_fd(_PROGRAM), 0, kernel.TRACE_ITER)
+        self._paths: Mapping[int, str] = {}
+        self._next_look = 0.0
+
+    def look_for_pins(self, now: float) -> None:
+        """Takes the paths of pins as they are ``now`` (time.monotonic()), unless it just did."""
+        if now < self._next_look:
+            return
+        self._next_look = now + LOOK_SECONDS
+        self._paths = {map_id: paths[0] for map_id, paths in map_pins().items()}
+
+    def found(self, kept: Collection[int]) -> Iterator[OtherMap]:
+        """All maps but the kept ones, with their pins as of the last look for them."""
+        paths = self._paths
+        with kernel.holding(kernel.iter_create(self._link_fd)) as iterator_fd:
+            records = read_all(iterator_fd)
+        for map_id, kind, max_entries, name in _RECORD.iter_unpack(records):
+            if map_id not in kept:
+                text = name.partition(b"\0")[0].decode("utf-8", "replace")
+                yield OtherMap(map_id, text, kind, max_entries, paths.get(map_id, ""))
+
+    def close(self) -> None:
+        """Lets go of the program; a second call does nothing."""
+        fd, self._link_fd = self._link_fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
