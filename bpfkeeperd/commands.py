@@ -5,20 +5,19 @@ import os
 import signal
 import sys
 from argparse import Namespace
-from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from bpfkeeperd.errors import BusyError, KeeperError, ManifestError
 
 if TYPE_CHECKING:  # what a command needs is imported by that command, and takes its time there
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterable
 
     from bpfkeeperd.actions import Plan
     from bpfkeeperd.churn import Memory
     from bpfkeeperd.entries import Manifest
     from bpfkeeperd.fullness import Counts
-    from bpfkeeperd.state import Outcome, Status
+    from bpfkeeperd.state import MapStatus, Outcome, Status
     from bpfkeeperd.verify import Judged
 
 OK, FAILED, BAD_MANIFEST, CHANGES, CONFIG = 0, 1, 2, 3, 78
@@ -187,8 +186,7 @@ def status(options: Namespace) -> int:
     from bpfkeeperd.terminal import screen_of
 
     snapshot, refused = _look(options)
-    with _counting() as count:
-        counts = count()
+    counts = _counts(snapshot.maps)
     if options.json:
         problems = [*refused, counts.problem] if counts.problem else refused
         found = {**asdict(snapshot), "maps": map_rows(snapshot.maps, counts), "problems": problems}
@@ -211,8 +209,7 @@ def maps(options: Namespace) -> int:
     if options.watch is not None:
         return _watch_maps(options)
     snapshot, _ = _look(options)
-    with _counting() as count:
-        counts = count()
+    counts = _counts(snapshot.maps)
     if options.json:
         print(json.dumps(map_rows(snapshot.maps, counts), indent=2))
         return OK
@@ -223,15 +220,17 @@ def maps(options: Namespace) -> int:
 
 
 def _watch_maps(options: Namespace) -> int:
+    from bpfkeeperd.mapcounts import MapCounts
     from bpfkeeperd.mapwatch import watch_maps
 
-    with _counting() as count:
-        watch_maps(
-            options.config,
-            look=lambda manifest: _look_at(manifest, options)[0],
-            count=count,
-            seconds=options.watch,
-        )
+    with MapCounts() as counting:
+
+        def look(manifest: "Manifest") -> "Status":
+            found, _ = _look_at(manifest, options)
+            counting.follow(found.maps)
+            return found
+
+        watch_maps(options.config, look, counting.read, options.watch)
     return OK
 
 
@@ -391,30 +390,16 @@ def _memory(options: Namespace, pin_root: str) -> "Memory":
     return read_state(state_path(state_directory(options), pin_root))[0]
 
 
-@contextmanager
-def _counting() -> "Iterator[Callable[[], Counts]]":
-    """What counts the entries of all maps, as often as it is called."""
-    from bpfkeeperd.counting import MapCounter
+def _counts(maps: "Iterable[MapStatus]") -> "Counts":
     from bpfkeeperd.fullness import Counts
-    from bpfkeeperd.maptypes import BY_NUMBER
+    from bpfkeeperd.mapcounts import WAIT_SECONDS, MapCounts
 
-    problem = "map fullness is not shown: {}"
-    with ExitStack() as stack:
+    with MapCounts() as counting:
+        counting.follow(maps, wait_seconds=WAIT_SECONDS)
         try:
-            counter = stack.enter_context(MapCounter.open())
+            return counting.read()
         except KeeperError as error:
-            without = Counts(problem=problem.format(error))
-            yield lambda: without
-            return
-        counted_by = {number: counter.counted_by(number) for number in BY_NUMBER}
-
-        def count() -> Counts:
-            try:
-                return Counts(counter.counts(), counted_by)
-            except KeeperError as error:
-                return Counts(problem=problem.format(error))
-
-        yield count
+            return Counts(problem=str(error))
 
 
 def state_directory(options: Namespace) -> str:

@@ -18,14 +18,22 @@ class Counts:
     entries: Mapping[int, int] = field(default_factory=dict)
     """Map ID to entries in use (bytes of ring buffers); of those that could be counted."""
     counted_by: Mapping[int, str] = field(default_factory=dict)
-    """Map type to how its maps are counted; empty or absent: not at all, or not known."""
+    """Map type to how its maps are counted; empty or absent: they are not, or it is not known."""
+    ways: Mapping[int, str] = field(default_factory=dict)
+    """Map ID to how it was counted, where that is not as others of its type."""
     ages_seconds: Mapping[int, float] = field(default_factory=dict)
     """Map ID to how old its count is, where it is not of now."""
     problem: str = ""
-    """Why there are none."""
+    """Why there are none, or not of all."""
 
     def of(self, map_id: int | None) -> int | None:
         return None if map_id is None else self.entries.get(map_id)
+
+    def way(self, map_id: int | None, map_type: int) -> str:
+        """How it was counted; empty if it was not."""
+        if map_id is None or map_id not in self.entries:
+            return ""
+        return self.ways.get(map_id) or self.counted_by.get(map_type, "")
 
 
 def count_of(map_type: int) -> Count:

@@ -32,7 +32,7 @@ def _row(found: MapStatus | InnerStatus, counts: Counts) -> dict[str, object]:
         "type": type_name(found.type),
         "entries": entries,
         "fill_ratio": fill_ratio(found.max_entries, entries),
-        "counted_by": "" if entries is None else counts.counted_by.get(found.type, ""),
+        "counted_by": counts.way(found.id, found.type),
         "count_age_seconds": counts.ages_seconds.get(found.id or 0),
     }
 

@@ -13,7 +13,7 @@ INNER_ROWS_MAX = 16
 """Inner maps shown of each map of maps."""
 
 _WIDE = ("VALUE KEY", "POLICY", "USED OF", "FILL", "LAST CHANGES", "MAP", "PINNED")
-_NARROW = ("LAST", "TYPE", "RATE", "MAP", "OF", "USED", "FILL", "ID", "MAP")
+_NARROW = ("LAST", "TYPE", "AGE", "RATE", "MAP", "OF", "USED", "FILL", "ID", "MAP")
 _CONCESSIONS = (*_WIDE, "FILL", "MAP", "TYPE", "FILL", "PINNED", *_NARROW)
 """At 80 columns the bar has four cells, and ``LAST CHANGE`` tells how many there were."""
 _MOVING_CONCESSIONS = (*_WIDE, "FILL", "PINNED", "MAP", "TYPE", "FILL", *_NARROW)
@@ -36,6 +36,8 @@ class _Row:
     type: int
     max_entries: int
     used: int | None
+    age_seconds: float | None
+    """Of ``used``; None where it is of now."""
     outer: MapStatus | None
     """None of an inner map."""
     notes: tuple[Cell, ...] = ()
@@ -63,27 +65,20 @@ def _rows(status: MapStatus, counts: Counts) -> Iterator[_Row]:
         status.type,
         status.max_entries,
         counts.of(status.id),
+        counts.ages_seconds.get(status.id or 0),
         status,
-        tuple(_notes(status, counts)),
+        (Cell(status.problem, Style.WARNING),) if status.problem else (),
     )
     for found in status.inner[:INNER_ROWS_MAX]:
         used = counts.of(found.id)
         yield _inner_row(found, used)
     more = len(status.inner) - INNER_ROWS_MAX
     if more > 0:
-        yield _Row(f"  and {more} more", None, -1, 0, None, None)
+        yield _Row(f"  and {more} more", None, -1, 0, None, None, None)
 
 
 def _inner_row(found: InnerStatus, used: int | None) -> _Row:
-    return _Row(f"  [{found.key}]", found.id, found.type, found.max_entries, used, None)
-
-
-def _notes(status: MapStatus, counts: Counts) -> Iterator[Cell]:
-    if status.problem:
-        yield Cell(status.problem, Style.WARNING)
-    seconds = counts.ages_seconds.get(status.id or 0)
-    if seconds is not None:
-        yield Cell(f"counted {age(seconds)} ago")
+    return _Row(f"  [{found.key}]", found.id, found.type, found.max_entries, used, None, None)
 
 
 def _columns(rows: Sequence[_Row], screen: Screen, now: float, motion: Motion | None) -> Columns:
@@ -104,6 +99,7 @@ def _columns(rows: Sequence[_Row], screen: Screen, now: float, motion: Motion | 
         "FILL": [
             Form("FILL", _fill(rows, cells, screen), right=not cells) for cells in (10, 6, 4, 0)
         ],
+        "AGE": [Form("AGE", _ages(rows), right=True)] if any(map(_is_old, rows)) else [],
         "RATE": [Form("    RATE", _rates(rows, motion), right=True)] if motion else [],
         "CHANGES": [Form("CHANGES", [found[0] for found in numbers], right=True)],
         "LAST": [
@@ -161,6 +157,14 @@ def _fill(rows: Sequence[_Row], cells: int, screen: Screen) -> list[Cell]:
         )
         for row in rows
     ]
+
+
+def _is_old(row: _Row) -> bool:
+    return row.age_seconds is not None
+
+
+def _ages(rows: Sequence[_Row]) -> list[Cell]:
+    return [Cell("" if row.age_seconds is None else age(row.age_seconds)) for row in rows]
 
 
 def _rates(rows: Sequence[_Row], motion: Motion | None) -> list[Cell]:

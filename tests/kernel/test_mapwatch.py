@@ -16,6 +16,7 @@ import pytest
 from bpfkeeperd import commands, kernel
 from bpfkeeperd.columns import Screen
 from bpfkeeperd.entries import Manifest
+from bpfkeeperd.mapcounts import MapCounts
 from bpfkeeperd.mapwatch import LOOK_SECONDS, MapWatch
 from bpfkeeperd.state import Status
 from tests.scenario import World
@@ -32,15 +33,17 @@ class Watched:
 
     def __init__(self, world: World, stack: ExitStack) -> None:
         options = Namespace(state_dir=world.state_directory, config=str(world.manifest_file))
-        count = stack.enter_context(commands._counting())
+        counting = stack.enter_context(MapCounts())
         self.looks = 0
         self.now = 1000.0
 
         def look(manifest: Manifest) -> Status:
             self.looks += 1
-            return commands._look_at(manifest, options)[0]
+            found, _ = commands._look_at(manifest, options)
+            counting.follow(found.maps)
+            return found
 
-        self._watch = MapWatch(options.config, look, count)
+        self._watch = MapWatch(options.config, look, counting.read)
 
     def turn(self, seconds: float = 1.0, *, height: int = 24, colour: bool = False) -> list[str]:
         """What is shown after so many seconds, without the headline and the blank line below."""
@@ -93,7 +96,7 @@ def test_counts_are_of_each_turn_and_their_rate_is_told(world: World, watched: W
     fill(world.pins / "flows", 500)
     lines = watched.turn(2.0)
     assert row(lines, "flows")[3:5] == ["500", "1,000"]
-    assert row(lines, "flows")[6:] == ["50%", "+250/s", "never", "others"]
+    assert row(lines, "flows")[6:] == ["50%", "+250/s", "never", "keeper"]
     assert "+" not in " ".join(row(watched.turn(), "flows"))
     assert watched.looks == 1
 

@@ -23,7 +23,7 @@ MANIFEST = f"""
 maps:
   flows: {{type: hash, key: u32, value: u64, max_entries: 1000}}
   recent: {{type: lru_hash, key: u32, value: u64, max_entries: 200000}}
-  settings: {{type: array, key: u32, value: u64, max_entries: 4}}
+  settings: {{type: array, key: u32, value: u64, max_entries: 4, count: nonzero}}
   events: {{type: ringbuf, max_entries: 1048576}}
   jumps: {{type: prog_array, max_entries: 8}}
   {LONG}: {{type: hash, key: u32, value: u64, max_entries: 100}}
@@ -129,7 +129,8 @@ def test_status(served: World) -> None:
         lines, code = window.run("k status")
         assert code == 0
         assert lines[0] == f"a daemon keeps {served.pins}: 11 maps, 1 attachment"
-        assert lines[1:4] == ["all fine", "", "STATE  ATTACHMENT  HOOK               TARGET"]
+        assert lines[1:3] == ["all fine", ""]
+        assert lines[3].split() == ["STATE", "ATTACHMENT", "HOOK", "TARGET", "DIGEST"]
         assert re.match(r"up     one/count   cgroup_skb/egress  cgroup:/sys/", lines[4])
         assert lines[5] == "" and lines[6].startswith("MAP ") and len(lines) == 19
         ((link_id, _),) = served.link_ids().values()
@@ -158,7 +159,7 @@ def test_colours(served: World) -> None:
             assert not any("\x1b" in line for line in styled(window)), variable
         lines, _ = window.run("NO_COLOR=1 LC_ALL=C k maps")
         assert all(line.isascii() for line in lines) and "##..  50%" in lines[1]
-        assert r"\u6d..8868" in "\n".join(lines)
+        assert any(re.match(r"\\u6d\w*\.\.\w*8868 ", line) for line in lines)
 
 
 def test_a_file_gets_it_all(served: World) -> None:

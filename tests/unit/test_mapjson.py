@@ -28,7 +28,7 @@ FLOWS = MapStatus(
 
 
 def test_a_map() -> None:
-    counts = Counts({42: 50, 43: 10}, {HASH: "kfunc"}, {42: 12.5})
+    counts = Counts({42: 50, 43: 10}, {HASH: "kfunc"}, {42: "batch"}, {42: 12.5})
     (row,) = json.loads(json.dumps(map_rows([FLOWS], counts)))
     assert row == {
         "name": "flows",
@@ -58,9 +58,10 @@ def test_a_map() -> None:
         "made": True,
         "last_change": {"reason": "lost", "old_id": 40, "at": "2023-11-14T22:13:20Z"},
         "other_pins": ["/sys/fs/bpf/tc/globals/flows"],
+        "count_nonzero": False,
         "entries": 50,
         "fill_ratio": 0.25,
-        "counted_by": "kfunc",
+        "counted_by": "batch",
         "count_age_seconds": 12.5,
     }
 

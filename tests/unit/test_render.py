@@ -151,8 +151,12 @@ def test_a_storage_has_no_end_and_an_estimate_is_none_to_rely_on() -> None:
 
 
 def test_the_age_of_a_count() -> None:
-    lines = maps(FLOWS, EVENTS, counts=Counts({42: 150}, ages_seconds={42: 12.3}))
-    assert lines[2] == "    counted 12s ago" and len(lines) == 4
+    lines = maps(FLOWS, EVENTS, width=80, counts=Counts({42: 150, 7: 1}, ages_seconds={42: 12.3}))
+    assert [line[29:64].rstrip() for line in lines] == [
+        " OF  FILL         AGE  LAST CHANGE",
+        "00K  ▏░░░░░  <1%  12s  2h recreated",
+        "KiB  ▏░░░░░  <1%       never",
+    ]
 
 
 def test_maps_in_maps() -> None:
