@@ -160,7 +160,9 @@ def _map_status(
     if found.pinned:
         pinned = _pinned_status(wanted.name, found, wanted.policy, layout, memory, reuses)
         astray = _astray_text(wanted, found)
-        return replace(pinned, problem=astray) if astray else pinned
+        if astray or wanted.count_nonzero:
+            return replace(pinned, problem=astray, count_nonzero=wanted.count_nonzero)
+        return pinned
     record = memory.maps.get(wanted.name, UNKNOWN)
     return MapStatus(
         name=wanted.name,
