@@ -23,7 +23,7 @@ MANIFEST = f"""
 maps:
   flows: {{type: hash, key: u32, value: u64, max_entries: 1000}}
   recent: {{type: lru_hash, key: u32, value: u64, max_entries: 200000}}
-  settings: {{type: array, key: u32, value: u64, max_entries: 4, count: nonzero}}
+  settings: {{type: array, key: u32, value: u64, max_entries: 4}}
   events: {{type: ringbuf, max_entries: 1048576}}
   jumps: {{type: prog_array, max_entries: 8}}
   {LONG}: {{type: hash, key: u32, value: u64, max_entries: 100}}
@@ -178,6 +178,23 @@ def test_json(served: World) -> None:
     assert rows["flows"]["counted_by"] and rows["settings"]["counted_by"] == ""
     (inner,) = rows["rooms"]["inner"]
     assert (inner["id"], inner["entries"]) == (rows["room"]["id"], 0)
+
+
+def test_a_count_that_is_not_of_now(world: World) -> None:
+    world.write(
+        "maps: {slots: {type: array, key: u32, value: u64, max_entries: 4, count: nonzero,"
+        " entries: [{key: 1, value: 7}]}}\n"
+    )
+    assert cli(world, "apply").returncode == 0
+    ((row),) = json.loads(cli(world, "maps", "--json").stdout)
+    assert (row["entries"], row["fill_ratio"], row["counted_by"]) == (1, 0.25, "nonzero")
+    assert 0 <= row["count_age_seconds"] < 60
+    with terminal(world, 80, 24) as window:
+        lines, _ = window.run("k maps")
+        assert normal(lines[0]) == (
+            "MAP  ID  TYPE  USED  OF  FILL  AGE  CHANGES  LAST CHANGE  PINNED BY"
+        )
+        assert re.search(r" 1  4  ██▌░░░░░░░  25%  \d+s  0  never  BY$", normal(lines[1]))
 
 
 def test_a_watch_shows_what_changes_and_q_ends_it(served: World) -> None:

@@ -25,6 +25,7 @@ ONLY_IN = {
     "systemd": {"service.py"},
     "ssl": {"tlsfiles.py"},
     "cffi": {"_build/extension.py"},
+    "termios": {"terminal.py"},
 }
 PURE = [
     "btf.py",
