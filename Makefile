@@ -66,10 +66,10 @@ clean: ## remove all that was built, and the environment
 	@find bpfkeeperd tests -name __pycache__ -prune -exec rm -rf {} +
 
 # Asks dpkg first: on a machine that has everything this is quick and needs no root. bpftool, which
-# only tests use, and virtiofsd are no packages of their own on some releases: such a program is
-# installed where there is a package of its name.
+# only tests use as they do tmux, and virtiofsd are no packages of their own on some releases: such a
+# program is installed where there is a package of its name.
 packages: WANTED := $(PACKAGES)
-packages: OPTIONAL := bpftool
+packages: OPTIONAL := bpftool tmux
 guest-packages: WANTED := $(GUEST_PACKAGES)
 guest-packages: OPTIONAL := virtiofsd
 packages guest-packages:
@@ -85,11 +85,13 @@ packages guest-packages:
 		echo "installing$$missing"; \
 		$(SUDO) apt-get update -qq || echo "cannot update the package lists: using those at hand"; \
 	fi; \
-	if ! PATH="$$PATH:/usr/sbin:/sbin:/usr/libexec:/usr/lib/qemu" \
-		command -v $(OPTIONAL) >/dev/null && \
-		apt-cache policy $(OPTIONAL) | grep -q 'Candidate: [0-9]'; then \
-		missing="$$missing $(OPTIONAL)"; \
-	fi; \
+	for program in $(OPTIONAL); do \
+		if ! PATH="$$PATH:/usr/sbin:/sbin:/usr/libexec:/usr/lib/qemu" \
+			command -v $$program >/dev/null && \
+			apt-cache policy $$program | grep -q 'Candidate: [0-9]'; then \
+			missing="$$missing $$program"; \
+		fi; \
+	done; \
 	[ -z "$$missing" ] || $(SUDO) env DEBIAN_FRONTEND=noninteractive \
 		apt-get install -qq -y --no-install-recommends \
 		-o DPkg::Lock::Timeout=300 $$missing

@@ -50,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     text = "Have the daemon reload its manifest."
     _add_reload(command("reload", commands.reload, text, "json", "force"))
     command("status", commands.status, "Show maps, attachments and drift as they are.", "json")
-    command("maps", commands.maps, "Show the kept maps and how full they are.", "json")
+    _add_maps(command("maps", commands.maps, "Show the kept maps and how full they are."))
     text = "Print what Prometheus is shown, daemon or not."
     _add_textfile(command("metrics", commands.metrics, text))
     sub = command("dump", commands.dump, "Show the contents of a map, whoever made it.", "json")
@@ -92,6 +92,29 @@ def _add_wait(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("map", metavar="MAP", help="a kept map, or the path of a pin")
     sub.add_argument("--id", type=_map_id, metavar="N", help="the ID known; default: that of now")
     sub.add_argument("--timeout", type=float, metavar="SECONDS", help="then fail; default: never")
+
+
+def _add_maps(sub: argparse.ArgumentParser) -> None:
+    group = sub.add_mutually_exclusive_group()
+    group.add_argument("--json", action="store_true", help="for scripts")
+    group.add_argument(
+        "--watch",
+        type=_seconds,
+        nargs="?",
+        const=1.0,
+        metavar="SECONDS",
+        help="show them again every second, or so often, until q",
+    )
+
+
+def _seconds(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0.1 <= number <= 86400:
+        raise argparse.ArgumentTypeError(f"not a number of seconds from 0.1 to a day: {text!r}")
+    return number
 
 
 def _map_id(text: str) -> int:

@@ -10,7 +10,7 @@ import heapq
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -19,6 +19,8 @@ from typing import Literal
 from bpfkeeperd import kernel
 from bpfkeeperd.errors import ENOTSUPP, KernelError
 from bpfkeeperd.mapmemory import memory_changes
+from bpfkeeperd.maptypes import BY_NUMBER, Count
+from bpfkeeperd.state import MapStatus
 
 BUDGET_SHARE = 0.02
 """Of the time of one CPU."""
@@ -63,6 +65,23 @@ class CensusResult:
     """What failed last time."""
     uncounted: str = ""
     """Why it is not counted at all though that was asked for."""
+
+
+def census_maps(maps: Iterable[MapStatus], counted_by: Callable[[int], str]) -> Iterator[CensusMap]:
+    """What is to be had of each map from time to time: its memory, and its entries where no scrape
+    counts them."""
+    for found in maps:
+        known = BY_NUMBER.get(found.type)
+        if found.id is None or known is None:
+            continue
+        count: Literal["", "entries", "nonzero"] = ""
+        if found.count_nonzero:
+            count = "nonzero"
+        elif known.count is Count.ENTRIES and not counted_by(found.type):
+            count = "entries"
+        yield CensusMap(
+            found.id, found.path, found.type, found.max_entries, found.flags, count, found.name
+        )
 
 
 class Census:

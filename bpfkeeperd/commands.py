@@ -5,16 +5,19 @@ import os
 import signal
 import sys
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from bpfkeeperd.errors import BusyError, KeeperError, ManifestError
 
 if TYPE_CHECKING:  # what a command needs is imported by that command, and takes its time there
+    from collections.abc import Iterable
+
     from bpfkeeperd.actions import Plan
     from bpfkeeperd.churn import Memory
-    from bpfkeeperd.state import InnerStatus, MapStatus, Outcome, Status
+    from bpfkeeperd.entries import Manifest
+    from bpfkeeperd.fullness import Counts
+    from bpfkeeperd.state import MapStatus, Outcome, Status
     from bpfkeeperd.verify import Judged
 
 OK, FAILED, BAD_MANIFEST, CHANGES, CONFIG = 0, 1, 2, 3, 78
@@ -176,33 +179,58 @@ def _print_outcome(options: Namespace, outcome: "Outcome", changes: list[str]) -
 
 
 def status(options: Namespace) -> int:
+    import time
+
+    from bpfkeeperd.mapjson import map_rows
     from bpfkeeperd.render import status_text
+    from bpfkeeperd.terminal import screen_of
 
     snapshot, refused = _look(options)
-    counts, problem = _counts()
-    problems = [*refused, problem] if problem else refused
+    counts = _counts(snapshot.maps)
     if options.json:
-        found = {**asdict(snapshot), "maps": _map_rows(snapshot.maps, counts), "problems": problems}
+        problems = [*refused, counts.problem] if counts.problem else refused
+        found = {**asdict(snapshot), "maps": map_rows(snapshot.maps, counts), "problems": problems}
         print(json.dumps(found, indent=2))
     else:
-        print(status_text(snapshot, counts, problems))
-        print(f"\n{_who_keeps(options)}")
+        kept, screen = _who_keeps(options), screen_of(sys.stdout)
+        print(status_text(snapshot, counts, refused, kept, screen, now=time.time()))
     up = all(attachment.up for attachment in snapshot.attachments)
     pinned = all(entry.id is not None for entry in snapshot.maps)
     return OK if up and pinned and not refused else FAILED
 
 
 def maps(options: Namespace) -> int:
-    from bpfkeeperd.render import maps_table
+    import time
 
+    from bpfkeeperd.mapjson import map_rows
+    from bpfkeeperd.render import maps_table
+    from bpfkeeperd.terminal import screen_of
+
+    if options.watch is not None:
+        return _watch_maps(options)
     snapshot, _ = _look(options)
-    counts, problem = _counts()
+    counts = _counts(snapshot.maps)
     if options.json:
-        print(json.dumps(_map_rows(snapshot.maps, counts), indent=2))
+        print(json.dumps(map_rows(snapshot.maps, counts), indent=2))
         return OK
-    print(maps_table(snapshot.maps, counts))
-    if problem:
-        print(problem)
+    print(maps_table(snapshot.maps, counts, screen_of(sys.stdout), now=time.time()))
+    if counts.problem:
+        print(counts.problem)
+    return OK
+
+
+def _watch_maps(options: Namespace) -> int:
+    from bpfkeeperd.mapcounts import MapCounts
+    from bpfkeeperd.mapwatch import watch_maps
+
+    with MapCounts() as counting:
+
+        def look(manifest: "Manifest") -> "Status":
+            found, _ = _look_at(manifest, options)
+            counting.follow(found.maps)
+            return found
+
+        watch_maps(options.config, look, counting.read, options.watch)
     return OK
 
 
@@ -316,19 +344,25 @@ def explain_errno(options: Namespace) -> int:
 
 def _look(options: Namespace) -> "tuple[Status, list[str]]":
     """The status of now, and what the manifest wants and cannot be had."""
+    from bpfkeeperd.layout import Layout
+    from bpfkeeperd.lock import reading
+    from bpfkeeperd.manifest import read_manifest
+
+    manifest = read_manifest(options.config)
+    with reading(Layout(manifest.pin_root).own):
+        return _look_at(manifest, options)
+
+
+def _look_at(manifest: "Manifest", options: Namespace) -> "tuple[Status, list[str]]":
     from bpfkeeperd.drift import differences
     from bpfkeeperd.inner import with_inner_maps
     from bpfkeeperd.keeper import look
     from bpfkeeperd.layout import Layout
-    from bpfkeeperd.lock import reading
-    from bpfkeeperd.manifest import read_manifest
     from bpfkeeperd.snapshot import status as snapshot
     from bpfkeeperd.state import HealStatus, ReloadStatus
 
-    manifest = read_manifest(options.config)
     memory = _memory(options, manifest.pin_root)
-    with reading(Layout(manifest.pin_root).own):
-        seen = look(manifest, memory, withhold=True)
+    seen = look(manifest, memory, withhold=True)
     now = snapshot(
         seen.desired,
         seen.observed,
@@ -340,17 +374,6 @@ def _look(options: Namespace) -> "tuple[Status, list[str]]":
     )
     now = with_inner_maps(now, Layout(manifest.pin_root))
     return now, [str(refusal) for refusal in seen.plan.refusals]
-
-
-def _map_rows(maps: "Sequence[MapStatus]", counts: Mapping[int, int]) -> list[dict[str, object]]:
-    """Maps for JSON: with the names of their types, and how many entries are in them."""
-    from bpfkeeperd.maptypes import type_name
-
-    def row(found: "MapStatus | InnerStatus") -> dict[str, object]:
-        entries = counts.get(found.id or 0)
-        return {**asdict(found), "type": type_name(found.type), "entries": entries}
-
-    return [{**row(found), "inner": [row(inner) for inner in found.inner]} for found in maps]
 
 
 def _who_keeps(options: Namespace) -> str:
@@ -367,14 +390,16 @@ def _memory(options: Namespace, pin_root: str) -> "Memory":
     return read_state(state_path(state_directory(options), pin_root))[0]
 
 
-def _counts() -> tuple[Mapping[int, int], str]:
-    from bpfkeeperd.counting import MapCounter
+def _counts(maps: "Iterable[MapStatus]") -> "Counts":
+    from bpfkeeperd.fullness import Counts
+    from bpfkeeperd.mapcounts import WAIT_SECONDS, MapCounts
 
-    try:
-        with MapCounter.open() as counter:
-            return counter.counts(), ""
-    except KeeperError as error:
-        return {}, f"map fullness is not shown: {error}"
+    with MapCounts() as counting:
+        counting.follow(maps, wait_seconds=WAIT_SECONDS)
+        try:
+            return counting.read()
+        except KeeperError as error:
+            return Counts(problem=str(error))
 
 
 def state_directory(options: Namespace) -> str:

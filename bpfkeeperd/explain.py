@@ -1,5 +1,6 @@
 """A map type told in full: what it is for, what creation wants, how it is treated. Pure."""
 
+from bpfkeeperd.columns import table
 from bpfkeeperd.errors import KeeperError
 from bpfkeeperd.mapcolumns import (
     Btf,
@@ -22,7 +23,6 @@ from bpfkeeperd.mapflags import (
     flags_in,
 )
 from bpfkeeperd.maptypes import BLOOM_FILTER, BY_NAME, MAP_TYPES, Count, MapType
-from bpfkeeperd.render import table
 from bpfkeeperd.suggest import did_you_mean
 
 _ACCESS = OF_DESCRIPTOR | RDONLY_PROG | WRONLY_PROG

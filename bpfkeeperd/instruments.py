@@ -2,22 +2,21 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from types import TracebackType
-from typing import Literal, Self, TypeVar
+from typing import Self, TypeVar
 
 from bpfkeeperd import kernel
-from bpfkeeperd.census import Census, CensusMap
+from bpfkeeperd.census import Census, CensusMap, census_maps
 from bpfkeeperd.counting import MapCounter
 from bpfkeeperd.entries import Manifest
 from bpfkeeperd.errors import KeeperError
 from bpfkeeperd.mapids import MapIdAllocator
-from bpfkeeperd.maptypes import BY_NUMBER, Count
 from bpfkeeperd.metrics import Metrics, Sources
 from bpfkeeperd.moment import OtherMap, SlowFigures
 from bpfkeeperd.othermaps import OtherMaps
-from bpfkeeperd.state import MapStatus, ProgramFigures, Status
+from bpfkeeperd.state import ProgramFigures, Status
 
 log = logging.getLogger(__name__)
 
@@ -150,23 +149,6 @@ class Instruments:
         elif not wanted and self._statistics:
             self._statistics.close()
             self._statistics = None
-
-
-def census_maps(maps: Iterable[MapStatus], counted_by: Callable[[int], str]) -> Iterator[CensusMap]:
-    """What is to be had of each map from time to time: its memory, and its entries where no scrape
-    counts them."""
-    for found in maps:
-        known = BY_NUMBER.get(found.type)
-        if found.id is None or known is None:
-            continue
-        count: Literal["", "entries", "nonzero"] = ""
-        if found.count_nonzero:
-            count = "nonzero"
-        elif known.count is Count.ENTRIES and not counted_by(found.type):
-            count = "entries"
-        yield CensusMap(
-            found.id, found.path, found.type, found.max_entries, found.flags, count, found.name
-        )
 
 
 def _program_figures(paths: Sequence[str]) -> Mapping[str, ProgramFigures]:

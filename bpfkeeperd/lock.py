@@ -89,6 +89,20 @@ def reading(directory: str) -> Iterator[int | None]:
 
 
 @contextmanager
+def try_reading(directory: str) -> Iterator[bool]:
+    """As `reading`, but waits for nobody: whether it could be had."""
+    try:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        yield True
+        return
+    try:
+        yield _flock(fd, fcntl.LOCK_SH, patience_seconds=0)
+    finally:
+        os.close(fd)
+
+
+@contextmanager
 def writing(directory: str) -> Iterator[int | None]:
     """Keeps readers out while a reload is under way; a reader that hangs is not waited for.
 

@@ -1,115 +1,138 @@
-"""Values become text for people: tables and one-line facts. Pure."""
+"""The status becomes text for people. Pure."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
-from bpfkeeperd.maptypes import BY_NUMBER, Count, type_name
-from bpfkeeperd.state import AttachmentStatus, Difference, InnerStatus, MapStatus, Status
+from bpfkeeperd.celltext import visible, width_of, wrapped
+from bpfkeeperd.columns import Cell, Columns, Form, Screen, Style, lay_out, safe
+from bpfkeeperd.fullness import Counts
+from bpfkeeperd.mapstable import lay_out_maps
+from bpfkeeperd.state import AttachmentStatus, Difference, MapStatus, Status, counted
 
-INNER_ROWS_MAX = 16
-"""Inner maps shown of each map of maps."""
 DIFFERENCE_ROWS_MAX = 50
 
+_DIGEST_SHOWN = 12
+_CONCESSIONS = (
+    *("TAG", "DIGEST", "DIGEST", "TARGET", "ATTACHMENT", "TARGET", "HOOK", "ATTACHMENT"),
+    *("HOOK", "TARGET", "ATTACHMENT", "STATE"),
+)
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Columns as wide as they must be, numbers to the right."""
-    lines = [list(head), *(list(row) for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    numeric = [
-        all(
-            line[column].strip("~% B").replace(".", "").isdigit() or line[column] in ("-", "")
-            for line in lines[1:]
-        )
-        for column in range(len(head))
+
+def maps_table(maps: Iterable[MapStatus], counts: Counts, screen: Screen, *, now: float) -> str:
+    """``now`` is Unix time."""
+    return "\n".join(lay_out_maps(maps, counts, screen, now=now).lines())
+
+
+def attachments_table(attachments: Sequence[AttachmentStatus], screen: Screen) -> str:
+    columns = _attachment_columns(attachments)
+    notes = [
+        (Cell(found.problem, Style.WARNING),) if found.problem else () for found in attachments
     ]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if right else cell.ljust(width)
-            for cell, width, right in zip(line, widths, numeric, strict=True)
-        ).rstrip()
-        for line in lines
-    )
+    return "\n".join(lay_out(safe(columns, screen), _CONCESSIONS, notes, screen).lines())
 
 
-def maps_table(maps: Iterable[MapStatus], counts: Mapping[int, int]) -> str:
-    rows: list[Sequence[str]] = []
-    for status in maps:
-        rows.append(
-            (
-                status.name,
-                "-" if status.id is None else str(status.id),
-                type_name(status.type),
-                *_fullness(status.type, status.max_entries, counts.get(status.id or 0)),
-                str(status.policy),
-                str(sum(status.changes.values())),
-                status.problem,
-            )
-        )
-        rows.extend(_inner_rows(status.inner, counts))
-    head = ("MAP", "ID", "TYPE", "USED", "OF", "FILL", "POLICY", "ID CHANGES", "")
-    return table(head, rows)
+def _attachment_columns(attachments: Sequence[AttachmentStatus]) -> Columns:
+    states = [_state_cell(found) for found in attachments]
+    names = [Cell(f"{found.object}/{found.program}") for found in attachments]
+    hooks = [Cell(found.hook) for found in attachments]
+    targets = [Cell(found.target) for found in attachments]
+    digests = [Cell(found.digest) for found in attachments]
+    known = any(found.digest for found in attachments)
+    return {
+        "STATE": [Form("STATE", states)],
+        "ATTACHMENT": [Form("ATTACHMENT", names, least=least) for least in (None, 24, 12, 1)],
+        "HOOK": [Form("HOOK", hooks, least=least) for least in (None, 12)],
+        "TARGET": [Form("TARGET", targets, least=least) for least in (None, 30, 12)],
+        "DIGEST": [
+            Form("DIGEST", digests),
+            Form("DIGEST", [Cell(cell.text[:_DIGEST_SHOWN]) for cell in digests]),
+        ]
+        if known
+        else [],
+        "TAG": [Form("TAG", [Cell(found.tag) for found in attachments])] if known else [],
+    }
 
 
-def _fullness(map_type: int, max_entries: int, used: int | None) -> tuple[str, str, str]:
-    """Used, of how many, in percent; a storage has no end, and no part of it is used."""
-    known = BY_NUMBER.get(map_type)
-    unit = " B" if known and known.count is Count.BYTES else ""
-    about = "~" if known and known.count is Count.ESTIMATE else ""
-    fill = "-"
-    if used is not None and max_entries:
-        fill = f"{100 * min(used / max_entries, 1):.1f}%"
-    return (
-        "-" if used is None else f"{about}{used}{unit}",
-        f"{max_entries}{unit}" if max_entries else "-",
-        fill,
-    )
+def _state_cell(status: AttachmentStatus) -> Cell:
+    if not status.up:
+        return Cell("DOWN", Style.DOWN)
+    return Cell("up, adopted" if status.adopted else "up", Style.GOOD)
 
 
-def _inner_rows(
-    inner: Sequence[InnerStatus], counts: Mapping[int, int]
-) -> Iterator[tuple[str, ...]]:
-    for found in inner[:INNER_ROWS_MAX]:
-        fullness = _fullness(found.type, found.max_entries, counts.get(found.id))
-        yield f"  [{found.key}]", str(found.id), type_name(found.type), *fullness, "", "", ""
-    more = len(inner) - INNER_ROWS_MAX
-    if more > 0:
-        yield f"  ... and {more} more", *[""] * 8
-
-
-def attachments_table(attachments: Iterable[AttachmentStatus]) -> str:
-    return table(
-        ("ATTACHMENT", "HOOK", "TARGET", "STATE", ""),
-        (
-            (
-                f"{status.object}/{status.program}",
-                status.hook,
-                status.target,
-                ("up, adopted" if status.adopted else "up") if status.up else "DOWN",
-                status.problem,
-            )
-            for status in attachments
-        ),
-    )
-
-
-def differences_table(differences: Sequence[Difference]) -> str:
-    rows = [(found.kind, found.text) for found in differences[:DIFFERENCE_ROWS_MAX]]
-    more = len(differences) - len(rows)
-    if more > 0:
-        rows.append((f"... and {more} more", ""))
-    return table(("DRIFT", "WHAT A RELOAD DOES"), rows)
-
-
-def status_text(status: Status, counts: Mapping[int, int], problems: Sequence[str]) -> str:
-    parts = []
-    if status.maps:
-        parts.append(maps_table(status.maps, counts))
+def status_text(
+    status: Status, counts: Counts, refused: Sequence[str], kept: str, screen: Screen, *, now: float
+) -> str:
+    """All of it, in sections; ``kept`` says who keeps the pin root, ``now`` is Unix time."""
+    parts = [_headline(status, refused, kept, screen)]
     if status.attachments:
-        parts.append(attachments_table(status.attachments))
-    drifting = [f"{kind} {count}" for kind, count in status.drift.items() if count]
-    parts.append(f"drift from the manifest: {', '.join(drifting) or 'none'}")
-    others = [found for found in status.differences if found.text not in problems]
-    if others:
-        parts.append(differences_table(others))
-    if problems:
-        parts.append("\n".join(problems))
+        parts.append(attachments_table(status.attachments, screen))
+    if status.maps:
+        parts.append(maps_table(status.maps, counts, screen, now=now))
+    if counts.problem:
+        parts.append("\n".join(wrapped(counts.problem, screen.width)))
+    if drift := list(_drift_lines(status, refused, screen)):
+        parts.append("\n".join(drift))
+    if refused:
+        parts.append("\n".join(_refused_lines(refused, screen)))
     return "\n\n".join(parts)
+
+
+def _headline(status: Status, refused: Sequence[str], kept: str, screen: Screen) -> str:
+    wrong = list(_wrong(status, refused))
+    drifting = sum(status.drift.values())
+    if wrong:
+        style, said = Style.BAD, f"{', '.join(wrong)}"
+    elif drifting:
+        style, said = Style.WARNING, counted(drifting, "difference") + " from the manifest"
+    else:
+        style, said = Style.GOOD, "all fine"
+    parts = [counted(len(status.maps), "map"), counted(len(status.attachments), "attachment")]
+    lines = wrapped(visible(f"{kept}: {', '.join(parts)}", unicode=screen.unicode), screen.width)
+    return "\n".join([*lines, *(screen.paint(line, style) for line in wrapped(said, screen.width))])
+
+
+def _wrong(status: Status, refused: Sequence[str]) -> Iterator[str]:
+    """What has ``status`` fail, counted."""
+    down = sum(not found.up for found in status.attachments)
+    unpinned = sum(found.id is None for found in status.maps)
+    if down:
+        yield f"{counted(down, 'attachment')} DOWN"
+    if unpinned:
+        yield f"{counted(unpinned, 'map')} not pinned"
+    if refused:
+        yield f"{len(refused)} refused"
+
+
+def _drift_lines(status: Status, refused: Sequence[str], screen: Screen) -> Iterator[str]:
+    drifting = [f"{kind} {count}" for kind, count in status.drift.items() if count]
+    if not drifting:
+        return
+    head = f"drift from the manifest: {', '.join(drifting)}"
+    yield from (screen.paint(line, Style.HEAD) for line in wrapped(head, screen.width))
+    others = [found for found in status.differences if found.text not in refused]
+    shown = others[:DIFFERENCE_ROWS_MAX]
+    yield from _difference_lines(shown, screen)
+    if len(others) > len(shown):
+        yield f"  and {len(others) - len(shown)} more"
+
+
+def _difference_lines(differences: Sequence[Difference], screen: Screen) -> Iterator[str]:
+    """Each with its kind in front, and beside it what a reload does; below it where that is
+    narrow."""
+    widest = max((width_of(found.kind) for found in differences), default=0)
+    beside = screen.width is None or screen.width >= 2 * widest + 40
+    for found in differences:
+        text = visible(found.text, unicode=screen.unicode)
+        if beside:
+            indent = " " * (widest + 4)
+            first = f"  {found.kind.ljust(widest)}  "
+            yield from wrapped(text, screen.width, indent, first)
+        else:
+            yield f"  {found.kind}"
+            yield from wrapped(text, screen.width, "    ")
+
+
+def _refused_lines(refused: Sequence[str], screen: Screen) -> Iterator[str]:
+    yield screen.paint("not done, as it is in the manifest:", Style.HEAD)
+    for text in refused:
+        lines = wrapped(visible(text, unicode=screen.unicode), screen.width, "    ", "  ! ")
+        yield from (screen.paint(line, Style.WARNING) for line in lines)

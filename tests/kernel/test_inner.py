@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from bpfkeeperd import inner, kernel
+from bpfkeeperd.columns import Screen
 from bpfkeeperd.counting import MapCounter
 from bpfkeeperd.errors import KernelError
+from bpfkeeperd.fullness import Counts
 from bpfkeeperd.inner import inner_infos, slots
 from bpfkeeperd.maptypes import BY_NAME
 from bpfkeeperd.render import maps_table
@@ -152,14 +154,15 @@ def test_a_status_shows_what_is_in_the_maps(world: World, stack: ExitStack) -> N
                     kernel.map_update(opened[0], key, u32(table))
         keeper.look()
         shown = {found.name: found.inner for found in keeper.status.maps}
-        text = maps_table(keeper.status.maps, stack.enter_context(MapCounter.open()).counts())
+        counts = Counts(stack.enter_context(MapCounter.open()).counts())
+        text = maps_table(keeper.status.maps, counts, Screen(), now=0.0)
     number = BY_NAME["hash"].number
     assert shown == {
         "by_number": tuple(InnerStatus(key, id_of(table), number, 10) for key in ("3", "19")),
         "by_port": (InnerStatus("01:bb", id_of(table), number, 10),),
     }
-    rows = [line.split()[1:6] for line in text.splitlines() if "[19]" in line]
-    assert rows == [[str(id_of(table)), "hash", "3", "10", "30.0%"]]
+    rows = [line.split()[1:] for line in text.splitlines() if "[19]" in line]
+    assert rows == [[str(id_of(table)), "hash", "3", "10", "███░░░░░░░", "30%"]]
 
 
 def test_a_map_that_does_not_tell(stack: ExitStack) -> None:

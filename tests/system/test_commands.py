@@ -201,8 +201,9 @@ def test_status(world: World, start: Start) -> None:
     done = cli(world, "status")
     assert (done.returncode, done.stderr) == (0, "")
     assert re.search(rf"^counts +{world.map_id()} +hash ", done.stdout, re.MULTILINE)
-    assert re.search(r"^one/count +cgroup_skb/egress +cgroup:\S+ +up$", done.stdout, re.MULTILINE)
-    assert "drift from the manifest: none" in done.stdout
+    assert re.search(r"^up +one/count +cgroup_skb/egress +cgroup:\S+", done.stdout, re.MULTILINE)
+    head = f"a daemon keeps {world.pins}: 2 maps, 1 attachment\nall fine\n"
+    assert done.stdout.startswith(head) and "drift" not in done.stdout
     assert world.everything() == before
     daemon.stop()
 
@@ -210,7 +211,9 @@ def test_status(world: World, start: Start) -> None:
     subprocess.run(["bpftool", "link", "detach", "id", str(link_id)], check=True)
     done = cli(world, "status")
     assert done.returncode == 1
-    assert " DOWN " in done.stdout and "attachment_missing 1" in done.stdout
+    assert done.stdout.startswith(f"no daemon keeps {world.pins}: 2 maps, 1 attachment\n1 attach")
+    assert re.search(r"^DOWN +one/count .*\n  ! \S", done.stdout, re.MULTILINE)
+    assert "\ndrift from the manifest: attachment_missing 1\n" in done.stdout
     status = json.loads(cli(world, "status", "--json").stdout)
     assert [attachment["up"] for attachment in status["attachments"]] == [False]
     assert {found["name"]: found["id"] for found in status["maps"]} == {
@@ -227,13 +230,15 @@ def test_maps(world: World) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     head, *rows = done.stdout.splitlines()
     assert head.split()[:6] == ["MAP", "ID", "TYPE", "USED", "OF", "FILL"]
-    table = {row.split()[0]: row.split()[1:7] for row in rows}
-    assert table["counts"] == [str(world.map_id()), "hash", "4", "16", "25.0%", "fail"]
+    table = {row.split()[0]: row.split()[1:] for row in rows}
+    assert table["counts"][:4] == [str(world.map_id()), "hash", "4", "16"]
+    assert table["counts"][5:8] == ["25%", "0", "never"]
     assert table["settings"][1] == "array" and table["settings"][3] == "4"
     listed = json.loads(cli(world, "maps", "--json").stdout)
     (counts,) = (found for found in listed if found["name"] == "counts")
     assert (counts["id"], counts["entries"], counts["max_entries"]) == (world.map_id(), 4, 16)
-    assert counts["type"] == "hash"
+    assert (counts["type"], counts["fill_ratio"]) == ("hash", 0.25)
+    assert (counts["last_change"], counts["other_pins"], counts["changes"]) == (None, [], {})
     assert json.loads(cli(world, "status", "--json").stdout)["maps"] == listed
 
 

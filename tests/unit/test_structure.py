@@ -25,6 +25,7 @@ ONLY_IN = {
     "systemd": {"service.py"},
     "ssl": {"tlsfiles.py"},
     "cffi": {"_build/extension.py"},
+    "termios": {"terminal.py"},
 }
 PURE = [
     "btf.py",
@@ -95,6 +96,11 @@ PURE = [
     "drift.py",
     "churn.py",
     "snapshot.py",
+    "celltext.py",
+    "amounts.py",
+    "columns.py",
+    "fullness.py",
+    "mapstable.py",
     "families.py",
     "exposition.py",
     "series.py",
@@ -106,7 +112,8 @@ PURE = [
 ]
 MAY_IMPORT = {
     *("collections", "contextlib", "dataclasses", "difflib", "enum", "errno", "functools"),
-    *("hashlib", "ipaddress", "math", "posixpath", "re", "struct", "sys", "typing", "zlib"),
+    *("hashlib", "ipaddress", "math", "posixpath", "re", "struct", "sys", "typing"),
+    *("unicodedata", "zlib"),
 }
 STRERROR_ONLY = "errors.py"
 """It needs os.strerror(), and nothing else of os."""
