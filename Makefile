@@ -17,7 +17,7 @@ AS_ROOT := $(if $(SUDO),sudo -E env PYTHONDONTWRITEBYTECODE=1)
 PIP_INSTALL := .venv/bin/pip install --quiet --use-pep517
 BUILD := pyproject.toml bpfkeeperd/__init__.py $(wildcard bpfkeeperd/_build/*.py bpfkeeperd/_build/*.[ch])
 BUILT := .venv build dist *.egg-info bpfkeeperd/bpf/*.bpf.o bpfkeeperd/_libbpf*.so bpfkeeperd/_libbpf.[co] \
-	.hypothesis .fuzz-*.hex .mypy_cache .pytest_cache .ruff_cache .guests
+	.hypothesis .fuzz-*.hex .mypy_cache .pytest_cache .ruff_cache .guests .tools
 
 # What `make fuzz` runs, and how long.
 FUZZ_TARGETS := btf elf

@@ -210,7 +210,7 @@ static __always_inline __s64 set_bits(__u64 map, struct record *record)
 struct walk {
 	__u64 bucket, buckets_end;
 	__u64 node;
-	__u32 found;
+	__u64 found; /* and the address of the map */
 	_Bool done;
 };
 
@@ -248,8 +248,17 @@ static __always_inline __s64 storage_entries(__u64 map)
 	walk.bucket = FOLLOW(bpf_local_storage_map, map, buckets);
 	walk.buckets_end =
 		walk.bucket + (size << (READ(bpf_local_storage_map, map, bucket_log) & 31));
+	/*
+	 * Both begin with what the verifier does not know. Before ab5cfac139ab ("bpf: verify callbacks
+	 * as if they are called unknown number of times") (in v6.7) it looks at one step only, and
+	 * takes out of the program what that does not reach from a node of 0; since then it would
+	 * follow a number that it knows from step to step.
+	 */
+	walk.found = map;
+	walk.node = FOLLOW(bpf_local_storage_map_bucket, walk.bucket, list.first);
+	walk.bucket += size;
 	bpf_loop(SCAN_MAX, walk_storage, &walk, 0);
-	return walk.done ? walk.found : NOT_COUNTED;
+	return walk.done ? walk.found - map : NOT_COUNTED;
 }
 
 /* ---- the whole ---- */

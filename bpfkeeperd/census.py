@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from bpfkeeperd import kernel
-from bpfkeeperd.errors import KernelError
+from bpfkeeperd.errors import ENOTSUPP, KernelError
 from bpfkeeperd.mapmemory import memory_changes
 from bpfkeeperd.maptypes import BY_NUMBER, Count
 from bpfkeeperd.state import MapStatus
@@ -32,6 +32,9 @@ COUNT_SECONDS_MAX = 20.0
 SLICE_SECONDS = 0.002
 """What may be done before there is a rest."""
 CHUNK = 64
+_NO_ENTRIES = (errno.EINVAL, errno.EOPNOTSUPP, ENOTSUPP, errno.ENOSPC)
+"""What types without keys, or without values for user space, answer; ENOSPC: a map of sockets whose
+values are too small for what the kernel tells of them."""
 """How many pins are looked at in one call."""
 
 
@@ -240,7 +243,7 @@ class Census:
             self._found = {}
 
     def _look_at_programs(self, paths: tuple[str, ...]) -> None:
-        """The memory of a program stays as it is, and costs more to read than its ID."""
+        """The memory of a program stays as it is, and costs as much again to read."""
         known, found = self.program_memory, dict[int, int]()
         for at in range(0, len(paths), CHUNK):
             with self._working():
@@ -281,5 +284,7 @@ def _counted(one: CensusMap, known: CensusResult, stop: kernel.StopFlag) -> Cens
     except KernelError as error:
         if error.errno == errno.ECANCELED:
             return None
+        if error.errno in _NO_ENTRIES:
+            return replace(known, uncounted="the kernel lists no entries of maps like this one")
         return replace(known, error=f"map {one.name}: {error}")
     return replace(known, entries=counted.entries, way=counted.way, at=time.monotonic())

@@ -34,8 +34,10 @@ from bpfkeeperd.state import ProgramFigures, Status
 
 log = logging.getLogger(__name__)
 
-TRIES = 3
-"""Looks at the counts when a map of the status is not among them: a reload may be under way."""
+PATIENCE_SECONDS = 0.25
+"""How long a scrape waits for the next status, when what the last one names is gone: most often a
+reload is under way, which tells in a moment what took its place. Once for each status."""
+_PAUSE_SECONDS = 0.002
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,23 @@ class Sources:
 
 
 @dataclass(frozen=True, slots=True)
+class _Look:
+    """A status, and figures that go with it."""
+
+    page: "_Page"
+    survey: Survey | None
+    figures: Mapping[str, ProgramFigures]
+
+    @property
+    def is_whole(self) -> bool:
+        """Nothing that the status names was gone already."""
+        series = self.page.series
+        if self.survey and missing(series.maps, self.survey.counts):
+            return False
+        return all(found.path in self.figures for found in series.programs)
+
+
+@dataclass(frozen=True, slots=True)
 class _Page:
     """What is written once for a status."""
 
@@ -80,6 +99,8 @@ class Metrics:
         self._errors: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._page: _Page | None = None
+        self._given_up: Status | None = None
+        """Of this one something is gone, and there was no other in time."""
         self._boot = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
         version = f"{labels(('version',), (__version__,))} 1"
         self._build: Blocks = {"build_info": block("build_info", (version,))}
@@ -91,7 +112,8 @@ class Metrics:
 
         A map that cannot be shown is left out and counted in bpfkeeper_scrape_errors_total.
         """
-        page, survey = self._look()
+        look = self._look()
+        page, survey = look.page, look.survey
         parts: list[Blocks] = [self._build, page.series.blocks]
         faulty = list(page.series.faulty)
         slow: Mapping[int, SlowFigures] = {}
@@ -102,43 +124,44 @@ class Metrics:
         parts.append(blocks)
         if survey:
             with self._counting_errors():
-                position = self._sources.position(survey.highest_id)
-                parts.append(
-                    machine_blocks(
-                        survey.maps,
-                        ids_allocated=position.allocated,
-                        exact=position.exact,
-                        id_limit=LIMIT,
-                        headroom=position.headroom,
-                    )
-                )
+                parts.append(self._machine(survey))
         with self._counting_errors():
             others = self._sources.others(page.status)
             if others:
                 maps, most = others
                 parts.append(other_blocks(maps, counts or {}, most))
         with self._counting_errors():
-            parts += self._programs(page)
+            parts += self._programs(page, look.figures)
         self._count(faulty + uncounted)
         parts.append(self._error_blocks(page.series))
         text = exposition(*parts).encode()
         return text + (generate_latest(self._process) if process else b""), CONTENT_TYPE
 
-    def _look(self) -> tuple[_Page, Survey | None]:
-        """A status and counts that go together: a reload may have freed a map that the status
-        names, and has another status ready soon."""
-        survey: Survey | None = None
+    def _look(self) -> _Look:
+        """A status and figures that go together, if they can be had."""
+        look = self._look_once()
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not look.is_whole and look.page.status is not self._given_up:
+            if time.monotonic() > deadline:
+                self._given_up = look.page.status
+                break
+            time.sleep(_PAUSE_SECONDS)
+            look = self._look_once()
+        return look
+
+    def _look_once(self) -> _Look:
         page = _Page(Status(), status_series(Status(), self._sources.counted_by), ())
-        for _ in range(TRIES):
-            with self._counting_errors():
-                page = self._page_of(self._sources.status())
-            with self._counting_errors():
-                survey = self._sources.survey()
-            if survey is None or not missing(page.series.maps, survey.counts):
-                break
-            if self._sources.status() is page.status:
-                break
-        return page, survey
+        survey: Survey | None = None
+        figures: Mapping[str, ProgramFigures] = {}
+        with self._counting_errors():
+            page = self._page_of(self._sources.status())
+        with self._counting_errors():
+            survey = self._sources.survey()
+        with self._counting_errors():
+            found = page.series.programs
+            paths = {path for each in found for path in (each.path, each.runs_path)}
+            figures = self._sources.programs(list(paths)) if paths else {}
+        return _Look(page, survey, figures)
 
     def _page_of(self, status: Status) -> _Page:
         page = self._page
@@ -148,10 +171,18 @@ class Metrics:
             self._page = page = _Page(status, series, pinned_at)
         return page
 
-    def _programs(self, page: _Page) -> list[Blocks]:
+    def _machine(self, survey: Survey) -> Blocks:
+        position = self._sources.position(survey.highest_id)
+        return machine_blocks(
+            survey.maps,
+            ids_allocated=position.allocated,
+            exact=position.exact,
+            id_limit=LIMIT,
+            headroom=position.headroom,
+        )
+
+    def _programs(self, page: _Page, figures: Mapping[str, ProgramFigures]) -> list[Blocks]:
         programs = page.series.programs
-        paths = {path for found in programs for path in (found.path, found.runs_path)}
-        figures = self._sources.programs(list(paths))
         blocks, faulty = program_blocks(
             programs,
             figures,

@@ -13,6 +13,6 @@ struct keeper_prog_stats {
 	uint64_t memory_bytes;	/* 0 unless it was asked for */
 };
 int keeper_prog_stats(int fd, struct keeper_prog_stats *out);
-/* Of the programs pinned at these paths. Their memory costs more than all the rest. */
+/* Of the programs pinned at these paths. Their memory costs as much again. */
 void keeper_pinned_prog_stats(const char *const *paths, uint32_t count, bool memory,
 			      struct keeper_prog_stats *out);

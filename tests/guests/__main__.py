@@ -3,8 +3,9 @@
 import argparse
 import sys
 
+from tests.aptfetch import FetchError
 from tests.guests.boot import CHECKOUT, Counts, Result, run_tests
-from tests.guests.fetch import RELEASES, FetchError, fetch_kernel
+from tests.guests.fetch import RELEASES, fetch_kernel
 
 DIRECTORY = CHECKOUT / ".guests"
 KERNELS = ("6.1", "6.12")

@@ -9,6 +9,7 @@ import pytest
 from bpfkeeperd import kernel
 from bpfkeeperd.counting import MapCounter
 from bpfkeeperd.maptypes import BY_NAME, BY_NUMBER
+from tests.conftest import BuildObject
 from tests.kernel.mapmaking import is_in_kernel
 
 
@@ -29,6 +30,17 @@ def create_outer(stack: ExitStack, name: str, max_entries: int, inner: int) -> i
     fd = kernel.map_create(BY_NAME[name].number, "counted", 4, 4, max_entries, inner_fd=inner)
     stack.callback(os.close, fd)
     return fd
+
+
+def storage(stack: ExitStack, build_object: BuildObject, name: str) -> int:
+    """A local storage, or the end of the test where the kernel has no such type."""
+    known = BY_NAME[name]
+    if not is_in_kernel(known):
+        pytest.skip(f"this kernel has no {name}")
+    data = build_object("storages", ONLY=name, TYPE=known.number).read_bytes()
+    opened = stack.enter_context(kernel.open_object(data, "counted"))
+    opened.load()
+    return opened.map_fd(name)
 
 
 def count(counter: MapCounter, fd: int) -> int | None:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -182,6 +183,36 @@ def test_a_pin_that_leads_elsewhere(
     assert (result(running, one).entries, result(running, one).error) == (4, "")
 
 
+def test_a_pin_that_led_elsewhere_from_the_start(
+    running: Census, stack: ExitStack, bpffs: Path
+) -> None:
+    _, one = kept(stack, bpffs / "one")
+    _, other = kept(stack, bpffs / "other")
+    running.follow([replace(one, id=other.id + 1), other])
+    until(lambda: result(running, other).entries == 0, "the other is counted")
+    assert set(running.results) == {other.id}
+
+
+def test_others_are_followed_during_a_count(
+    running: Census, stack: ExitStack, bpffs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What came of it is not published."""
+    _, one = kept(stack, bpffs / "one")
+    _, other = kept(stack, bpffs / "other")
+    counted = list[int]()
+
+    def changing(fd: int, **options: Any) -> kernel.CountedEntries:
+        counted.append(kernel.map_info(fd).id)
+        running.follow([other])
+        return kernel.CountedEntries(1, "batch")
+
+    monkeypatch.setattr(kernel, "count_entries", changing)
+    running.follow([one])
+    until(lambda: result(running, other).entries == 1, "the other is counted")
+    assert counted == [one.id, other.id]
+    assert set(running.results) == {other.id}
+
+
 def test_it_keeps_no_map_alive(
     running: Census, stack: ExitStack, bpffs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,18 +234,38 @@ def is_there(map_id: int) -> bool:
     return fd is not None
 
 
-def test_errors_of_one_map(running: Census, stack: ExitStack, bpffs: Path) -> None:
-    queue = create(stack, "queue", 0, 8, 5)
-    kernel.pin(queue, str(bpffs / "queue"))
-    fd, one = kept(stack, bpffs / "one")
-    filled(fd, 3)
-    wrong = entry(queue, bpffs / "queue")
+def test_errors_of_one_map(
+    running: Census, stack: ExitStack, bpffs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(census, "COUNT_SECONDS_MAX", 0)
+    fd, wrong = kept(stack, bpffs / "wrong")
+    _, one = kept(stack, bpffs / "one", size=200)
+    one = replace(one, count="")
     running.follow([wrong, one])
-    until(lambda: bool(result(running, one).at and result(running, wrong).error), "both are")
+    until(lambda: len(running.results) == 2 and bool(result(running, wrong).error), "both are")
     assert result(running, one).error == ""
     assert result(running, wrong) == CensusResult(
-        memory_bytes=memory(queue),
-        error="map queue: cannot count the map's entries: Invalid argument (EINVAL)",
+        memory_bytes=memory(fd),
+        error="map wrong: cannot count the map's entries: Timer expired (ETIME):"
+        " it has too many entries for the time there is",
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "key_size", "value_size"),
+    [("queue", 0, 8), ("bloom_filter", 0, 8), ("xskmap", 4, 4), ("sockmap", 4, 4)],
+)
+def test_maps_whose_entries_nobody_can_list(
+    running: Census, stack: ExitStack, bpffs: Path, name: str, key_size: int, value_size: int
+) -> None:
+    """That is no error."""
+    fd = create(stack, name, key_size, value_size, 5)
+    kernel.pin(fd, str(bpffs / "m"))
+    one = entry(fd, bpffs / "m")
+    running.follow([one])
+    until(lambda: bool(result(running, one).uncounted), "it is said")
+    assert result(running, one) == CensusResult(
+        memory_bytes=memory(fd), uncounted="the kernel lists no entries of maps like this one"
     )
 
 

@@ -340,6 +340,59 @@ def test_a_failed_change_leaves_no_mark(world: World) -> None:
     assert not world.changes
 
 
+class Killed(BaseException):
+    """What nothing comes after."""
+
+
+def test_the_maker_of_a_new_pin_is_known_after_two_deaths(world: World) -> None:
+    """The second keeper dies, too, when it has read the mark."""
+    begin(world)
+
+    def die(step: Step, subject: object) -> None:
+        if step is at:
+            raise Killed
+
+    for at, left in ((Step.WRITE_STATE, 1), (Step.LOAD_OBJECT, 0)):  # noqa: B007
+        with pytest.raises(Killed), world.keeper(die) as keeper:
+            keeper.reload(force=True)
+        assert len(marks(world)) == left
+    assert record_of(world).made
+    good(world)
+    assert record_of(world).made and not world.changes
+
+
+def test_an_interrupted_change_leaves_no_mark(world: World) -> None:
+    begin(world)
+    good(world)
+
+    def interrupt(step: Step, subject: object) -> None:
+        if step is Step.COMMIT_MAP:
+            raise KeyboardInterrupt
+
+    world.put("one", ENTRIES=32)
+    with pytest.raises(KeyboardInterrupt), world.keeper(interrupt) as keeper:
+        keeper.reload()
+    assert not marks(world)
+
+
+def test_a_map_that_is_not_renamed_yet_is_followed_where_it_is(world: World) -> None:
+    begin(world)
+    good(world)
+    text = world.manifest_file.read_text()
+    text = text.replace(RECREATE, "maps: {flows: {rename_from: counts}}")
+    world.manifest_file.write_text(text.replace("[counts]", "{counts: flows}"))
+    world.put("one", ENTRIES=32)  # which is why it is not
+    with world.keeper() as keeper:
+        refused(world.reload(keeper))
+        new = replace_pin(world)
+        (change,) = keeper.look()
+        assert (change.name, change.new, change.reason) == ("counts", new, REPLACED)
+        found = status_of(keeper, "flows")
+        assert (found.id, found.path) == (new, f"{world.pins}/counts")
+        assert found.changes == {REPLACED: 1}
+    assert set(memory_of(world).maps) == {"counts"}
+
+
 def test_a_state_file_that_cannot_be_written_is_tried_again(world: World) -> None:
     begin(world)
     with world.keeper() as keeper:

@@ -5,7 +5,6 @@ import os
 import random
 import socket
 import struct
-import threading
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -15,7 +14,7 @@ import pytest
 from bpfkeeperd import kernel
 from bpfkeeperd.counting import MapCounter, bloom_entries
 from tests.conftest import BuildObject
-from tests.kernel.counted import count, create, create_outer, u32
+from tests.kernel.counted import count, create, create_outer, storage, u32
 from tests.machine import Netns, ip, run_program
 
 AF_XDP, SOL_XDP, XDP_RX_RING = 44, 283, 2
@@ -267,10 +266,7 @@ def cgroups_of_own(stack: ExitStack, wanted: int) -> list[int]:
 def test_storages(
     counter: MapCounter, stack: ExitStack, build_object: BuildObject, name: str, owners: Values
 ) -> None:
-    data = build_object("storages").read_bytes()
-    opened = stack.enter_context(kernel.open_object(data, "x"))
-    opened.load()
-    fd = opened.map_fd(name)
+    fd = storage(stack, build_object, name)
     assert count(counter, fd) == 0
     fds = owners(stack, 12)
     for owner in fds:
@@ -280,45 +276,3 @@ def test_storages(
     for owner in fds[:5]:
         kernel.map_delete(fd, u32(owner))
     assert count(counter, fd) == 7
-
-
-# ---- while others write ----
-
-
-def test_counts_stay_within_the_map_while_it_changes(
-    counter: MapCounter, stack: ExitStack, build_object: BuildObject
-) -> None:
-    """Two writers, each leaving as much as it found; exact again when they are done."""
-    inner = create(stack, "hash", 4, 4, 10)
-    outer = create_outer(stack, "array_of_maps", SLOTS, inner)
-    plain = create(stack, "hash", 4, 4, SLOTS, flags=1)
-    storages = stack.enter_context(kernel.open_object(build_object("storages").read_bytes(), "x"))
-    storages.load()
-    storage = storages.map_fd("sk_storage")
-    owners = [u32(owner) for owner in sockets_of_own(stack, SLOTS)]
-    places = [u32(place) for place in range(SLOTS)]
-    written = ((outer, places, u32(inner)), (plain, places, bytes(4)), (storage, owners, bytes(8)))
-    ids = {kernel.map_info(fd).id for fd, _, _ in written}
-    stop = threading.Event()
-
-    def write(seed: int) -> None:
-        chance = random.Random(seed)
-        while not stop.is_set():
-            for fd, keys, value in written:
-                half = keys[seed::2]
-                for key in chance.sample(half, 10):
-                    kernel.map_update(fd, key, value)
-                    kernel.map_delete(fd, key)
-
-    threads = [threading.Thread(target=write, args=(seed,)) for seed in range(2)]
-    for thread in threads:
-        thread.start()
-    try:
-        for _ in range(300):
-            counts = counter.counts()
-            assert all(0 <= counts[map_id] <= SLOTS for map_id in ids)
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
-    assert [count(counter, fd) for fd, _, _ in written] == [0, 0, 0]

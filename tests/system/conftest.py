@@ -26,6 +26,7 @@ class Start(Protocol):
         pace: str = "",
         variables: Mapping[str, str] | None = None,
         sockets: Sequence[tuple[str, socket.socket]] = (),
+        options: Sequence[str] = (),
     ) -> DaemonProcess: ...
 
 
@@ -40,9 +41,15 @@ def start(world: World) -> Iterator[Start]:
             pace: str = "",
             variables: Mapping[str, str] | None = None,
             sockets: Sequence[tuple[str, socket.socket]] = (),
+            options: Sequence[str] = (),
         ) -> DaemonProcess:
             daemon = DaemonProcess(
-                world, look_seconds=look_seconds, pace=pace, variables=variables, sockets=sockets
+                world,
+                look_seconds=look_seconds,
+                pace=pace,
+                variables=variables,
+                sockets=sockets,
+                options=options,
             )
             stack.enter_context(daemon)
             if ready:

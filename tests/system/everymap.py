@@ -114,7 +114,7 @@ ROWS: Mapping[str, Row] = {
         _FEW,
         by_program,
         entries,
-        None,
+        1,
         _RAW_TP,
         "bpf_get_stackid(ctx, &kept, 0)",
     ),

@@ -112,6 +112,7 @@ class DaemonProcess:
         pace: str = "",
         variables: Mapping[str, str] | None = None,
         sockets: Sequence[tuple[str, socket.socket]] = (),
+        options: Sequence[str] = (),
     ) -> None:
         self._world = world
         self.notifications = Notifications()
@@ -120,6 +121,7 @@ class DaemonProcess:
         if look_seconds is not None or pace:
             code = ["-c", _LOOK_OFTEN.format(seconds=look_seconds or 30, pace=pace)]
         command = [sys.executable, *code, "run", "-c", str(world.manifest_file)]
+        command += options
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 passing_sockets(command, sockets) if sockets else command,

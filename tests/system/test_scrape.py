@@ -10,27 +10,6 @@ from tests.scenario import World
 from tests.system.conftest import Start
 from tests.system.process import METRICS, WAIT_SECONDS, DaemonProcess
 
-NAMES = {
-    "bpfkeeper_heals_total",
-    "bpfkeeper_heal_given_up",
-    "bpfkeeper_attachment_up",
-    "bpfkeeper_build_info",
-    "bpfkeeper_drift",
-    "bpfkeeper_last_reload_success_timestamp_seconds",
-    "bpfkeeper_map_entries",
-    "bpfkeeper_map_fill_ratio",
-    "bpfkeeper_map_id",
-    "bpfkeeper_map_id_changes_total",
-    "bpfkeeper_map_info",
-    "bpfkeeper_map_max_entries",
-    "bpfkeeper_map_reuses_total",
-    "bpfkeeper_reload_duration_seconds_bucket",
-    "bpfkeeper_reload_duration_seconds_count",
-    "bpfkeeper_reload_duration_seconds_sum",
-    "bpfkeeper_reloads_total",
-    "bpfkeeper_scrape_errors_total",
-}
-
 
 def prepare(world: World) -> None:
     world.put("one")
@@ -49,14 +28,6 @@ def wait_for(daemon: DaemonProcess, sample: str, value: float) -> dict[str, floa
         assert time.monotonic() < deadline, f"{sample} is {metrics[sample]}, not {value}"
         time.sleep(0.05)
     return metrics
-
-
-def test_every_metric_is_there(world: World, start: Start) -> None:
-    prepare(world)
-    metrics = start().metrics()
-    names = {sample.partition("{")[0] for sample in metrics}
-    assert {name for name in names if name.startswith("bpfkeeper_")} == NAMES
-    assert {"process_resident_memory_bytes", "process_open_fds"} <= names
 
 
 def test_maps_as_the_kernel_has_them(world: World, start: Start) -> None:

@@ -26,6 +26,7 @@ from bpfkeeperd.entries import (
     MapRef,
     MismatchPolicy,
     ProgramRef,
+    TlsEntry,
 )
 from bpfkeeperd.errors import KeeperError, ManifestError, Mark
 from bpfkeeperd.fieldkinds import Boolean
@@ -117,6 +118,17 @@ def test_top_level() -> None:
     everything = load_good("metrics_all.yaml")
     assert (manifest.observe_most, manifest.program_statistics) == (None, False)
     assert (everything.observe_most, everything.program_statistics) == (50, True)
+
+
+def test_tls() -> None:
+    assert load_good("minimal.yaml").metrics_tls is None
+    assert load_good("metrics_tls.yaml").metrics_tls == TlsEntry(
+        "/etc/bpfkeeperd/tls/fullchain.pem",
+        key="/etc/letsencrypt/live/host/privkey.pem",
+        client_ca="/etc/ca.pem",
+    )
+    both = "/etc/bpfkeeperd/both.pem"
+    assert load_good("metrics_tls_one_file.yaml").metrics_tls == TlsEntry(both, key=both)
 
 
 def test_targets_of_tracing() -> None:
