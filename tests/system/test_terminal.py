@@ -270,6 +270,14 @@ def test_a_watch_that_is_ended_gives_the_terminal_back(served: World, end: str) 
         assert window.run("stty -a")[0] == before
 
 
+def test_a_watch_ends_with_its_terminal(served: World) -> None:
+    with terminal(served, 80, 24) as window:
+        watching(window)
+        process = Path(f"/proc/{watch_pid(window)}")
+        assert (process / "fd").exists()
+    served.wait(lambda: not process.exists() or " Z " in (process / "stat").read_text())
+
+
 def watch_pid(window: Terminal) -> int:
     shell = window.flag("pane_pid")
     (pid,) = subprocess.run(
