@@ -32,10 +32,10 @@ COUNT_SECONDS_MAX = 20.0
 SLICE_SECONDS = 0.002
 """What may be done before there is a rest."""
 CHUNK = 64
+"""How many pins are looked at in one call."""
 _NO_ENTRIES = (errno.EINVAL, errno.EOPNOTSUPP, ENOTSUPP, errno.ENOSPC)
 """What types without keys, or without values for user space, answer; ENOSPC: a map of sockets whose
 values are too small for what the kernel tells of them."""
-"""How many pins are looked at in one call."""
 
 
 @dataclass(frozen=True, slots=True)
