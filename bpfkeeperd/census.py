@@ -139,6 +139,19 @@ class Census:
                 self._programs_due = 0.0
                 self._wake()
 
+    def wait(self, seconds: float) -> None:
+        """Until each map that is followed was looked at, and counted where that is wanted, or so
+        long. One whose pin leads elsewhere is waited for in vain."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and not all(map(self._is_had, self._maps.values())):
+            time.sleep(0.01)
+
+    def _is_had(self, wanted: CensusMap) -> bool:
+        found = self.results.get(wanted.id)
+        if found is None:
+            return False
+        return not wanted.count or bool(found.at or found.error or found.uncounted)
+
     def close(self) -> None:
         """Ends the thread, within some milliseconds; a second call does nothing."""
         with self._changed:

@@ -424,6 +424,24 @@ def test_a_status_whose_program_is_gone_is_waited_for() -> None:
     assert asked == 4
 
 
+@pytest.mark.parametrize("up", [True, False])
+def test_a_hook_that_another_program_serves_is_served_since_never(up: bool) -> None:
+    attachment = AttachmentStatus("o", "p", "xdp", "eth0", up=up, prog_id=70, path="/")
+    status = Status(programs=(PROGRAM,), attachments=(attachment,))
+    given = dataclasses.replace(
+        sources(lambda: status, dict), programs=lambda paths: {"/pins/p": FIGURES}
+    )
+    samples = scrape(Metrics(given))
+    assert bool(labels_of(samples, "attachment_since_timestamp_seconds")) == up
+    assert bool(labels_of(samples, "attachment_info")) == up
+
+
+def test_a_program_type_that_nobody_knows_yet() -> None:
+    samples = scrape(metrics_of(Status(programs=(dataclasses.replace(PROGRAM, type=999),))))
+    (labels,) = labels_of(samples, "program_info")
+    assert dict(labels)["type"] == "type 999"
+
+
 def test_an_error_is_counted_once_however_often_it_is_tried() -> None:
     """As when there are no descriptors left: no map is counted, and no program read."""
 
@@ -467,6 +485,8 @@ def test_the_clock_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
         return value(found, "program_loaded_timestamp_seconds", object="o", program="p") or 0
 
     before = loaded()
+    boot = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    assert abs(before - boot - 10) < 1
     ahead = 0.3
     assert loaded() == before
     ahead = 5000.0
