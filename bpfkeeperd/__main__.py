@@ -43,7 +43,9 @@ def _parser() -> argparse.ArgumentParser:
 
     text = "Load, pin and attach, then keep it so: the daemon, in front."
     _add_textfile(command("run", commands.run, text))
-    command("check", commands.check, "Check a manifest and its objects; asks no kernel.", "json")
+    command(
+        "check", commands.check, "Check a manifest and its objects; loads nothing to stay.", "json"
+    )
     text = "Show what a reload would do; changes nothing."
     _add_plan(command("plan", commands.plan, text, "json", "force"))
     command("apply", commands.apply, "Do it once, without a daemon.", "json", "force")

@@ -261,7 +261,12 @@ def test_a_pause_of_the_kernel_is_not_the_end() -> None:
     reader, writer = os.pipe2(os.O_NONBLOCK)
     with ExitStack() as stack:
         stack.callback(os.close, reader)
-        thread = threading.Timer(0.05, lambda: (os.write(writer, b"rest"), os.close(writer)))
+
+        def finish() -> None:
+            with kernel.holding(writer):
+                os.write(writer, b"rest")
+
+        thread = threading.Timer(0.05, finish)
         os.write(writer, b"all but the ")
         thread.start()
         stack.callback(thread.join)
