@@ -28,12 +28,12 @@ def _escaped(code: int) -> str:
     return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"
 
 
-@functools.lru_cache(maxsize=1 << 12)
 def width_of(text: str) -> int:
     """Cells that visible text takes."""
     return len(text) if text.isascii() else sum(map(_cells, text))
 
 
+@functools.lru_cache(maxsize=1 << 10)
 def _cells(character: str) -> int:
     if unicodedata.category(character) in ("Mn", "Me"):
         return 0

@@ -358,6 +358,7 @@ def _look_at(manifest: "Manifest", options: Namespace) -> "tuple[Status, list[st
     from bpfkeeperd.inner import with_inner_maps
     from bpfkeeperd.keeper import look
     from bpfkeeperd.layout import Layout
+    from bpfkeeperd.othermaps import with_other_pins
     from bpfkeeperd.snapshot import status as snapshot
     from bpfkeeperd.state import HealStatus, ReloadStatus
 
@@ -372,7 +373,8 @@ def _look_at(manifest: "Manifest", options: Namespace) -> "tuple[Status, list[st
         reloads=ReloadStatus(),
         heals=HealStatus(),
     )
-    now = with_inner_maps(now, Layout(manifest.pin_root))
+    layout = Layout(manifest.pin_root)
+    now = with_other_pins(with_inner_maps(now, layout), layout.own)
     return now, [str(refusal) for refusal in seen.plan.refusals]
 
 

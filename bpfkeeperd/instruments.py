@@ -12,6 +12,7 @@ from bpfkeeperd.census import Census, CensusMap, census_maps
 from bpfkeeperd.counting import MapCounter
 from bpfkeeperd.entries import Manifest
 from bpfkeeperd.errors import KeeperError
+from bpfkeeperd.layout import Layout
 from bpfkeeperd.mapids import MapIdAllocator
 from bpfkeeperd.metrics import Metrics, Sources
 from bpfkeeperd.moment import OtherMap, SlowFigures
@@ -49,7 +50,7 @@ class Instruments:
         self._followed = tuple(census_maps(status.maps, self._counted_by))
         self._census.follow(self._followed)
         self._census.follow_programs(found.path for found in status.programs)
-        self._observe(manifest.observe_most)
+        self._observe(manifest)
         self._count_runs(manifest.program_statistics)
 
     def open_allocator(self) -> None:
@@ -126,14 +127,16 @@ class Instruments:
             return None
         return others.found({found.id or 0 for found in status.maps}), self._others_most
 
-    def _observe(self, most: int | None) -> None:
-        """Shows maps of others, so many groups of them, or none."""
+    def _observe(self, manifest: Manifest) -> None:
+        """Shows maps of others as the manifest wants it, or none."""
+        most = manifest.observe_most
         self._others_most = most or 0
         if most is None and self._others:
             self._others.close()
             self._others = None
         elif most is not None and self._others is None:
-            self._others = self._opened(OtherMaps, "maps of others are not shown")
+            own = Layout(manifest.pin_root).own
+            self._others = self._opened(lambda: OtherMaps(own), "maps of others are not shown")
         if self._others:
             self._others.look_for_pins(time.monotonic())
 

@@ -52,14 +52,12 @@ def map_blocks(
             count, way, other = now.get(found.id), found.counted_by, slow.get(found.id)
             if other and other.memory_bytes is not None:
                 memory.append(f"{found.labels} {other.memory_bytes}")
-            if count is None and other and (other.entries is not None or other.error):
+            wrong = bool(other and other.error)
+            if count is None and other and other.entries is not None:
                 count, way = other.entries, other.way
-                if other.error:
-                    faulty.append(found.name)
-                if count is not None:
-                    ages.append(f"{found.labels} {other.age_seconds:.3f}")
+                ages.append(f"{found.labels} {other.age_seconds:.3f}")
             elif counts is not None and count is None and found.id and way in _CERTAIN:
-                faulty.append(found.name)
+                wrong = True
             if count is None and way not in _CERTAIN:
                 way = ""
             infos.append(f'{found.info}{way}"}} 1')
@@ -71,6 +69,8 @@ def map_blocks(
             within = [now[one] for one in found.inner if one in now]
             if within:
                 inner.append(f"{found.labels} {sum(within)}")
+            if wrong:
+                faulty.append(found.name)
         except Exception:  # one bad figure must not cost the whole scrape
             faulty.append(found.name)
     samples = {

@@ -3,6 +3,7 @@
 import os
 import struct
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -11,6 +12,7 @@ from bpfkeeperd import kernel
 from bpfkeeperd.counting import read_all
 from bpfkeeperd.errors import KeeperError
 from bpfkeeperd.moment import OtherMap
+from bpfkeeperd.state import Status
 
 OBJECT_FILE = Path(__file__).parent / "bpf" / "map_list.bpf.o"
 
@@ -25,8 +27,9 @@ _RECORD = struct.Struct("=III16s")
 """``struct record`` of the program."""
 
 
-def map_pins() -> dict[int, tuple[str, ...]]:
-    """Map ID to the paths of its pins, in every bpffs that this process sees.
+def map_pins(own_directory: str) -> dict[int, tuple[str, ...]]:
+    """Map ID to the paths of its pins, in every bpffs that this process sees; without those in the
+    keeper's own directory, which come and go.
 
     It opens each pin for a moment, some 3 us.
     """
@@ -37,10 +40,23 @@ def map_pins() -> dict[int, tuple[str, ...]]:
         except KeeperError:  # unmounted meanwhile
             continue
         for pin in pins:
-            if pin.kind == kernel.PinKind.MAP and not pin.error:
-                path = "/".join((mount, *pin.path))
+            path = "/".join((mount, *pin.path))
+            is_own = path.startswith(f"{own_directory}/")
+            if pin.kind == kernel.PinKind.MAP and not pin.error and not is_own:
                 found[pin.id] = (*found.get(pin.id, ()), path)
     return {map_id: tuple(sorted(paths)) for map_id, paths in found.items()}
+
+
+def with_other_pins(status: Status, own_directory: str) -> Status:
+    """Each map with the paths at which it is pinned besides its own."""
+    pins = map_pins(own_directory)
+    maps = tuple(
+        replace(found, other_pins=tuple(path for path in paths if path != found.path))
+        if (paths := pins.get(found.id or 0, ())) != (found.path,)
+        else found
+        for found in status.maps
+    )
+    return replace(status, maps=maps)
 
 
 class OtherMaps:
@@ -50,7 +66,8 @@ class OtherMaps:
         KeeperError: this kernel does not list maps this way.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, own_directory: str) -> None:
+        self._own_directory = own_directory
         with kernel.open_object(OBJECT_FILE.read_bytes(), "map_list") as opened:
             opened.load()
             self._link_fd = kernel.link_create(opened.program_fd(_PROGRAM), 0, kernel.TRACE_ITER)
@@ -62,7 +79,7 @@ class OtherMaps:
         if now < self._next_look:
             return
         self._next_look = now + LOOK_SECONDS
-        self._paths = {map_id: paths[0] for map_id, paths in map_pins().items()}
+        self._paths = {map_id: paths[0] for map_id, paths in map_pins(self._own_directory).items()}
 
     def found(self, kept: Collection[int]) -> Iterator[OtherMap]:
         """All maps but the kept ones, with their pins as of the last look for them."""

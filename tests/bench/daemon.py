@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -25,7 +26,9 @@ class BenchError(Exception):
 class DaemonProcess:
     """A running daemon; a context manager that stops it. What it pinned stays."""
 
-    def __init__(self, places: Places, name: str, manifest: str) -> None:
+    def __init__(
+        self, places: Places, name: str, manifest: str, drop_ins: Sequence[str] = ()
+    ) -> None:
         directory = places.directory / name
         directory.mkdir()
         self._log = directory / "log"
@@ -33,6 +36,9 @@ class DaemonProcess:
         root = places.pin_root(name)
         listen = "" if "metrics:" in manifest else "metrics: {listen: '127.0.0.1:0'}"
         self._manifest.write_text(f"version: 1\npin_root: {root}\n{listen}\n{manifest}\n")
+        for number, text in enumerate(drop_ins):
+            (directory / "conf.d").mkdir(exist_ok=True)
+            (directory / "conf.d" / f"{number}.yaml").write_text(text)
         self._control = control_path(str(directory), str(self._manifest))
         command = [sys.executable, "-m", "bpfkeeperd", "run", "--config", str(self._manifest)]
         command += ["--state-dir", str(directory), "--run-dir", str(directory)]

@@ -140,13 +140,13 @@ def _get(daemon: DaemonProcess, client: http.client.HTTPConnection) -> float:
 @contextmanager
 def _daemon_with(places: Places, maps: int) -> Iterator[tuple[DaemonProcess, list[str]]]:
     """A daemon that keeps so many maps of 100 entries, and their pins."""
-    lines = ["maps:"]
-    lines += [
+    lines = [
         f"  map{number:04}: {{type: hash, key: u32, value: u64, max_entries: 200}}"
         for number in range(maps)
     ]
+    parts = ["\n".join(["maps:", *lines[at : at + 1000]]) for at in range(0, maps, 1000)]
     name = f"kept-{maps}"
-    with DaemonProcess(places, name, "\n".join(lines)) as daemon:
+    with DaemonProcess(places, name, "", parts) as daemon:
         paths = [str(places.bpffs / name / f"map{number:04}") for number in range(maps)]
         for path in paths:
             found = kernel.pinned_map(path)

@@ -37,6 +37,7 @@ objects:
     pin_maps: [counts]
     programs: {{count: {{attach: [{{cgroup: CGROUP}}]}}}}
 """
+FLOWS = "type: hash, key: u32, value: u64, max_entries: {}, on_mismatch: recreate"
 AT_80 = """\
 MAP  ID  TYPE  USED  OF  FILL  LAST CHANGE  PINNED
 flows  #  hash  500  1,000  ██░░  50%  never  BY
@@ -191,10 +192,8 @@ def test_a_count_that_is_not_of_now(world: World) -> None:
     assert 0 <= row["count_age_seconds"] < 60
     with terminal(world, 80, 24) as window:
         lines, _ = window.run("k maps")
-        assert normal(lines[0]) == (
-            "MAP  ID  TYPE  USED  OF  FILL  AGE  CHANGES  LAST CHANGE  PINNED BY"
-        )
-        assert re.search(r" 1  4  ██▌░░░░░░░  25%  \d+s  0  never  BY$", normal(lines[1]))
+        assert normal(lines[0]) == "MAP  ID  TYPE  USED  OF  FILL  AGE  LAST CHANGE  PINNED BY"
+        assert re.search(r" 1  4  █▌░░░░  25%  \d+s  never  BY$", normal(lines[1]))
 
 
 def test_a_watch_shows_what_changes_and_q_ends_it(served: World) -> None:
@@ -216,6 +215,23 @@ def test_a_watch_shows_what_changes_and_q_ends_it(served: World) -> None:
         window.keys("q")
         usual(window)
         assert window.run("stty -a")[0] == before
+
+
+def test_a_watch_during_reloads(served: World) -> None:
+    """Nobody waits for the other, and a new ID is shown with its reason."""
+    with terminal(served, 100, 24) as window:
+        watching(window)
+        before = served.map_id("flows")
+        for entries in (1001, 1002, 1003):
+            text = re.sub(r"flows: .*", f"flows: {{{FLOWS.format(entries)}}}", MANIFEST)
+            served.write(text)
+            assert cli(served, "reload", "--wait", "--force").returncode == 0
+        now = served.map_id("flows")
+        assert now != before
+        shown = rf"flows +{now} +hash .* 1,003 .* \d+s (ago )?recreated( x3)?"
+        window.wait(lambda lines: re.match(shown, lines[3]))
+        window.keys("q")
+        usual(window)
 
 
 def test_a_watch_follows_the_size(served: World) -> None:
@@ -252,6 +268,14 @@ def test_a_watch_that_is_ended_gives_the_terminal_back(served: World, end: str) 
         assert f"code={code}" in lines and "Traceback" not in "\n".join(lines)
         usual(window)
         assert window.run("stty -a")[0] == before
+
+
+def test_a_watch_ends_with_its_terminal(served: World) -> None:
+    with terminal(served, 80, 24) as window:
+        watching(window)
+        process = Path(f"/proc/{watch_pid(window)}")
+        assert (process / "fd").exists()
+    served.wait(lambda: not process.exists() or " Z " in (process / "stat").read_text())
 
 
 def watch_pid(window: Terminal) -> int:

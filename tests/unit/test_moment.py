@@ -69,6 +69,12 @@ def test_a_map_that_cannot_be_read_is_one_error(entries: int | None) -> None:
     assert ("map_count_age_seconds" in lines(blocks)) == (entries is not None)
 
 
+def test_whatever_is_wrong_with_a_map_is_one_error() -> None:
+    """Its memory, and its count, cannot be had."""
+    assert map_blocks([kept()], {7: 25}, {7: slow(None, error="EPERM")})[1] == ["m"]
+    assert map_blocks([kept()], {}, {7: slow(None, error="EPERM")})[1] == ["m"]
+
+
 @pytest.mark.parametrize(
     ("way", "counts", "id_", "errors", "shown"),
     [

@@ -1,0 +1,263 @@
+"""What a daemon measures with, on the real kernel, also where it may not or cannot measure all."""
+
+import ctypes
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from bpfkeeperd import kernel
+from bpfkeeperd.counting import MapCounter
+from bpfkeeperd.errors import KeeperError
+from bpfkeeperd.instruments import Instruments
+from bpfkeeperd.keeper import Keeper
+from bpfkeeperd.othermaps import map_pins, with_other_pins
+from tests.scenario import World
+
+CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 1, 2
+CAPABILITY_VERSION_3 = 0x20080522
+
+MAPS = """
+maps:
+  plain: {type: hash, key: u32, value: u64, max_entries: 10, entries: [{key: 1, value: 1}]}
+  growing: {type: hash, key: u32, value: u64, max_entries: 10, flags: [no_prealloc]}
+  queue: {type: queue, value: u32, max_entries: 4, entries: [{value: 1}]}
+  slots: {type: array, key: u32, value: u64, max_entries: 9, count: nonzero, entries: [*]}
+  own: {type: array, key: u32, value: u64, max_entries: 3}
+""".replace("*", "{key: 2, value: 7}")
+
+Samples = dict[str, float]
+
+
+def samples(instruments: Instruments) -> Samples:
+    """``entries plain`` and so on, of what has a label map; ``scrape_errors `` of all."""
+    text = instruments.metrics.render()[0].decode()
+    return {
+        f"{sample.name.removeprefix('bpfkeeper_').removeprefix('map_')} {sample.labels['map']}": (
+            sample.value
+        )
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if "map" in sample.labels and "reason" not in sample.labels
+    }
+
+
+def ways(instruments: Instruments) -> dict[str, str]:
+    """How each map is counted."""
+    text = instruments.metrics.render()[0].decode()
+    return {
+        sample.labels["map"]: sample.labels["counted_by"]
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == "bpfkeeper_map_info"
+    }
+
+
+@contextmanager
+def measuring(world: World, text: str = MAPS) -> Iterator[tuple[Keeper, Instruments]]:
+    world.write(text)
+    with world.keeper() as keeper:
+        world.reload(keeper)
+        with Instruments(lambda: keeper.status) as instruments:
+            instruments.follow(keeper.manifest)
+            instruments.wait(20)
+            yield keeper, instruments
+
+
+def test_all_that_can_be_had(world: World) -> None:
+    with measuring(world) as (_, instruments):
+        found = samples(instruments)
+        assert ways(instruments) == {
+            "plain": "kfunc",
+            "growing": "kfunc",
+            "queue": "field",
+            "slots": "nonzero",
+            "own": "",
+        }
+    assert [found[f"entries {name}"] for name in ("plain", "growing", "queue", "slots")] == [
+        *(1, 0, 1, 1)
+    ]
+    assert "entries own" not in found and found["count_age_seconds slots"] < 20
+    assert all(found[f"memory_bytes {name}"] > 0 for name in ("plain", "slots", "own"))
+    assert not any(value for name, value in found.items() if name.startswith("scrape_errors"))
+
+
+def test_a_kernel_that_takes_no_counting_program(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Maps are counted one by one, from time to time; those that cannot be are left out."""
+
+    def refused() -> MapCounter:
+        raise KeeperError("cannot count map entries: no program is taken")
+
+    monkeypatch.setattr(MapCounter, "open", refused)
+    with measuring(world) as (_, instruments):
+        found = samples(instruments)
+        assert ways(instruments) == {
+            "plain": "batch",
+            "growing": "batch",
+            "queue": "",
+            "slots": "nonzero",
+            "own": "",
+        }
+        assert [found[f"entries {name}"] for name in ("plain", "growing", "slots")] == [1, 0, 1]
+        assert found["fill_ratio plain"] == 0.1 and found["count_age_seconds plain"] < 20
+        assert not any(value for name, value in found.items() if name.startswith("scrape_errors"))
+        text = instruments.metrics.render()[0].decode()
+        assert "bpfkeeper_kernel_maps" not in text, "nobody counted them"
+
+
+class _Header(ctypes.Structure):
+    _fields_ = (("version", ctypes.c_uint32), ("pid", ctypes.c_int))
+
+
+def drop_capabilities(*dropped: int) -> None:
+    """Of this thread, and those that it makes."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = _Header(CAPABILITY_VERSION_3, 0)
+    words = (ctypes.c_uint32 * 6)()
+    assert libc.capget(ctypes.byref(header), words) == 0
+    for number in dropped:
+        words[3 * (number // 32)] &= ~(1 << number % 32)
+    assert libc.capset(ctypes.byref(header), words) == 0
+
+
+def in_a_thread(run: Callable[[], None]) -> None:
+    failed: list[BaseException] = []
+
+    def caught() -> None:
+        try:
+            run()
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=caught)
+    thread.start()
+    thread.join()
+    if failed:
+        raise failed[0]
+
+
+def test_one_map_that_cannot_be_read_is_one_error(world: World) -> None:
+    """Its pin belongs to somebody else, and the daemon may not pass over that."""
+    world.write(MAPS)
+    with world.keeper() as keeper:
+        world.reload(keeper)
+        os.chown(world.pins / "growing", 12345, 12345)
+
+        def measured() -> None:
+            drop_capabilities(CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH)
+            with Instruments(lambda: keeper.status) as instruments:
+                instruments.follow(keeper.manifest)
+                instruments.wait(20)
+                for scrapes in (1, 2):
+                    found = samples(instruments)
+                    errors = {
+                        name: value
+                        for name, value in found.items()
+                        if name.startswith("scrape_errors")
+                    }
+                    assert {name for name, value in errors.items() if value} == {
+                        "scrape_errors_total growing"
+                    }
+                    assert errors["scrape_errors_total growing"] == scrapes
+                    assert found["entries growing"] == 0, "counting needs no right to the pin"
+                    assert "memory_bytes growing" not in found
+                    assert found["memory_bytes plain"] > 0 and found["entries slots"] == 1
+
+        in_a_thread(measured)
+
+
+def test_a_map_is_gone_when_the_keeper_lets_go_of_it(world: World) -> None:
+    """Nothing that measures keeps a map alive."""
+    with measuring(world) as (keeper, instruments):
+        map_id = world.map_id("slots") or 0
+        world.write("maps: {own: {type: array, key: u32, value: u64, max_entries: 3}}")
+        world.reload(keeper)
+        instruments.follow(keeper.manifest)
+        (world.pins / "slots").unlink()
+
+        def gone() -> bool:
+            instruments.metrics.render()
+            fd = kernel.map_by_id(map_id)
+            if fd is not None:
+                os.close(fd)
+            return fd is None
+
+        world.wait(gone)
+        assert set(ways(instruments)) == {"own"}
+
+
+def test_what_the_machine_gave_out(world: World) -> None:
+    """A map more is one more, and an ID more or some; scrapes take none."""
+    with measuring(world) as (_, instruments):
+
+        def machine() -> tuple[float, float]:
+            text = instruments.metrics.render()[0].decode()
+            found = {
+                sample.name: sample.value
+                for family in text_string_to_metric_families(text)
+                for sample in family.samples
+            }
+            limit = found["bpfkeeper_kernel_map_id_limit"]
+            given = found["bpfkeeper_kernel_map_ids_allocated_total"]
+            assert limit == 2**31 - 2 and found["bpfkeeper_kernel_map_id_headroom"] == limit - given
+            return found["bpfkeeper_kernel_maps"], given
+
+        with kernel.holding(kernel.map_create(1, "one", 4, 4, 1)) as fd:
+            map_id = kernel.map_info(fd).id
+            maps, given = machine()
+            assert maps >= 6 and given >= map_id
+
+
+def test_pins_anywhere(world: World) -> None:
+    """In every bpffs, to some depth; not those of the keeper's own directory."""
+    deep = world.pins / "a" / "b"
+    deep.mkdir(parents=True)
+    with kernel.holding(kernel.map_create(1, "one", 4, 4, 1)) as fd:
+        map_id = kernel.map_info(fd).id
+        for path in (world.pins / "one", deep / "two"):
+            kernel.pin(fd, str(path))
+        found = map_pins(world.layout.own)[map_id]
+        assert found == (str(deep / "two"), str(world.pins / "one"))
+    world.write("maps: {one: {type: hash, key: u32, value: u32, max_entries: 1}}")
+    with world.keeper() as keeper:
+        world.reload(keeper)
+        (status,) = with_other_pins(keeper.status, world.layout.own).maps
+        assert status.path == str(world.pins / "one")
+        assert status.other_pins == (str(deep / "two"),)
+        (deep / "two").unlink()
+        (status,) = with_other_pins(keeper.status, world.layout.own).maps
+        assert status.other_pins == ()
+
+
+def test_a_prog_array_of_the_keepers_own_is_no_pin_to_show(world: World) -> None:
+    own = f"{world.layout.own}/somewhere"
+    os.makedirs(own, mode=0o700)
+    with kernel.holding(kernel.map_create(1, "one", 4, 4, 1)) as fd:
+        map_id = kernel.map_info(fd).id
+        kernel.pin(fd, f"{own}/one")
+        assert map_id not in map_pins(world.layout.own)
+        assert map_pins("/elsewhere")[map_id] == (f"{own}/one",)
+
+
+def test_a_scrape_does_not_wait_for_a_reload_that_is_over(world: World) -> None:
+    """What is gone of a status, without another one in sight, costs one scrape some patience."""
+    world.put("one")
+    world.write_counter("one")
+    with world.keeper() as keeper:
+        world.reload(keeper)
+        with Instruments(lambda: keeper.status) as instruments:
+            instruments.follow(keeper.manifest)
+            (program,) = keeper.status.programs
+            os.unlink(program.path)
+            found = [samples(instruments)["scrape_errors_total "] for _ in range(3)]
+            assert found == [1, 2, 3]
+            began = time.monotonic()
+            for _ in range(100):
+                instruments.metrics.render()
+            assert time.monotonic() - began < 100 * 0.25, "it was patient each time"
