@@ -1,5 +1,6 @@
 """Debian's Prometheus and promtool, unpacked and not installed; and a server of the test's own."""
 
+import functools
 import json
 import os
 import re
@@ -22,16 +23,24 @@ UNPACKED = Path(__file__).parents[2] / ".tools" / "prometheus"
 WAIT_SECONDS = 60.0
 
 
-def tool(name: str) -> str:
-    """The path of ``prometheus`` or ``promtool``, fetched if it is not there yet.
-
-    Without one a test is skipped; on CI it fails.
-    """
+@functools.cache
+def _missing() -> FetchError | None:
+    """Why there is no Prometheus; fetches it if it is not there yet."""
     try:
         fetch_package("prometheus", UNPACKED)
     except FetchError as error:
+        return error
+    return None
+
+
+def tool(name: str) -> str:
+    """The path of ``prometheus`` or ``promtool``.
+
+    Without a network to fetch them from a test is skipped; on CI it fails.
+    """
+    if error := _missing():
         if os.environ.get("CI"):
-            raise
+            raise error
         pytest.skip(f"there is no Prometheus: {error}")
     return str(UNPACKED / "usr" / "bin" / name)
 
