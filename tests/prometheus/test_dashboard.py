@@ -97,6 +97,13 @@ def test_every_kind_of_panel_has_a_unit_where_it_shows_figures() -> None:
             assert "unit" in panel["fieldConfig"]["defaults"], panel["title"]
 
 
+def test_each_bar_stands_for_events_of_its_own() -> None:
+    """At the least step a window is four scrapes long, and would show one event four times."""
+    for panel in PANELS:
+        custom = panel.get("fieldConfig", {"defaults": {}})["defaults"].get("custom", {})
+        assert (custom.get("drawStyle") == "bars") is ("interval" in panel), panel["title"]
+
+
 def test_each_override_is_of_a_column_that_is_there() -> None:
     for panel in PANELS:
         if panel["type"] != "table":
