@@ -104,9 +104,9 @@ class Prometheus:
         except urllib.error.HTTPError as error:
             raise AssertionError(f"{parameters}: {error.read().decode()}") from None
 
-    def query(self, expression: str) -> Sequence[Sample]:
-        """The samples of now."""
-        found = self.get("query", query=expression)
+    def query(self, expression: str, at: float | None = None) -> Sequence[Sample]:
+        """The samples of now, or of a Unix time."""
+        found = self.get("query", query=expression, time=str(at or time.time()))
         assert found["resultType"] == "vector", found
         return [Sample(one["metric"], float(one["value"][1])) for one in found["result"]]
 

@@ -5,7 +5,7 @@ import math
 import re
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import yaml
 from bpfkeeperd import kernel
 from tests.conftest import BuildObject, child_cgroup, make_places, mounted_bpffs
 from tests.machine import inside_cgroup, send_datagrams
-from tests.prometheus.server import Prometheus, promtool
+from tests.prometheus.server import Prometheus, Sample, promtool
 from tests.prometheus.shipped import (
     CONFIG_FILE,
     DASHBOARD,
@@ -30,9 +30,10 @@ from tests.prometheus.shipped import (
     substituted,
 )
 from tests.scenario import World
-from tests.system.process import DaemonProcess
+from tests.system.process import WAIT_SECONDS, DaemonProcess
 
-SETTLED_SECONDS = 3.0
+SCRAPED_WELL = "min_over_time(up[3s]) == 1 and count_over_time(up[3s]) > 4"
+"""A scrape that takes longer than the interval is a failed one, after which there are no series."""
 ACTIVE = {
     "BpfkeeperMapFilling",
     "BpfkeeperMapAlmostFull",
@@ -84,7 +85,18 @@ objects:
 @dataclass(frozen=True, slots=True)
 class Scene:
     prometheus: Prometheus
+    at: float
+    """When all had happened, and been scraped for a while."""
     scrape: str
+
+    def query(self, expr: str) -> Sequence[Sample]:
+        return self.prometheus.query(expr, self.at)
+
+    def has_data(self, expr: str) -> None:
+        samples = self.query(expr)
+        assert samples, f"nothing: {expr}"
+        figures = [sample for sample in samples if not math.isnan(sample.value)]
+        assert figures, f"no figures: {expr}"
 
 
 def send(world: World) -> None:
@@ -122,13 +134,24 @@ def happen(world: World, daemon: DaemonProcess) -> None:
 def configured(daemon: DaemonProcess, directory: Path) -> Path:
     """The shipped configuration, for this daemon and in a hurry."""
     config = yaml.safe_load(CONFIG_FILE.read_text())
-    config["global"] = {"scrape_interval": "250ms", "evaluation_interval": "250ms"}
+    config["global"] = {"scrape_interval": "500ms", "evaluation_interval": "500ms"}
     config["rule_files"] = [str(PROMETHEUS / name) for name in config["rule_files"]]
     (address,) = re.findall(r"^http://([^/]+)/", daemon.metrics_url)
     config["scrape_configs"][0]["static_configs"] = [{"targets": [address]}]
     path = directory / "prometheus.yml"
     path.write_text(yaml.safe_dump(config))
     return path
+
+
+def scraped_well(prometheus: Prometheus) -> float:
+    """A Unix time before which some seconds of scrapes went well, all of them after the call."""
+    began = time.time()
+    while True:
+        at = time.time()
+        if at > began + 3 and prometheus.query(SCRAPED_WELL, at):
+            return at
+        assert at < began + WAIT_SECONDS, f"never scraped well:\n{prometheus.log}"
+        time.sleep(0.1)
 
 
 @pytest.fixture(scope="module")
@@ -151,25 +174,18 @@ def scene(build_object: BuildObject, tmp_path_factory: pytest.TempPathFactory) -
             daemon.wait_ready()
             with Prometheus(configured(daemon, directory), directory) as prometheus:
                 prometheus.wait_ready()
-                scraped = "count_over_time(bpfkeeper_build_info[1m]) > 2"
-                prometheus.wait("scraped", lambda: prometheus.query(scraped))
+                scraped_well(prometheus)
                 happen(world, daemon)
-                time.sleep(SETTLED_SECONDS)
+                at = scraped_well(prometheus)
                 with urllib.request.urlopen(daemon.metrics_url) as answer:
-                    yield Scene(prometheus, answer.read().decode())
-
-
-def has_data(prometheus: Prometheus, expr: str) -> None:
-    samples = prometheus.query(expr)
-    assert samples, f"nothing: {expr}"
-    assert not all(math.isnan(sample.value) for sample in samples), f"no figures: {expr}"
+                    yield Scene(prometheus, at, answer.read().decode())
 
 
 @pytest.mark.parametrize("rule", rules(), ids=str)
 def test_each_rule_has_data(scene: Scene, rule: Rule) -> None:
     for selector in selectors(rule.expr):
-        has_data(scene.prometheus, selector)
-    has_data(scene.prometheus, rule.without_threshold if rule.alert else rule.name)
+        scene.has_data(selector)
+    scene.has_data(rule.without_threshold if rule.alert else rule.name)
 
 
 def test_each_rule_is_evaluated_without_an_error(scene: Scene) -> None:
@@ -179,18 +195,18 @@ def test_each_rule_is_evaluated_without_an_error(scene: Scene) -> None:
 
 
 def test_alerts_fire_or_are_about_to(scene: Scene) -> None:
-    found = scene.prometheus.get("alerts")["alerts"]
-    assert {alert["labels"]["alertname"] for alert in found} - OF_THE_MACHINE == ACTIVE
-    (replaced,) = (one for one in found if one["labels"]["alertname"] == "BpfkeeperMapReplaced")
-    assert (replaced["state"], replaced["labels"]["map"]) == ("firing", "taken")
-    down = [one for one in found if one["labels"]["alertname"] == "BpfkeeperAttachmentDown"]
-    assert [one["labels"]["object"] for one in down] == ["two"]
+    found = [sample.labels for sample in scene.query("ALERTS")]
+    assert {labels["alertname"] for labels in found} - OF_THE_MACHINE == ACTIVE
+    (replaced,) = (labels for labels in found if labels["alertname"] == "BpfkeeperMapReplaced")
+    assert (replaced["alertstate"], replaced["map"]) == ("firing", "taken")
+    (down,) = (labels for labels in found if labels["alertname"] == "BpfkeeperAttachmentDown")
+    assert (down["alertstate"], down["object"]) == ("pending", "two")
 
 
 @pytest.mark.parametrize("query", queries(), ids=str)
 def test_each_query_of_the_dashboard_has_data(scene: Scene, query: Query) -> None:
-    has_data(scene.prometheus, query.substituted)
-    samples = scene.prometheus.query(query.substituted)
+    scene.has_data(query.substituted)
+    samples = scene.query(query.substituted)
     labels = {label for sample in samples for label in sample.labels}
     assert set(re.findall(r"\{\{(\w+)\}\}", query.legend)) <= labels
 
@@ -203,7 +219,7 @@ def test_tables_name_what_is_there(scene: Scene) -> None:
         found = {"Time"}
         for target in panel["targets"]:
             found.add(f"Value #{target['refId']}")
-            for sample in scene.prometheus.query(substituted(target["expr"])):
+            for sample in scene.query(substituted(target["expr"])):
                 found |= set(sample.labels)
         options = panel["transformations"][-1]["options"]
         for part in ("renameByName", "indexByName", "excludeByName"):
@@ -214,7 +230,7 @@ def test_tables_name_what_is_there(scene: Scene) -> None:
 
 @pytest.mark.parametrize("name", annotations())
 def test_annotations_have_data(scene: Scene, name: str) -> None:
-    has_data(scene.prometheus, substituted(annotations()[name]))
+    scene.has_data(substituted(annotations()[name]))
 
 
 def test_variables_have_values(scene: Scene) -> None:
