@@ -19,6 +19,7 @@ from bpfkeeperd.instruments import Instruments
 from bpfkeeperd.keeper import Keeper
 from bpfkeeperd.othermaps import OtherMaps, map_pins, with_other_pins
 from bpfkeeperd.state import Status
+from tests.kernel.test_mapids import named
 from tests.scenario import World
 
 CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 1, 2
@@ -255,6 +256,14 @@ def test_files_that_are_not_there(world: World, monkeypatch: pytest.MonkeyPatch)
         instruments.follow(Manifest(file="", observe_most=5))
         instruments.open_allocator()
         assert b"build_info" in instruments.metrics.render()[0]
+
+
+def test_how_far_map_ids_have_come_is_exact_when_the_allocator_was_found(world: World) -> None:
+    with Instruments(Status) as instruments:
+        assert b"bpfkeeper_kernel_map_ids_exact 0" in instruments.metrics.render()[0]
+        instruments.open_allocator()
+        exact = f"bpfkeeper_kernel_map_ids_exact {named():d}"
+        assert exact in instruments.metrics.render()[0].decode()
 
 
 def test_pins_anywhere(world: World) -> None:
