@@ -17,9 +17,8 @@ from bpfkeeperd.entries import Manifest
 from bpfkeeperd.errors import KeeperError
 from bpfkeeperd.instruments import Instruments
 from bpfkeeperd.keeper import Keeper
-from bpfkeeperd.othermaps import OtherMaps, map_pins, with_other_pins
+from bpfkeeperd.othermaps import LOOK_SECONDS, OtherMaps, map_pins, with_other_pins
 from bpfkeeperd.state import Status
-from tests.kernel.test_mapids import named
 from tests.scenario import World
 
 CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 1, 2
@@ -247,6 +246,33 @@ def test_a_list_of_others_that_another_thread_closes(world: World) -> None:
         assert list(others.found(())) == []
 
 
+def test_pins_of_others_are_looked_for_now_and_then(world: World) -> None:
+    """A pin is opened for that: not at each look of a daemon that has much to do."""
+    path = world.pins / "one"
+    with (
+        kernel.holding(kernel.map_create(1, "one", 4, 4, 1)) as fd,
+        OtherMaps(world.layout.own) as others,
+    ):
+        map_id = kernel.map_info(fd).id
+
+        def shown(now: float) -> str:
+            others.look_for_pins(now)
+            return next(found.path for found in others.found(()) if found.id == map_id)
+
+        assert shown(100) == ""
+        kernel.pin(fd, str(path))
+        assert shown(100 + LOOK_SECONDS - 0.1) == ""
+        assert shown(100 + LOOK_SECONDS) == str(path)
+
+
+def test_whoever_has_runs_counted_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    for switch in (True, False):
+        monkeypatch.setattr(kernel, "statistics_enabled", lambda now=switch: now)
+        with Instruments(Status) as instruments:
+            lines = instruments.metrics.render()[0].decode().splitlines()
+        assert f"bpfkeeper_program_statistics_enabled {switch:d}" in lines
+
+
 def test_files_that_are_not_there(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """The daemon goes on without what they are for."""
     monkeypatch.setattr("bpfkeeperd.counting.OBJECTS", world.directory)
@@ -258,12 +284,22 @@ def test_files_that_are_not_there(world: World, monkeypatch: pytest.MonkeyPatch)
         assert b"build_info" in instruments.metrics.render()[0]
 
 
-def test_how_far_map_ids_have_come_is_exact_when_the_allocator_was_found(world: World) -> None:
+@pytest.mark.parametrize("told", [True, False])
+def test_how_far_map_ids_have_come_is_exact_when_the_allocator_was_found(
+    monkeypatch: pytest.MonkeyPatch, told: bool
+) -> None:
+    """Not every kernel names it: the program is the real one, what it reads is given here."""
+    monkeypatch.setattr("bpfkeeperd.mapids._next_id", lambda link_fd: 2**30 + 1 if told else None)
+
+    def lines() -> list[str]:
+        return instruments.metrics.render()[0].decode().splitlines()
+
     with Instruments(Status) as instruments:
-        assert b"bpfkeeper_kernel_map_ids_exact 0" in instruments.metrics.render()[0]
+        assert "bpfkeeper_kernel_map_ids_exact 0" in lines()
         instruments.open_allocator()
-        exact = f"bpfkeeper_kernel_map_ids_exact {named():d}"
-        assert exact in instruments.metrics.render()[0].decode()
+        assert f"bpfkeeper_kernel_map_ids_exact {told:d}" in lines()
+        shown = f"bpfkeeper_kernel_map_ids_allocated_total {2**30}"
+        assert (shown in lines()) == told
 
 
 def test_pins_anywhere(world: World) -> None:
