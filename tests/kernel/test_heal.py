@@ -136,3 +136,25 @@ def test_a_pattern_that_cannot_be_looked_for(world: World, monkeypatch: pytest.M
         (world.cgroup / "c2").mkdir()
         keeper.heal(2.0)
         assert len(world.link_ids()) == 3
+
+
+def test_a_map_in_whose_place_stands_one_of_another_definition(world: World) -> None:
+    """Nobody but the keeper has it: it is kept until the other one is gone, then pinned again."""
+    world.write(OWN)
+    with world.keeper() as keeper:
+        assert world.reload(keeper).result is ReloadResult.OK
+        former = world.map_id("own")
+        (world.pins / "own").unlink()
+        with kernel.holding(kernel.map_create(1, "other", 8, 16, 2)) as fd:
+            kernel.pin(fd, str(world.pins / "own"))
+        for now in (1.0, 2.0):
+            keeper.heal(now)
+            (status,) = keeper.status.maps
+            assert status.id == world.map_id("own") != former, "nothing is touched"
+            assert keeper.status.drift["map_differs"] == 1
+        (world.pins / "own").unlink()
+        keeper.heal(20.0)
+        assert world.map_id("own") == former
+        assert contents(world.pins / "own") == {
+            (1).to_bytes(4, "little"): (7).to_bytes(8, "little")
+        }
