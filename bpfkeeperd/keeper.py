@@ -335,7 +335,8 @@ class Keeper:
             heals=self._healer.status,
         )
         self.status = with_inner_maps(now, self._layout)
-        self._held.follow(observed, self._layout, settled)
+        differing = {refusal.name for refusal in todo.refusals if refusal.kind == "map"}
+        self._held.follow(observed, self._layout, settled, differing)
 
     def _count(self, outcome: Outcome) -> None:
         self._results[outcome.result] += 1
