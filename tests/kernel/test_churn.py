@@ -474,10 +474,10 @@ def test_the_status_is_out_before_the_former_map_is_let_go(
         follow = Held.follow
 
         def watched(
-            held: Held, observed: Observed, layout: Layout, settled: Collection[str] = ()
+            held: Held, observed: Observed, layout: Layout, *names: Collection[str]
         ) -> None:
             seen.append((keeper.status, gone(old)))
-            follow(held, observed, layout, settled)
+            follow(held, observed, layout, *names)
 
         monkeypatch.setattr(Held, "follow", watched)
         world.put("one", ENTRIES=32)

@@ -9,7 +9,7 @@ import pytest
 
 from bpfkeeperd import kernel, matches
 from bpfkeeperd.keeper import Keeper
-from bpfkeeperd.state import ReloadResult
+from bpfkeeperd.state import MapIdChange, ReloadResult
 from tests.kernel.test_reload import plan_now
 from tests.kernel.test_whole_reload import AtSwap
 from tests.scenario import World, contents
@@ -155,6 +155,8 @@ def test_a_map_in_whose_place_stands_one_of_another_definition(world: World) -> 
         (world.pins / "own").unlink()
         keeper.heal(20.0)
         assert world.map_id("own") == former
+        (status,) = keeper.status.maps
+        assert status.changes == {MapIdChange.REPLACED: 2} and status.made
         assert contents(world.pins / "own") == {
             (1).to_bytes(4, "little"): (7).to_bytes(8, "little")
         }
