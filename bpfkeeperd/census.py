@@ -32,10 +32,10 @@ COUNT_SECONDS_MAX = 20.0
 SLICE_SECONDS = 0.002
 """What may be done before there is a rest."""
 CHUNK = 64
+"""How many pins are looked at in one call."""
 _NO_ENTRIES = (errno.EINVAL, errno.EOPNOTSUPP, ENOTSUPP, errno.ENOSPC)
 """What types without keys, or without values for user space, answer; ENOSPC: a map of sockets whose
 values are too small for what the kernel tells of them."""
-"""How many pins are looked at in one call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +138,19 @@ class Census:
                 self._programs = wanted
                 self._programs_due = 0.0
                 self._wake()
+
+    def wait(self, seconds: float) -> None:
+        """Until each map that is followed was looked at, and counted where that is wanted, or so
+        long. One whose pin leads elsewhere is waited for in vain."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and not all(map(self._is_had, self._maps.values())):
+            time.sleep(0.01)
+
+    def _is_had(self, wanted: CensusMap) -> bool:
+        found = self.results.get(wanted.id)
+        if found is None:
+            return False
+        return not wanted.count or bool(found.at or found.error or found.uncounted)
 
     def close(self) -> None:
         """Ends the thread, within some milliseconds; a second call does nothing."""

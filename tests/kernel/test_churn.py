@@ -409,6 +409,24 @@ def test_a_state_file_that_cannot_be_written_is_tried_again(world: World) -> Non
     assert record_of(world).changes == {RECREATED: 1}
 
 
+def test_a_state_file_that_could_not_be_written_by_the_one_who_did_it(world: World) -> None:
+    """What was done, and by whom, is still told by the marks."""
+    begin(world)
+    with world.keeper() as keeper:
+        good(world, keeper)
+        path = state_file(world)
+        os.mkdir(f"{path}.new")
+        for entries in (32, 48):
+            world.put("one", ENTRIES=entries)
+            outcome = world.reload(keeper)
+            assert outcome.result is ReloadResult.OK and outcome.notes
+    os.rmdir(f"{path}.new")
+    assert record_of(world).changes == {}
+    good(world)
+    assert record_of(world).changes == {RECREATED: 1} and record_of(world).made
+    assert not marks(world)
+
+
 def test_two_keepers_never_write_one_state_file(world: World) -> None:
     """The second has a bpffs, and the lock of a pin root, of its own at the same path."""
     begin(world)

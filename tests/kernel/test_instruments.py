@@ -6,16 +6,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from bpfkeeperd import kernel
 from bpfkeeperd.counting import MapCounter
+from bpfkeeperd.entries import Manifest
 from bpfkeeperd.errors import KeeperError
 from bpfkeeperd.instruments import Instruments
 from bpfkeeperd.keeper import Keeper
-from bpfkeeperd.othermaps import map_pins, with_other_pins
+from bpfkeeperd.othermaps import LOOK_SECONDS, OtherMaps, map_pins, with_other_pins
+from bpfkeeperd.state import Status
 from tests.scenario import World
 
 CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 1, 2
@@ -212,6 +215,91 @@ def test_what_the_machine_gave_out(world: World) -> None:
             map_id = kernel.map_info(fd).id
             maps, given = machine()
             assert maps >= 6 and given >= map_id
+
+
+def test_maps_of_others_are_shown_on_request_only(world: World) -> None:
+    """The request can come and go, and no descriptor is left for it."""
+
+    def shown(instruments: Instruments) -> bool:
+        return b"bpfkeeper_observed_maps{" in instruments.metrics.render()[0]
+
+    manifest = Manifest(file="")
+    with Instruments(Status) as instruments:
+        instruments.follow(manifest)
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(3):
+            instruments.follow(replace(manifest, observe_most=5))
+            assert shown(instruments)
+            instruments.follow(manifest)
+            assert not shown(instruments)
+        assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_list_of_others_that_another_thread_closes(world: World) -> None:
+    """Its descriptor may already be that of something else."""
+    others = OtherMaps(world.layout.own)
+    with kernel.holding(kernel.map_create(1, "one", 4, 4, 1)) as fd:
+        map_id = kernel.map_info(fd).id
+        assert map_id in {found.id for found in others.found(())}
+        assert map_id not in {found.id for found in others.found({map_id})}
+        others.close()
+        assert list(others.found(())) == []
+
+
+def test_pins_of_others_are_looked_for_now_and_then(world: World) -> None:
+    """A pin is opened for that: not at each look of a daemon that has much to do."""
+    path = world.pins / "one"
+    with (
+        kernel.holding(kernel.map_create(1, "one", 4, 4, 1)) as fd,
+        OtherMaps(world.layout.own) as others,
+    ):
+        map_id = kernel.map_info(fd).id
+
+        def shown(now: float) -> str:
+            others.look_for_pins(now)
+            return next(found.path for found in others.found(()) if found.id == map_id)
+
+        assert shown(100) == ""
+        kernel.pin(fd, str(path))
+        assert shown(100 + LOOK_SECONDS - 0.1) == ""
+        assert shown(100 + LOOK_SECONDS) == str(path)
+
+
+def test_whoever_has_runs_counted_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    for switch in (True, False):
+        monkeypatch.setattr(kernel, "statistics_enabled", lambda now=switch: now)
+        with Instruments(Status) as instruments:
+            lines = instruments.metrics.render()[0].decode().splitlines()
+        assert f"bpfkeeper_program_statistics_enabled {switch:d}" in lines
+
+
+def test_files_that_are_not_there(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The daemon goes on without what they are for."""
+    monkeypatch.setattr("bpfkeeperd.counting.OBJECTS", world.directory)
+    monkeypatch.setattr("bpfkeeperd.othermaps.OBJECT_FILE", world.directory / "none")
+    monkeypatch.setattr("bpfkeeperd.mapids.OBJECT_FILE", world.directory / "none")
+    with Instruments(Status) as instruments:
+        instruments.follow(Manifest(file="", observe_most=5))
+        instruments.open_allocator()
+        assert b"build_info" in instruments.metrics.render()[0]
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_how_far_map_ids_have_come_is_exact_when_the_allocator_was_found(
+    monkeypatch: pytest.MonkeyPatch, told: bool
+) -> None:
+    """Not every kernel names it: the program is the real one, what it reads is given here."""
+    monkeypatch.setattr("bpfkeeperd.mapids._next_id", lambda link_fd: 2**30 + 1 if told else None)
+
+    def lines() -> list[str]:
+        return instruments.metrics.render()[0].decode().splitlines()
+
+    with Instruments(Status) as instruments:
+        assert "bpfkeeper_kernel_map_ids_exact 0" in lines()
+        instruments.open_allocator()
+        assert f"bpfkeeper_kernel_map_ids_exact {told:d}" in lines()
+        shown = f"bpfkeeper_kernel_map_ids_allocated_total {2**30}"
+        assert (shown in lines()) == told
 
 
 def test_pins_anywhere(world: World) -> None:

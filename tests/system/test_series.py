@@ -120,7 +120,7 @@ def test_which_version_serves_a_hook(world: World, start: Start) -> None:
             )
         since = metrics[f"bpfkeeper_attachment_since_timestamp_seconds{up}"]
         assert before - 1 < since < time.time() + 1
-        assert since >= metrics[f"bpfkeeper_program_loaded_timestamp_seconds{program}"]
+        assert before - 1 < metrics[f"bpfkeeper_program_loaded_timestamp_seconds{program}"] <= since
         assert metrics[f"bpfkeeper_program_runs_total{program}"] == 5
         assert 0 < metrics[f"bpfkeeper_program_run_seconds_total{program}"] < 1
         assert metrics["bpfkeeper_program_statistics_enabled"] == 1
@@ -129,36 +129,34 @@ def test_which_version_serves_a_hook(world: World, start: Start) -> None:
 
 
 def test_runs_are_counted_on_request_only(world: World, start: Start) -> None:
-    """The request can come, and go, with a reload."""
+    """The request can come, and go, with a reload. Others on the machine may have them counted,
+    too, which nobody can see; but who has holds a descriptor."""
     world.put("one")
     world.write_counter("one", extra=EVERYTHING.replace("true", "false"))
     daemon = start()
     runs = 'bpfkeeper_program_runs_total{object="one",program="count"}'
 
-    def sends() -> int:
-        """The kernel's own count; it is shown unless it is 0 and nobody asked for it."""
-        with inside_cgroup(world.cgroup):
-            send_datagrams(3)
-        shown = daemon.metrics().get(runs)
-        ((_, prog_id),) = world.link_ids().values()
-        with kernel.holding(kernel.program_by_id(prog_id) or 0) as fd:
-            counted = kernel.program_stats(fd).run_count
-        assert shown == (counted or None)
-        return counted
+    def is_asked() -> bool:
+        return "anon_inode:bpf-stats" in daemon.open_files()
 
-    before = sends()
-    somebody_else_asked = before > 0
+    if kernel.statistics_enabled():
+        pytest.skip("the machine counts runs of programs")
+    assert not is_asked() and not daemon.metrics()["bpfkeeper_program_statistics_enabled"]
+    assert daemon.metrics().get(runs) != 0, "what is not counted is no zero"
     world.write_counter("one", extra=EVERYTHING)
     daemon.hup()
-    wait_for(daemon, runs)
-    assert sends() == before + 3
+    before = wait_for(daemon, runs)[runs]
+    assert is_asked() and daemon.metrics()["bpfkeeper_program_statistics_enabled"]
+    with inside_cgroup(world.cgroup):
+        send_datagrams(3)
+    assert daemon.metrics()[runs] == before + 3
     world.write_counter("one", extra=EVERYTHING.replace("true", "false"))
     daemon.hup()
-    if not kernel.statistics_enabled():
-        deadline = time.monotonic() + WAIT_SECONDS
-        while daemon.metrics()["bpfkeeper_program_statistics_enabled"]:
-            assert time.monotonic() < deadline
-    assert sends() == before + 3 or somebody_else_asked
+    deadline = time.monotonic() + WAIT_SECONDS
+    while daemon.metrics()["bpfkeeper_program_statistics_enabled"]:
+        assert time.monotonic() < deadline
+    assert not is_asked()
+    assert daemon.metrics()[runs] >= before + 3, "what was counted is still there"
 
 
 def test_maps_that_left_the_manifest_leave_the_scrape(world: World, start: Start) -> None:

@@ -259,3 +259,11 @@ def test_counts_of_a_name_never_go_down_while_it_is_there(
                 assert record.changes.get(reason, 0) == then.changes.get(reason, 0) + more
             changed = boot != before.boot_id or then.id != map_id
             assert len(counted) == changed
+
+
+def test_links_of_another_boot_are_nobodys() -> None:
+    """Their IDs mean something else now."""
+    adopted = {"one/count/eth0": 5}
+    for boot, left in (("boot 1", adopted), ("boot 2", {})):
+        memory, _ = look(replace(KNOWN, adopted=adopted), {"flows": 7}, boot)
+        assert memory.adopted == left

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -22,6 +23,7 @@ from bpfkeeperd.state import (
     InnerStatus,
     MapIdChange,
     MapStatus,
+    ProgramFigures,
     ProgramStatus,
     ReloadResult,
     ReloadStatus,
@@ -394,6 +396,105 @@ def test_a_program_that_is_gone_is_an_error_of_all() -> None:
     samples = scrape(metrics_of(Status(programs=(program,))))
     assert value(samples, "program_id", object="o", program="p") == 70
     assert value(samples, "scrape_errors_total", map="") == 1
+
+
+PROGRAM = ProgramStatus("o", "p", 1, 70, "0" * 16, "digest", "/pins/p")
+FIGURES = ProgramFigures(
+    id=70,
+    type=1,
+    instructions=9,
+    verified=12,
+    run_count=0,
+    run_time_ns=0,
+    misses=0,
+    load_time_ns=10**10,
+    memory_bytes=0,
+)
+
+
+def test_a_status_whose_program_is_gone_is_waited_for() -> None:
+    former = Status(programs=(dataclasses.replace(PROGRAM, path="/pins/former"),))
+    asked = 0
+
+    def status() -> Status:
+        nonlocal asked
+        asked += 1
+        return former if asked < 4 else Status(programs=(PROGRAM,))
+
+    given = dataclasses.replace(sources(status, dict), programs=lambda paths: {"/pins/p": FIGURES})
+    samples = scrape(Metrics(given))
+    assert value(samples, "program_verified_instructions", object="o", program="p") == 12
+    assert value(samples, "scrape_errors_total", map="") == 0
+    assert asked == 4
+
+
+@pytest.mark.parametrize("up", [True, False])
+def test_a_hook_that_another_program_serves_is_served_since_never(up: bool) -> None:
+    attachment = AttachmentStatus("o", "p", "xdp", "eth0", up=up, prog_id=70, path="/")
+    status = Status(programs=(PROGRAM,), attachments=(attachment,))
+    given = dataclasses.replace(
+        sources(lambda: status, dict), programs=lambda paths: {"/pins/p": FIGURES}
+    )
+    samples = scrape(Metrics(given))
+    assert bool(labels_of(samples, "attachment_since_timestamp_seconds")) == up
+    assert bool(labels_of(samples, "attachment_info")) == up
+
+
+def test_a_program_type_that_nobody_knows_yet() -> None:
+    samples = scrape(metrics_of(Status(programs=(dataclasses.replace(PROGRAM, type=999),))))
+    (labels,) = labels_of(samples, "program_info")
+    assert dict(labels)["type"] == "type 999"
+
+
+def test_an_error_is_counted_once_however_often_it_is_tried() -> None:
+    """As when there are no descriptors left: no map is counted, and no program read."""
+
+    def refused() -> Survey:
+        raise KernelError("make the map iterator", 24)
+
+    status = Status(programs=(PROGRAM,))
+    given = dataclasses.replace(sources(lambda: status, dict), survey=refused)
+    assert value(scrape(Metrics(given)), "scrape_errors_total", map="") == 2
+
+
+def test_programs_that_cannot_be_asked_for_are_one_error() -> None:
+    asked = 0
+
+    def refused(paths: object) -> Mapping[str, ProgramFigures]:
+        nonlocal asked
+        asked += 1
+        raise MemoryError
+
+    status = Status(programs=(PROGRAM, dataclasses.replace(PROGRAM, program="q", path="/pins/q")))
+    given = dataclasses.replace(sources(lambda: status, dict), programs=refused)
+    samples = scrape(Metrics(given))
+    assert value(samples, "scrape_errors_total", map="") == 1
+    assert value(samples, "program_statistics_enabled") == 0
+    assert asked == 1, "another status would not help"
+
+
+def test_the_clock_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As soon after the boot of a machine that has no clock of its own. Small differences, which
+    come of reading two clocks, are none of the time of boot."""
+    status = Status(programs=(PROGRAM,))
+    given = dataclasses.replace(
+        sources(lambda: status, dict), programs=lambda paths: {"/pins/p": FIGURES}
+    )
+    ahead = 0.0
+    monkeypatch.setattr(time, "time", lambda: time.clock_gettime(time.CLOCK_REALTIME) + ahead)
+    metrics = Metrics(given)
+
+    def loaded() -> float:
+        found = scrape(metrics)
+        return value(found, "program_loaded_timestamp_seconds", object="o", program="p") or 0
+
+    before = loaded()
+    boot = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    assert abs(before - boot - 10) < 1
+    ahead = 0.3
+    assert loaded() == before
+    ahead = 5000.0
+    assert 4999 < loaded() - before < 5001
 
 
 def test_a_map_that_left_takes_its_errors_along() -> None:

@@ -131,6 +131,13 @@ def test_maps_of_others_by_name_type_and_pin() -> None:
     }
 
 
+def test_a_map_of_others_is_never_more_than_full() -> None:
+    """A bloom filter can hold more than its max_entries."""
+    found = lines(other_blocks(OTHERS[:1], {1: 250}, 10))
+    assert [line.split()[-1] for line in found["observed_map_entries"]] == ["250"]
+    assert [line.split()[-1] for line in found["observed_map_fill_ratio"]] == ["1.0"]
+
+
 @pytest.mark.parametrize(("most", "left"), [(1, 3), (2, 2), (3, 0)])
 def test_there_is_an_end_to_the_series(most: int, left: int) -> None:
     found = lines(other_blocks(OTHERS, {}, most))
