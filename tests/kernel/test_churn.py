@@ -491,9 +491,11 @@ def test_the_status_is_out_before_the_former_map_is_let_go(
         assert old
         follow = Held.follow
 
-        def watched(held: Held, observed: Observed, layout: Layout, *kept: Collection[str]) -> None:
+        def watched(
+            held: Held, observed: Observed, layout: Layout, *names: Collection[str]
+        ) -> None:
             seen.append((keeper.status, gone(old)))
-            follow(held, observed, layout, *kept)
+            follow(held, observed, layout, *names)
 
         monkeypatch.setattr(Held, "follow", watched)
         world.put("one", ENTRIES=32)
