@@ -267,3 +267,16 @@ def test_links_of_another_boot_are_nobodys() -> None:
     for boot, left in (("boot 1", adopted), ("boot 2", {})):
         memory, _ = look(replace(KNOWN, adopted=adopted), {"flows": 7}, boot)
         assert memory.adopted == left
+
+
+@pytest.mark.parametrize(("there", "comes"), [(10.0, 20.0), (20.0, 10.0)])
+def test_of_two_records_that_become_one_the_later_change_is_the_last(
+    there: float, comes: float
+) -> None:
+    maps = {
+        name: MapRecord(map_id, changes={RECREATED: 1}, last_change=LastChange(RECREATED, 1, at))
+        for name, map_id, at in (("flows", 7, there), ("former", 8, comes))
+    }
+    memory, changes = look(Memory("boot 1", maps), {"flows": 8}, renamed={"flows": "former"})
+    assert not changes and memory.maps["flows"].changes == {RECREATED: 2}
+    assert memory.maps["flows"].last_change == LastChange(RECREATED, 1, 20.0)
