@@ -227,7 +227,9 @@ class Census:
         for one, answer in zip(unread, answers, strict=True):
             match answer:
                 case (one.id, memory_bytes):
-                    found[one.id] = replace(found[one.id], memory_bytes=memory_bytes)
+                    # Before Linux 6.4 most kernels multiply max_entries by the sizes of key and
+                    # value, of which a ring buffer has none: that is no figure.
+                    found[one.id] = replace(found[one.id], memory_bytes=memory_bytes or None)
                 case (_, _) | errno.ENOENT | errno.EINVAL:  # the name leads somewhere else
                     del found[one.id]
                 case int(number):
