@@ -95,6 +95,8 @@ class Census:
     def __init__(self) -> None:
         self.results: Mapping[int, CensusResult] = MappingProxyType({})
         self.program_memory: Mapping[int, int] = MappingProxyType({})
+        self.programs_seen: tuple[str, ...] = ()
+        """The paths at which that was looked for last."""
         self.worked_seconds = self.rested_seconds = 0.0
         self.unrested_seconds = 0.0
         """Of the work, what no rest has followed yet."""
@@ -264,6 +266,7 @@ class Census:
             if self._closed.is_set():
                 return
         self.program_memory = MappingProxyType(found)
+        self.programs_seen = paths
 
 
 def _counted(one: CensusMap, known: CensusResult, stop: kernel.StopFlag) -> CensusResult | None:

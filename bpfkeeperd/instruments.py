@@ -37,6 +37,7 @@ class Instruments:
         self._allocator: MapIdAllocator | None = None
         self._census = Census()
         self._followed: tuple[CensusMap, ...] = ()
+        self._programs: tuple[str, ...] = ()
         self._stack.callback(self._census.close)
         self._others: OtherMaps | None = None
         self._others_most = 0
@@ -49,7 +50,8 @@ class Instruments:
         status = self._status()
         self._followed = tuple(census_maps(status.maps, self._counted_by))
         self._census.follow(self._followed)
-        self._census.follow_programs(found.path for found in status.programs)
+        self._programs = tuple(found.path for found in status.programs)
+        self._census.follow_programs(self._programs)
         self._observe(manifest)
         self._count_runs(manifest.program_statistics)
 
@@ -65,8 +67,12 @@ class Instruments:
     def wait(self, seconds: float) -> None:
         """Until all that is had from time to time was had once, or so long."""
         deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline and not all(map(self._is_had, self._followed)):
+        while time.monotonic() < deadline and not self._all_is_had():
             time.sleep(0.01)
+
+    def _all_is_had(self) -> bool:
+        maps = all(map(self._is_had, self._followed))
+        return maps and self._census.programs_seen == self._programs
 
     def _is_had(self, wanted: CensusMap) -> bool:
         found = self._census.results.get(wanted.id)

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -199,6 +200,19 @@ def test_a_map_is_gone_when_the_keeper_lets_go_of_it(world: World) -> None:
 
         world.wait(gone)
         assert set(ways(instruments)) == {"own"}
+
+
+def test_what_is_waited_for(world: World) -> None:
+    """All there is of a program, also where there is no map."""
+    world.put("one")
+    world.write_counter("one")
+    with world.keeper() as keeper:
+        world.reload(keeper)
+        status = replace(keeper.status, maps=())
+        with Instruments(lambda: status) as instruments:
+            instruments.follow(keeper.manifest)
+            instruments.wait(20)
+            assert "\nbpfkeeper_program_memory_bytes{" in instruments.metrics.render()[0].decode()
 
 
 def test_what_the_machine_gave_out(world: World) -> None:
