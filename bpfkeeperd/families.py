@@ -203,6 +203,11 @@ _KEEPING = (
         "How long reloads took, whatever came of them.",
     ),
     _gauge(
+        "last_reload_result",
+        ("result",),
+        "1: the last reload, or the start, came to this; 0: it did not.",
+    ),
+    _gauge(
         "last_reload_success_timestamp_seconds",
         (),
         "Unix time of the last reload that went well.",

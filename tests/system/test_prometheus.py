@@ -41,7 +41,6 @@ ACTIVE = {
     "BpfkeeperMapReplaced",
     "BpfkeeperMapRecreated",
     "BpfkeeperReloadFailed",
-    "BpfkeeperReloadRejected",
     "BpfkeeperAttachmentDown",
     "BpfkeeperDrift",
 }
@@ -110,13 +109,11 @@ def happen(world: World, daemon: DaemonProcess) -> None:
     assert daemon.reload("--force").returncode == 0
     world.put("one", ENTRIES=32)
     daemon.hup()
-    world.put("two", REFUSED=1)
-    daemon.hup()
     manifest = world.manifest_file.read_text()
     world.manifest_file.write_text("version: none\n")
     daemon.hup()
     world.manifest_file.write_text(manifest)
-    world.put("two")
+    world.put("two", REFUSED=1)
     daemon.hup()
     (world.cgroup / "short_lived").rmdir()
     taken = world.pins / "taken"

@@ -83,6 +83,8 @@ def test_reloads_are_counted(world: World, start: Start) -> None:
     metrics = daemon.metrics()
     assert metrics['bpfkeeper_reloads_total{result="failed"}'] == 1
     assert metrics["bpfkeeper_last_reload_success_timestamp_seconds"] == last_good
+    assert metrics['bpfkeeper_last_reload_result{result="failed"}'] == 1
+    assert metrics['bpfkeeper_last_reload_result{result="ok"}'] == 0
 
 
 def test_recreated_map_is_counted(world: World, start: Start) -> None:

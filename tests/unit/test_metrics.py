@@ -65,6 +65,7 @@ STATUS = Status(
         duration_seconds_sum=1.75,
         duration_buckets=((0.1, 1), (1.0, 3), (math.inf, 4)),
         last_success_timestamp_seconds=1_700_000_000.5,
+        last_result=ReloadResult.REJECTED,
     ),
 )
 COUNTS: Mapping[int, int] = {42: 25, 43: 1024, 999: 7}
@@ -227,6 +228,9 @@ def test_reloads() -> None:
     assert value(samples, "reloads_total", result="ok") == 3
     assert value(samples, "reloads_total", result="failed") == 0
     assert value(samples, "reloads_total", result="rejected") == 1
+    assert value(samples, "last_reload_result", result="ok") == 0
+    assert value(samples, "last_reload_result", result="failed") == 0
+    assert value(samples, "last_reload_result", result="rejected") == 1
     assert value(samples, "last_reload_success_timestamp_seconds") == 1_700_000_000.5
     assert value(samples, "reload_duration_seconds_bucket", le="0.1") == 1
     assert value(samples, "reload_duration_seconds_bucket", le="1.0") == 3
@@ -240,6 +244,7 @@ def test_before_the_first_reload() -> None:
     assert value(samples, "reload_duration_seconds_bucket", le="+Inf") == 0
     assert value(samples, "reload_duration_seconds_count") == 0
     assert value(samples, "last_reload_success_timestamp_seconds") is None
+    assert value(samples, "last_reload_result", result="ok") is None
     assert value(samples, "reloads_total", result="ok") == 0
 
 
