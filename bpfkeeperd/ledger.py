@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 
 from bpfkeeperd import kernel
@@ -74,6 +75,7 @@ class Ledger:
                 pinned,
                 boot_id=kernel.boot_id(),
                 at=time.time(),
+                pinned_at=_pinned_at(self.memory, pinned, self._layout),
                 own=_by_name(own, pinned),
             )
             self._unsaid += map(before_start, changes)
@@ -125,16 +127,30 @@ def followed(
         for name, found in observed.maps.items()
         if found.pinned
     }
+    layout = Layout(desired.manifest.pin_root)
     formers = {name: wanted.former for name, wanted in desired.maps.items() if wanted.former}
     return follow(
         memory,
         pinned,
         boot_id=kernel.boot_id(),
         at=time.time(),
+        pinned_at=_pinned_at(memory, pinned, layout),
         own=_by_name(own, pinned) if own else own,
         formers=formers,
         renamed=renamed,
     )
+
+
+def _pinned_at(memory: Memory, pinned: Mapping[str, int], layout: Layout) -> dict[str, float]:
+    """Unix times since when the names that lead to another map now are there. A later chmod or
+    chown of a pin counts, too."""
+    times = {}
+    for name, map_id in pinned.items():
+        record = memory.maps.get(name)
+        if record is not None and record.id != map_id:
+            with suppress(OSError):  # it went a moment ago
+                times[name] = os.lstat(layout.map(name)).st_ctime
+    return times
 
 
 def _by_name(own: OwnPins, names: Iterable[str]) -> OwnPins:

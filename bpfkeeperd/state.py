@@ -171,7 +171,7 @@ class LastChange:
     reason: MapIdChange
     old_id: int
     at: float
-    """Unix time at which it was noticed."""
+    """Unix time at which the new map was pinned there."""
 
 
 class ReloadResult(StrEnum):
