@@ -75,7 +75,12 @@ _MAPS = (
         "Of a map of maps: entries in use of its inner maps together, of those that are counted, in"
         " its first 4096 slots.",
     ),
-    _gauge("map_memory_bytes", _MAP, "Memory that the kernel accounts to the map."),
+    _gauge(
+        "map_memory_bytes",
+        _MAP,
+        "Memory that the kernel accounts to the map; before Linux 6.4 that of as many keys and"
+        " values as it can hold, and often none of ring buffers.",
+    ),
     _gauge(
         "map_info",
         ("map", "type", "key_size", "value_size", "policy", "counted_by"),

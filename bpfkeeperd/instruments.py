@@ -13,7 +13,7 @@ from bpfkeeperd.counting import MapCounter
 from bpfkeeperd.entries import Manifest
 from bpfkeeperd.errors import KeeperError
 from bpfkeeperd.layout import Layout
-from bpfkeeperd.mapids import MapIdAllocator
+from bpfkeeperd.mapids import MapIdAllocator, Position
 from bpfkeeperd.metrics import Metrics, Sources
 from bpfkeeperd.moment import OtherMap, SlowFigures
 from bpfkeeperd.othermaps import OtherMaps
@@ -34,7 +34,7 @@ class Instruments:
         self._status = status
         self._stack = ExitStack()
         self._counter = self._opened(MapCounter.open, "map fullness is counted from time to time")
-        self._allocator = MapIdAllocator()  # the highest ID seen, until there is a better one
+        self._allocator: MapIdAllocator | None = None
         self._census = Census()
         self._stack.callback(self._census.close)
         self._others: OtherMaps | None = None
@@ -52,12 +52,16 @@ class Instruments:
         self._count_runs(manifest.program_statistics)
 
     def open_allocator(self) -> None:
-        """Has map IDs counted exactly, where the kernel allows; that takes a moment to begin."""
+        """Has map IDs counted, exactly where the kernel allows; that takes a moment to begin.
+
+        Before, no figure of them is shown: a bound that the exact one then takes the place of would
+        be a jump, and after a restart a counter that falls.
+        """
         self._allocator = self._stack.enter_context(MapIdAllocator.open())
         kernel.release_memory()
 
     def wait(self, seconds: float) -> None:
-        """Until all that is had of maps from time to time was had once, or so long."""
+        """Until all that is had from time to time was had once, or so long."""
         self._census.wait(seconds)
 
     def close(self) -> None:
@@ -91,7 +95,7 @@ class Instruments:
             programs=_program_figures,
             program_memory=lambda: self._census.program_memory,
             statistics=lambda: self._statistics is not None or kernel.statistics_enabled(),
-            position=lambda highest_id: self._allocator.position(highest_id),
+            position=self._position,
             others=self._other_maps,
         )
 
@@ -110,6 +114,9 @@ class Instruments:
             )
             for map_id, found in self._census.results.items()
         }
+
+    def _position(self, highest_id: int) -> Position | None:
+        return self._allocator.position(highest_id) if self._allocator else None
 
     def _other_maps(self, status: Status) -> tuple[Iterable[OtherMap], int] | None:
         others = self._others

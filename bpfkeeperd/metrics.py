@@ -59,8 +59,8 @@ class Sources:
     """Bytes, by program ID."""
     statistics: Callable[[], bool]
     """Whether the kernel counts runs of programs."""
-    position: Callable[[int], Position]
-    """How many map IDs were given out, given the highest that is in use."""
+    position: Callable[[int], Position | None]
+    """How many map IDs were given out, given the highest that is in use; None: not known yet."""
     others: Callable[[Status], tuple[Iterable[OtherMap], int] | None]
     """The maps that are none of the status, and how many groups of them are to be shown; None: they
     are not to be shown."""
@@ -183,6 +183,8 @@ class Metrics:
 
     def _machine(self, survey: Survey) -> Blocks:
         position = self._sources.position(survey.highest_id)
+        if position is None:
+            return {"kernel_maps": block("kernel_maps", (f" {survey.maps}",))}
         return machine_blocks(
             survey.maps,
             ids_allocated=position.allocated,

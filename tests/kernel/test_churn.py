@@ -24,6 +24,7 @@ from bpfkeeperd.steps import Step
 from tests.kernel.test_health import MOVES, keeping
 from tests.kernel.test_health import write as write_health
 from tests.kernel.test_stub import EXACT, put
+from tests.machine import bpf_object
 from tests.scenario import World, garbage, refused
 
 RECREATE = "maps: {counts: {on_mismatch: recreate}}"
@@ -301,7 +302,9 @@ def test_a_reboot_is_one_change_of_each_map(world: World, pinned: bool) -> None:
     assert world.changes == [IdChange("counts", old or 0, world.map_id() or 0, REBOOT)]
     assert record_of(world).changes == {REBOOT: 1}
     assert record_of(world).made is not pinned
+    last = world.map_id() or 0
     (world.pins / "counts").unlink()
+    world.wait(lambda: bpf_object("map", last) is None)  # the kernel lets go of it in its time
     good(world)
     assert reasons(world) == [REBOOT, LOST]
 

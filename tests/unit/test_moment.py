@@ -60,6 +60,13 @@ def test_a_map_that_is_counted_from_time_to_time() -> None:
     }
 
 
+def test_inner_maps_however_they_are_counted() -> None:
+    outer = kept("scan", inner=(1, 2, 3, 4))
+    blocks, _ = map_blocks([outer], {7: 4, 1: 10}, {2: slow(5), 3: slow(None)})
+    assert lines(blocks)["map_inner_entries"] == ['{map="m"} 15']
+    assert "map_inner_entries" not in lines(map_blocks([outer], {7: 4}, {3: slow(None)})[0])
+
+
 @pytest.mark.parametrize("entries", [None, 90])
 def test_a_map_that_cannot_be_read_is_one_error(entries: int | None) -> None:
     """What was counted before is shown, and how old it is."""
