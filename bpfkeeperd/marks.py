@@ -34,6 +34,8 @@ def marked(layout: Layout) -> OwnPins:
     found: dict[str, dict[int, MapIdChange]] = {}
     for path in pins_below(layout.made, 2):
         reason, _, name = path.partition("/")
+        if reason not in tuple(MapIdChange):  # of another version
+            continue
         opened = kernel.pinned_map(f"{layout.made}/{path}")
         if opened:
             os.close(opened[0])

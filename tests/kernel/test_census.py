@@ -331,6 +331,30 @@ def test_it_stops_in_the_middle_of_a_count(
     assert result(running, one).at is None
 
 
+def test_a_mistake_of_ours_does_not_end_it(
+    running: Census,
+    stack: ExitStack,
+    bpffs: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    table, one = kept(stack, bpffs / "table")
+    filled(table, 3)
+    maps_memory = kernel.maps_memory
+    failing = [True]
+
+    def broken(paths: list[str]) -> list[tuple[int, int] | int]:
+        if failing.pop() if failing else False:
+            raise RuntimeError("a bug")
+        return maps_memory(paths)
+
+    monkeypatch.setattr(kernel, "maps_memory", broken)
+    monkeypatch.setattr(census, "INTERVAL_SECONDS", 0.05)
+    running.follow([one])
+    until(lambda: result(running, one).entries == 3, "it counts all the same")
+    assert "RuntimeError: a bug" in caplog.text
+
+
 def test_nothing_to_do_is_no_thread(stack: ExitStack, bpffs: Path) -> None:
     running = Census()
     running.follow([])
