@@ -18,11 +18,13 @@ from bpfkeeperd.errors import KernelError
 from bpfkeeperd.mapids import Position
 from bpfkeeperd.maptypes import BY_NAME
 from bpfkeeperd.metrics import Metrics, Sources
+from bpfkeeperd.series import StatusSeries, status_series
 from bpfkeeperd.state import (
     AttachmentStatus,
     InnerStatus,
     MapIdChange,
     MapStatus,
+    ProgramStatus,
     ReloadResult,
     ReloadStatus,
     Status,
@@ -341,6 +343,78 @@ def test_errors_are_not_lost_between_threads() -> None:
     for thread in threads:
         thread.join()
     assert value(scrape(metrics), "scrape_errors_total", map="") == 81
+
+
+# ---- beside a reload ----
+
+
+def test_a_status_whose_map_is_gone_is_waited_for() -> None:
+    """As when a reload made another map: the counts have it, the status comes a moment later."""
+    former, next_one = Status(maps=(a_map("flows"),)), Status(maps=(a_map("flows", id=77),))
+    asked = 0
+
+    def status() -> Status:
+        nonlocal asked
+        asked += 1
+        return former if asked < 4 else next_one
+
+    metrics = Metrics(sources(status, lambda: {77: 5}))
+    samples = scrape(metrics)
+    assert value(samples, "map_id", map="flows") == 77
+    assert value(samples, "map_entries", map="flows") == 5
+    assert value(samples, "scrape_errors_total", map="flows") == 0
+    assert asked == 4
+
+
+def test_what_is_gone_is_waited_for_once() -> None:
+    asked = 0
+
+    def status() -> Status:
+        nonlocal asked
+        asked += 1
+        return STATUS
+
+    metrics = Metrics(sources(status, lambda: {43: 1}))
+    assert value(scrape(metrics), "scrape_errors_total", map="flows") == 1
+    assert asked > 10, "there was some patience"
+    asked = 0
+    for scrapes in (2, 3):
+        samples = scrape(metrics)
+        assert value(samples, "scrape_errors_total", map="flows") == scrapes
+        assert value(samples, "map_entries", map="events") == 1
+    assert asked == 2
+
+
+def test_a_program_that_is_gone_is_an_error_of_all() -> None:
+    program = ProgramStatus("o", "p", 1, 70, "0" * 16, "digest", "/nowhere")
+    samples = scrape(metrics_of(Status(programs=(program,))))
+    assert value(samples, "program_id", object="o", program="p") == 70
+    assert value(samples, "scrape_errors_total", map="") == 1
+
+
+def test_a_map_that_left_takes_its_errors_along() -> None:
+    given = [Status(maps=(a_map("flows"), a_map("other", id=43)))]
+    metrics = Metrics(sources(lambda: given[0], lambda: {43: 1}))
+    assert value(scrape(metrics), "scrape_errors_total", map="flows") == 1
+    given[0] = Status(maps=(a_map("other", id=43),))
+    assert maps_of(scrape(metrics), "scrape_errors_total") == {"", "other"}
+    given[0] = Status(maps=(a_map("flows", id=43),))
+    assert value(scrape(metrics), "scrape_errors_total", map="flows") == 0, "it is a new one"
+
+
+def test_the_text_of_a_status_is_written_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = 0
+
+    def counting_writes(*arguments: Any) -> StatusSeries:
+        nonlocal written
+        written += arguments[0] is STATUS
+        return status_series(*arguments)
+
+    monkeypatch.setattr("bpfkeeperd.metrics.status_series", counting_writes)
+    metrics = metrics_of()
+    for _ in range(3):
+        metrics.render()
+    assert written == 1
 
 
 def test_content_type() -> None:
