@@ -33,14 +33,17 @@ class Instruments:
     def __init__(self, status: Callable[[], Status]) -> None:
         self._status = status
         self._stack = ExitStack()
+        self._told: set[str] = set()
         self._counter = self._opened(MapCounter.open, "map fullness is counted from time to time")
         self._allocator = MapIdAllocator()  # the highest ID seen, until there is a better one
         self._census = Census()
         self._followed: tuple[CensusMap, ...] = ()
         self._stack.callback(self._census.close)
         self._others: OtherMaps | None = None
-        self._others_most = 0
-        self._statistics: ExitStack | None = None
+        """Opened once, and then kept: a scrape may be reading it when it is wanted no more."""
+        self._others_most: int | None = None
+        self._statistics = self._stack.enter_context(ExitStack())
+        self._counts_runs = False
         self.metrics = Metrics(self._sources())
         kernel.release_memory()
 
@@ -87,9 +90,15 @@ class Instruments:
     def _opened(self, open_it: Callable[[], AbstractContextManager[_T]], without: str) -> _T | None:
         try:
             return self._stack.enter_context(open_it())
-        except KeeperError as error:
-            log.warning("%s: %s", without, error)
+        except (KeeperError, OSError) as error:
+            self._tell(f"{without}: {error}")
             return None
+
+    def _tell(self, problem: str) -> None:
+        """Once: it is tried again with every look."""
+        if problem not in self._told:
+            self._told.add(problem)
+            log.warning("%s", problem)
 
     def _sources(self) -> Sources:
         counter = self._counter
@@ -100,7 +109,7 @@ class Instruments:
             slow=self._slow,
             programs=_program_figures,
             program_memory=lambda: self._census.program_memory,
-            statistics=lambda: self._statistics is not None or kernel.statistics_enabled(),
+            statistics=lambda: self._counts_runs or kernel.statistics_enabled(),
             position=lambda highest_id: self._allocator.position(highest_id),
             others=self._other_maps,
         )
@@ -122,36 +131,32 @@ class Instruments:
         }
 
     def _other_maps(self, status: Status) -> tuple[Iterable[OtherMap], int] | None:
-        others = self._others
-        if others is None:
+        others, most = self._others, self._others_most
+        if others is None or most is None:
             return None
-        return others.found({found.id or 0 for found in status.maps}), self._others_most
+        return others.found({found.id or 0 for found in status.maps}), most
 
     def _observe(self, manifest: Manifest) -> None:
         """Shows maps of others as the manifest wants it, or none."""
-        most = manifest.observe_most
-        self._others_most = most or 0
-        if most is None and self._others:
-            self._others.close()
-            self._others = None
-        elif most is not None and self._others is None:
+        self._others_most = manifest.observe_most
+        if self._others_most is None:
+            return
+        if self._others is None:
             own = Layout(manifest.pin_root).own
             self._others = self._opened(lambda: OtherMaps(own), "maps of others are not shown")
         if self._others:
             self._others.look_for_pins(time.monotonic())
 
     def _count_runs(self, wanted: bool) -> None:
-        if wanted and self._statistics is None:
-            statistics = ExitStack()
+        if wanted and not self._counts_runs:
             try:
-                statistics.enter_context(kernel.counting_runs())
+                self._statistics.enter_context(kernel.counting_runs())
             except KeeperError as error:
-                log.warning("runs of programs are not counted: %s", error)
+                self._tell(f"runs of programs are not counted: {error}")
                 return
-            self._statistics = self._stack.enter_context(statistics)
-        elif not wanted and self._statistics:
+        elif self._counts_runs and not wanted:
             self._statistics.close()
-            self._statistics = None
+        self._counts_runs = wanted
 
 
 def _program_figures(paths: Sequence[str]) -> Mapping[str, ProgramFigures]:

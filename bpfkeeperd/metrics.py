@@ -38,6 +38,9 @@ PATIENCE_SECONDS = 0.25
 """How long a scrape waits for the next status, when what the last one names is gone: most often a
 reload is under way, which tells in a moment what took its place. Once for each status."""
 _PAUSE_SECONDS = 0.002
+CLOCK_STEP_SECONDS = 1.0
+"""By how much the clock has to be set before the time of boot is taken for another one: it would
+move a little from scrape to scrape, and all that is told from it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,8 @@ class _Look:
     page: "_Page"
     survey: Survey | None
     figures: Mapping[str, ProgramFigures]
+    faulty: Sequence[str]
+    """As `_noting` has it."""
 
     @property
     def is_whole(self) -> bool:
@@ -101,7 +106,7 @@ class Metrics:
         self._page: _Page | None = None
         self._given_up: Status | None = None
         """Of this one something is gone, and there was no other in time."""
-        self._boot = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+        self._boot = 0.0
         version = f"{labels(('version',), (__version__,))} 1"
         self._build: Blocks = {"build_info": block("build_info", (version,))}
         self._process = CollectorRegistry()
@@ -115,22 +120,22 @@ class Metrics:
         look = self._look()
         page, survey = look.page, look.survey
         parts: list[Blocks] = [self._build, page.series.blocks]
-        faulty = list(page.series.faulty)
+        faulty = [*look.faulty, *page.series.faulty]
         slow: Mapping[int, SlowFigures] = {}
-        with self._counting_errors():
+        with _noting(faulty):
             slow = self._sources.slow()
         counts = survey.counts if survey else None
         blocks, uncounted = map_blocks(page.series.maps, counts, slow)
         parts.append(blocks)
         if survey:
-            with self._counting_errors():
+            with _noting(faulty):
                 parts.append(self._machine(survey))
-        with self._counting_errors():
+        with _noting(faulty):
             others = self._sources.others(page.status)
             if others:
                 maps, most = others
                 parts.append(other_blocks(maps, counts or {}, most))
-        with self._counting_errors():
+        with _noting(faulty):
             parts += self._programs(page, look.figures)
         self._count(faulty + uncounted)
         parts.append(self._error_blocks(page.series))
@@ -153,15 +158,16 @@ class Metrics:
         page = _Page(Status(), status_series(Status(), self._sources.counted_by), ())
         survey: Survey | None = None
         figures: Mapping[str, ProgramFigures] = {}
-        with self._counting_errors():
+        faulty: list[str] = []
+        with _noting(faulty):
             page = self._page_of(self._sources.status())
-        with self._counting_errors():
+        with _noting(faulty):
             survey = self._sources.survey()
-        with self._counting_errors():
+        with _noting(faulty):
             found = page.series.programs
             paths = {path for each in found for path in (each.path, each.runs_path)}
             figures = self._sources.programs(list(paths)) if paths else {}
-        return _Look(page, survey, figures)
+        return _Look(page, survey, figures, faulty)
 
     def _page_of(self, status: Status) -> _Page:
         page = self._page
@@ -182,30 +188,28 @@ class Metrics:
         )
 
     def _programs(self, page: _Page, figures: Mapping[str, ProgramFigures]) -> list[Blocks]:
-        programs = page.series.programs
+        programs, boot = page.series.programs, self._boot_time()
         blocks, faulty = program_blocks(
             programs,
             figures,
             self._sources.program_memory(),
             statistics=self._sources.statistics(),
-            boot=self._boot,
+            boot=boot,
         )
         loaded = {
-            found.id: self._boot + figures[found.path].load_time_ns / 1e9
+            found.id: boot + figures[found.path].load_time_ns / 1e9
             for found in programs
             if found.path in figures
         }
         self._count([""] * faulty)
         return [blocks, since_block(page.series.attachments, loaded, page.pinned_at)]
 
-    @contextmanager
-    def _counting_errors(self) -> Iterator[None]:
-        """What fails in the block is counted, and the scrape goes on without it."""
-        try:
-            yield
-        except Exception:
-            log.debug("cannot show all", exc_info=True)
-            self._count([""])
+    def _boot_time(self) -> float:
+        """Unix time. The clock is often set some time after a boot, when a daemon runs already."""
+        boot = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+        if abs(boot - self._boot) > CLOCK_STEP_SECONDS:
+            self._boot = boot
+        return self._boot
 
     def _count(self, names: Iterable[str]) -> None:
         with self._lock:
@@ -221,6 +225,16 @@ class Metrics:
             errors = [(labels(("map",), (name,)), self._errors[name]) for name in names]
         name = "scrape_errors_total"
         return {name: block(name, (f"{mine} {number}" for mine, number in errors))}
+
+
+@contextmanager
+def _noting(faulty: list[str]) -> Iterator[None]:
+    """What fails in the block is noted as what concerns all maps, and the scrape goes on."""
+    try:
+        yield
+    except Exception:
+        log.debug("cannot show all", exc_info=True)
+        faulty.append("")
 
 
 def _changed_at(path: str) -> float | None:

@@ -85,7 +85,10 @@ class OtherMaps:
         if now < self._next_look:
             return
         self._next_look = now + LOOK_SECONDS
-        pins = map_pins(self._own_directory)
+        try:
+            pins = map_pins(self._own_directory)
+        except OSError:  # no descriptor left: the next look will tell
+            return
         self._paths = {map_id: _shown(paths[0]) for map_id, paths in pins.items()}
 
     def found(self, kept: Collection[int]) -> Iterator[OtherMap]:

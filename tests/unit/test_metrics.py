@@ -24,6 +24,7 @@ from bpfkeeperd.state import (
     InnerStatus,
     MapIdChange,
     MapStatus,
+    ProgramFigures,
     ProgramStatus,
     ReloadResult,
     ReloadStatus,
@@ -390,6 +391,41 @@ def test_a_program_that_is_gone_is_an_error_of_all() -> None:
     samples = scrape(metrics_of(Status(programs=(program,))))
     assert value(samples, "program_id", object="o", program="p") == 70
     assert value(samples, "scrape_errors_total", map="") == 1
+
+
+def test_an_error_is_counted_once_however_often_it_is_looked() -> None:
+    program = ProgramStatus("o", "p", 1, 70, "0" * 16, "digest", "/nowhere")
+    looks = 0
+
+    def counts() -> Mapping[int, int]:
+        nonlocal looks
+        looks += 1
+        raise KernelError("read the map iterator", 24)
+
+    samples = scrape(Metrics(sources(lambda: Status(programs=(program,)), counts)))
+    assert looks > 2, "there was some patience"
+    assert value(samples, "scrape_errors_total", map="") == 2, "the counts and the program"
+
+
+def test_the_time_of_boot_follows_a_clock_that_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = ProgramStatus("o", "p", 1, 70, "0" * 16, "digest", "/there")
+    figures = ProgramFigures(70, 1, 2, 2, 0, 0, 0, load_time_ns=5_000_000_000, memory_bytes=0)
+    given = sources(lambda: Status(programs=(program,)), dict)
+    metrics = Metrics(dataclasses.replace(given, programs=lambda paths: {"/there": figures}))
+    now = {"unix": 1000.0, "since_boot": 100.0}
+    monkeypatch.setattr("bpfkeeperd.metrics.time.time", lambda: now["unix"])
+    clock = "bpfkeeperd.metrics.time.clock_gettime"
+    monkeypatch.setattr(clock, lambda which: now["since_boot"])
+
+    def loaded() -> float | None:
+        samples = scrape(metrics)
+        return value(samples, "program_loaded_timestamp_seconds", object="o", program="p")
+
+    assert loaded() == 905
+    now["unix"] += 0.3
+    assert loaded() == 905, "it does not tremble"
+    now["unix"] += 1_700_000_000
+    assert loaded() == 1_700_000_905.3
 
 
 def test_a_map_that_left_takes_its_errors_along() -> None:
