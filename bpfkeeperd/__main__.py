@@ -24,7 +24,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"bpfkeeperd {__version__}")
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("-c", "--config", default=DEFAULT_CONFIG, metavar="FILE", help="manifest")
+    text = "manifest; default: %(default)s"
+    common.add_argument("-c", "--config", default=DEFAULT_CONFIG, metavar="FILE", help=text)
     common.add_argument("--state-dir", metavar="DIR", help="default: /var/lib/bpfkeeperd")
     common.add_argument("--run-dir", metavar="DIR", help="default: /run/bpfkeeperd")
     common.add_argument("-v", "--verbose", action="store_true", help="verifier logs in full")
@@ -43,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
 
     text = "Load, pin and attach, then keep it so: the daemon, in front."
     _add_textfile(command("run", commands.run, text))
-    command("check", commands.check, "Check a manifest and its objects; asks no kernel.", "json")
+    command("check", commands.check, "Check a manifest and its objects; changes nothing.", "json")
     text = "Show what a reload would do; changes nothing."
     _add_plan(command("plan", commands.plan, text, "json", "force"))
     command("apply", commands.apply, "Do it once, without a daemon.", "json", "force")

@@ -185,7 +185,8 @@ def _restore(enactor: Enactor, restore: Restore, applied: Applied) -> None:
                         stack.callback(os.close, fd)
                     path = layout.map(wanted.name)
                     make_parents(Transaction(), path, layout.root)
-                    mark(layout, wanted.name, MapIdChange.LOST, fd)
+                    # Another ID than the last one: somebody else's map stood there meanwhile.
+                    mark(layout, wanted.name, MapIdChange.REPLACED, fd)
                     kernel.pin(fd, path)
             case RestoreLink(key, info) if info.type == CLSACT_LINK:
                 enactor.on_step(Step.RESTORE_LINK, "/".join(key))

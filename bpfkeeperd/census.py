@@ -32,10 +32,10 @@ COUNT_SECONDS_MAX = 20.0
 SLICE_SECONDS = 0.002
 """What may be done before there is a rest."""
 CHUNK = 64
+"""How many pins are looked at in one call."""
 _NO_ENTRIES = (errno.EINVAL, errno.EOPNOTSUPP, ENOTSUPP, errno.ENOSPC)
 """What types without keys, or without values for user space, answer; ENOSPC: a map of sockets whose
 values are too small for what the kernel tells of them."""
-"""How many pins are looked at in one call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +95,8 @@ class Census:
     def __init__(self) -> None:
         self.results: Mapping[int, CensusResult] = MappingProxyType({})
         self.program_memory: Mapping[int, int] = MappingProxyType({})
+        self.programs_seen: tuple[str, ...] = ()
+        """The paths at which that was looked for last."""
         self.worked_seconds = self.rested_seconds = 0.0
         self.unrested_seconds = 0.0
         """Of the work, what no rest has followed yet."""
@@ -138,6 +140,23 @@ class Census:
                 self._programs = wanted
                 self._programs_due = 0.0
                 self._wake()
+
+    def wait(self, seconds: float) -> None:
+        """Until each program and map that is followed was looked at, and counted where that is
+        wanted, or so long. What is pinned elsewhere is waited for in vain."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and not self._all_is_had():
+            time.sleep(0.01)
+
+    def _all_is_had(self) -> bool:
+        maps = all(map(self._is_had, self._maps.values()))
+        return maps and self.programs_seen == self._programs
+
+    def _is_had(self, wanted: CensusMap) -> bool:
+        found = self.results.get(wanted.id)
+        if found is None:
+            return False
+        return not wanted.count or bool(found.at or found.error or found.uncounted)
 
     def close(self) -> None:
         """Ends the thread, within some milliseconds; a second call does nothing."""
@@ -227,7 +246,9 @@ class Census:
         for one, answer in zip(unread, answers, strict=True):
             match answer:
                 case (one.id, memory_bytes):
-                    found[one.id] = replace(found[one.id], memory_bytes=memory_bytes)
+                    # Before Linux 6.4 most kernels multiply max_entries by the sizes of key and
+                    # value, of which a ring buffer has none: that is no figure.
+                    found[one.id] = replace(found[one.id], memory_bytes=memory_bytes or None)
                 case (_, _) | errno.ENOENT | errno.EINVAL:  # the name leads somewhere else
                     del found[one.id]
                 case int(number):
@@ -262,6 +283,7 @@ class Census:
             if self._closed.is_set():
                 return
         self.program_memory = MappingProxyType(found)
+        self.programs_seen = paths
 
 
 def _counted(one: CensusMap, known: CensusResult, stop: kernel.StopFlag) -> CensusResult | None:

@@ -17,7 +17,7 @@ class MapRecord:
     """The keeper made this pin; it may remove it."""
     changes: Mapping[MapIdChange, int] = field(default_factory=dict)
     since: float = 0.0
-    """Unix time at which this map was first seen under the name; 0: not known."""
+    """Unix time since when this map is under the name, as far as it is known; 0: it is not."""
     last_change: LastChange | None = None
     past_id: int = 0
     """The last ID of an earlier boot, where ``id`` is 0."""
@@ -58,6 +58,7 @@ there, each with the reason why, which is LOST of one that took no other's place
 
 NO_PINS: OwnPins = {}
 NOTHING: Mapping[str, str] = {}
+NO_TIMES: Mapping[str, float] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +81,15 @@ def follow(
     *,
     boot_id: str,
     at: float,
+    pinned_at: Mapping[str, float] = NO_TIMES,
     own: OwnPins = NO_PINS,
     formers: Mapping[str, str] = NOTHING,
     renamed: Mapping[str, str] = NOTHING,
 ) -> tuple[Memory, tuple[IdChange, ...]]:
     """Compares the IDs under the names at the time ``at`` with the last ones.
+
+    ``pinned_at`` says since when pins are where they are, as far as it is known: that is when
+    their IDs changed, however late somebody looks.
 
     ``renamed`` has the new name of each pin that got one, with the old one; ``formers`` those that
     the manifest wants renamed, which may have been done by a keeper that could not say so.
@@ -111,12 +116,13 @@ def follow(
                 maps[name] = replace(record, made=True)
             continue
         change = _change(name, record, map_id, reason, same_boot=same_boot)
+        changed_at = min(max(pinned_at.get(name, at), record.since), at)
         maps[name] = MapRecord(
             map_id,
             made=reason is not None,
             changes={**record.changes, change.reason: record.changes.get(change.reason, 0) + 1},
-            since=at,
-            last_change=LastChange(change.reason, change.old, at),
+            since=changed_at,
+            last_change=LastChange(change.reason, change.old, changed_at),
         )
         changes.append(change)
     if not same_boot:  # an ID of another boot may be anybody's in this one

@@ -157,10 +157,6 @@ class MapCounter:
             return ""
         return "estimate" if known.count is Count.ESTIMATE else "scan"
 
-    def counts_type(self, map_type: int) -> bool:
-        """Whether maps of a type are counted here; else somebody else may count them."""
-        return bool(self.counted_by(map_type))
-
     def _records(self) -> bytes:
         with kernel.holding(kernel.iter_create(self._link_fd)) as iterator_fd:
             return read_all(iterator_fd)

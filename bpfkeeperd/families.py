@@ -49,7 +49,8 @@ _MAPS = (
     _gauge(
         "map_last_id_change_timestamp_seconds",
         _MAP,
-        "Unix time at which the last change of the ID was noticed; absent where there was none.",
+        "Unix time at which the map of the last change was pinned there; absent where there was"
+        " none.",
     ),
     _counter("map_reuses_total", _MAP, "Reloads that kept the map."),
     _gauge(
@@ -74,7 +75,12 @@ _MAPS = (
         "Of a map of maps: entries in use of its inner maps together, of those that are counted, in"
         " its first 4096 slots.",
     ),
-    _gauge("map_memory_bytes", _MAP, "Memory that the kernel accounts to the map."),
+    _gauge(
+        "map_memory_bytes",
+        _MAP,
+        "Memory that the kernel accounts to the map; before Linux 6.4 that of as many keys and"
+        " values as it can hold, and often none of ring buffers.",
+    ),
     _gauge(
         "map_info",
         ("map", "type", "key_size", "value_size", "policy", "counted_by"),
@@ -103,7 +109,8 @@ _MACHINE = (
     _gauge(
         "kernel_map_ids_exact",
         (),
-        "1: read from the kernel's allocator; 0: it cannot be, the highest ID seen stands for it.",
+        "1: read from the kernel's allocator; 0: the kernel hides it (no CONFIG_KALLSYMS_ALL), the"
+        " highest ID seen stands for it.",
     ),
     _gauge("kernel_map_id_limit", (), "The highest map ID; after it the kernel begins again at 1."),
     _gauge(
@@ -174,7 +181,11 @@ _PROGRAMS = (
     ),
 )
 _KEEPING = (
-    _gauge("drift", ("kind",), "Differences between the manifest and the kernel now."),
+    _gauge(
+        "drift",
+        ("kind",),
+        "Differences between the manifest and the kernel now; bpfkeeperd status names them.",
+    ),
     _counter(
         "heals_total",
         ("kind", "result"),
@@ -183,7 +194,7 @@ _KEEPING = (
     _gauge(
         "heal_given_up",
         (),
-        "What drifts again and again or cannot be put right, and is left alone for now.",
+        "What was put right, or tried to be, ten times in an hour: left alone for now.",
     ),
     _counter(
         "reloads_total",
@@ -196,6 +207,11 @@ _KEEPING = (
         Kind.HISTOGRAM,
         (),
         "How long reloads took, whatever came of them.",
+    ),
+    _gauge(
+        "last_reload_result",
+        ("result",),
+        "1: the last reload, or the start, came to this; 0: it did not.",
     ),
     _gauge(
         "last_reload_success_timestamp_seconds",

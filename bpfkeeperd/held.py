@@ -78,17 +78,27 @@ class Held:
             key: kernel.link_info(fd) for key, (_, fd) in self._links.items() if key not in besides
         }
 
-    def follow(self, observed: Observed, layout: Layout, settled: Collection[str] = ()) -> None:
+    def follow(
+        self,
+        observed: Observed,
+        layout: Layout,
+        settled: Collection[str] = (),
+        differing: Collection[str] = (),
+    ) -> None:
         """Takes hold of what is pinned now, and lets go of maps that nobody wants any more: they
         are not observed, nor among the ``settled`` ones.
 
-        What lost its pin stays held. A link is let go by `drop_link`, when it is detached.
+        What lost its pin stays held, also where somebody pinned a map in its place that is not as
+        the manifest wants it (``differing``): nothing else may hold the former one. A link is let
+        go by `drop_link`, when it is detached.
         """
         for name in self._maps.keys() - observed.maps.keys() - set(settled):
             os.close(self._maps.pop(name)[1])
         for name, found in observed.maps.items():
             held = self._maps.get(name)
             if found.pinned is None or (held and held[0] == found.pinned.id):
+                continue
+            if held and name in differing:
                 continue
             opened = kernel.pinned_map(layout.map(name))
             if opened:

@@ -8,12 +8,12 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from bpfkeeperd import kernel
-from bpfkeeperd.census import Census, CensusMap, census_maps
+from bpfkeeperd.census import Census, census_maps
 from bpfkeeperd.counting import MapCounter
 from bpfkeeperd.entries import Manifest
 from bpfkeeperd.errors import KeeperError
 from bpfkeeperd.layout import Layout
-from bpfkeeperd.mapids import MapIdAllocator
+from bpfkeeperd.mapids import MapIdAllocator, Position
 from bpfkeeperd.metrics import Metrics, Sources
 from bpfkeeperd.moment import OtherMap, SlowFigures
 from bpfkeeperd.othermaps import OtherMaps
@@ -35,13 +35,12 @@ class Instruments:
         self._stack = ExitStack()
         self._told: set[str] = set()
         self._counter = self._opened(MapCounter.open, "map fullness is counted from time to time")
-        self._allocator = MapIdAllocator()  # the highest ID seen, until there is a better one
+        self._allocator: MapIdAllocator | None = None
         self._census = Census()
-        self._followed: tuple[CensusMap, ...] = ()
         self._stack.callback(self._census.close)
         self._others: OtherMaps | None = None
-        """Opened once, and then kept: a scrape may be reading it when it is wanted no more."""
-        self._others_most: int | None = None
+        self._others_most = 0
+        self._others_opened = self._stack.enter_context(ExitStack())
         self._statistics = self._stack.enter_context(ExitStack())
         self._counts_runs = False
         self.metrics = Metrics(self._sources())
@@ -50,28 +49,23 @@ class Instruments:
     def follow(self, manifest: Manifest) -> None:
         """Measures what the manifest asks for, of what there is now."""
         status = self._status()
-        self._followed = tuple(census_maps(status.maps, self._counted_by))
-        self._census.follow(self._followed)
+        self._census.follow(census_maps(status.maps, self._counted_by))
         self._census.follow_programs(found.path for found in status.programs)
         self._observe(manifest)
         self._count_runs(manifest.program_statistics)
 
     def open_allocator(self) -> None:
-        """Has map IDs counted exactly, where the kernel allows; that takes a moment to begin."""
+        """Has map IDs counted, exactly where the kernel allows; that takes a moment to begin.
+
+        Before, no figure of them is shown: a bound that the exact one then takes the place of would
+        be a jump, and after a restart a counter that falls.
+        """
         self._allocator = self._stack.enter_context(MapIdAllocator.open())
         kernel.release_memory()
 
     def wait(self, seconds: float) -> None:
         """Until all that is had from time to time was had once, or so long."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline and not all(map(self._is_had, self._followed)):
-            time.sleep(0.01)
-
-    def _is_had(self, wanted: CensusMap) -> bool:
-        found = self._census.results.get(wanted.id)
-        if found is None:
-            return False
-        return not wanted.count or bool(found.at or found.error or found.uncounted)
+        self._census.wait(seconds)
 
     def close(self) -> None:
         self._stack.close()
@@ -87,9 +81,14 @@ class Instruments:
     ) -> None:
         self.close()
 
-    def _opened(self, open_it: Callable[[], AbstractContextManager[_T]], without: str) -> _T | None:
+    def _opened(
+        self,
+        open_it: Callable[[], AbstractContextManager[_T]],
+        without: str,
+        stack: ExitStack | None = None,
+    ) -> _T | None:
         try:
-            return self._stack.enter_context(open_it())
+            return (stack or self._stack).enter_context(open_it())
         except (KeeperError, OSError) as error:
             self._tell(f"{without}: {error}")
             return None
@@ -110,7 +109,7 @@ class Instruments:
             programs=_program_figures,
             program_memory=lambda: self._census.program_memory,
             statistics=lambda: self._counts_runs or kernel.statistics_enabled(),
-            position=lambda highest_id: self._allocator.position(highest_id),
+            position=self._position,
             others=self._other_maps,
         )
 
@@ -130,20 +129,27 @@ class Instruments:
             for map_id, found in self._census.results.items()
         }
 
+    def _position(self, highest_id: int) -> Position | None:
+        return self._allocator.position(highest_id) if self._allocator else None
+
     def _other_maps(self, status: Status) -> tuple[Iterable[OtherMap], int] | None:
-        others, most = self._others, self._others_most
-        if others is None or most is None:
+        others = self._others
+        if others is None:
             return None
-        return others.found({found.id or 0 for found in status.maps}), most
+        return others.found({found.id or 0 for found in status.maps}), self._others_most
 
     def _observe(self, manifest: Manifest) -> None:
         """Shows maps of others as the manifest wants it, or none."""
-        self._others_most = manifest.observe_most
-        if self._others_most is None:
-            return
-        if self._others is None:
+        most = manifest.observe_most
+        self._others_most = most or 0
+        if most is None:
+            self._others = None
+            self._others_opened.close()
+        elif self._others is None:
             own = Layout(manifest.pin_root).own
-            self._others = self._opened(lambda: OtherMaps(own), "maps of others are not shown")
+            self._others = self._opened(
+                lambda: OtherMaps(own), "maps of others are not shown", self._others_opened
+            )
         if self._others:
             self._others.look_for_pins(time.monotonic())
 

@@ -120,6 +120,7 @@ class Keeper:
         self._buckets = [0] * (len(DURATION_BUCKETS_SECONDS) + 1)
         self._seconds_sum = 0.0
         self._last_success: float | None = None
+        self._last_result: ReloadResult | None = None
         self._reuses: Counter[str] = Counter()
         self._foreign = False  # whether somebody else was seen where we attach
         self._settled: Desired | None = None  # what is healed: as the last reload left it
@@ -334,10 +335,12 @@ class Keeper:
             heals=self._healer.status,
         )
         self.status = with_inner_maps(now, self._layout)
-        self._held.follow(observed, self._layout, settled)
+        differing = {refusal.name for refusal in todo.refusals if refusal.kind == "map"}
+        self._held.follow(observed, self._layout, settled, differing)
 
     def _count(self, outcome: Outcome) -> None:
         self._results[outcome.result] += 1
+        self._last_result = outcome.result
         self._seconds_sum += outcome.duration_seconds
         self._buckets[bisect_left(DURATION_BUCKETS_SECONDS, outcome.duration_seconds)] += 1
         if outcome.result is ReloadResult.OK:
@@ -350,7 +353,11 @@ class Keeper:
             total += count
             buckets.append((bound, total))
         return ReloadStatus(
-            dict(self._results), self._seconds_sum, tuple(buckets), self._last_success
+            dict(self._results),
+            self._seconds_sum,
+            tuple(buckets),
+            self._last_success,
+            self._last_result,
         )
 
     def close(self) -> None:

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 
 from bpfkeeperd import kernel
@@ -74,6 +75,7 @@ class Ledger:
                 pinned,
                 boot_id=kernel.boot_id(),
                 at=time.time(),
+                pinned_at=_pinned_at(self.memory, pinned, self._layout),
                 own=_by_name(own, pinned),
             )
             self._unsaid += map(before_start, changes)
@@ -87,17 +89,16 @@ class Ledger:
 
     def write(self) -> str:
         """Has the file as the memory is; a note when that failed, and then the next call tries
-        again."""
-        note = ""
+        again. Until it is written the marks stay."""
         if self.memory != self._written:
             self._on_step(Step.WRITE_STATE, self._path)
             try:
                 write_state(self._path, self.memory)
                 self._written = self.memory
             except KeeperError as error:  # the maps are kept all the same
-                note = f"{error}: ID changes may be counted twice or not at all"
+                return f"{error}: ID changes may be counted twice or not at all"
         remove_marks(self._layout)
-        return note
+        return ""
 
     def tell(self) -> tuple[IdChange, ...]:
         """The changes since the last call."""
@@ -125,16 +126,30 @@ def followed(
         for name, found in observed.maps.items()
         if found.pinned
     }
+    layout = Layout(desired.manifest.pin_root)
     formers = {name: wanted.former for name, wanted in desired.maps.items() if wanted.former}
     return follow(
         memory,
         pinned,
         boot_id=kernel.boot_id(),
         at=time.time(),
+        pinned_at=_pinned_at(memory, pinned, layout),
         own=_by_name(own, pinned) if own else own,
         formers=formers,
         renamed=renamed,
     )
+
+
+def _pinned_at(memory: Memory, pinned: Mapping[str, int], layout: Layout) -> dict[str, float]:
+    """Unix times since when the names that lead to another map now are there. A later chmod or
+    chown of a pin counts, too."""
+    times = {}
+    for name, map_id in pinned.items():
+        record = memory.maps.get(name)
+        if record is not None and record.id != map_id:
+            with suppress(OSError):  # it went a moment ago
+                times[name] = os.lstat(layout.map(name)).st_ctime
+    return times
 
 
 def _by_name(own: OwnPins, names: Iterable[str]) -> OwnPins:

@@ -44,6 +44,9 @@ def read_files(path: str) -> list[tuple[str, bytes]]:
         KeeperError: ``cannot read manifest PATH: why``.
     """
     main = os.path.abspath(path)
+    if not os.path.lexists(main):
+        why = "No such file or directory"
+        raise KeeperError(f"cannot read manifest {main}: {why}: -c names another")
     paths = (main, *_drop_ins(os.path.join(os.path.dirname(main), DROP_IN_DIRECTORY)))
     return [(name, read_file(name, SIZE_MAX_BYTES, "manifest ")) for name in paths]
 

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
 
-from bpfkeeperd.census import Census, CensusMap, CensusResult, census_maps
+from bpfkeeperd.census import Census, census_maps
 from bpfkeeperd.counting import MapCounter
 from bpfkeeperd.errors import KeeperError
 from bpfkeeperd.fullness import Counts
@@ -31,7 +31,6 @@ class MapCounts:
             self._problem = f"not all maps are counted at once: {error}"
         self._census = Census()
         self._stack.callback(self._census.close)
-        self._slow: tuple[CensusMap, ...] = ()
         self._ways: Mapping[int, str] = {n: self._way(n) for n in BY_NUMBER}
 
     def _way(self, map_type: int) -> str:
@@ -39,15 +38,8 @@ class MapCounts:
 
     def follow(self, maps: Iterable[MapStatus], *, wait_seconds: float = 0.0) -> None:
         """Counts these maps from now on; those that take their time are waited for so long."""
-        self._slow = tuple(one for one in census_maps(maps, self._way) if one.count)
-        self._census.follow(self._slow)
-        deadline = time.monotonic() + wait_seconds
-        while time.monotonic() < deadline and not all(map(self._is_had, self._slow)):
-            time.sleep(0.01)
-
-    def _is_had(self, wanted: CensusMap) -> bool:
-        found = self._census.results.get(wanted.id, CensusResult())
-        return found.at is not None or bool(found.error or found.uncounted)
+        self._census.follow(one for one in census_maps(maps, self._way) if one.count)
+        self._census.wait(wait_seconds)
 
     def read(self) -> Counts:
         """The counts of now.

@@ -8,6 +8,7 @@ bound.
 
 import os
 import struct
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
@@ -81,13 +82,12 @@ class MapIdAllocator:
         Where that cannot be done, whatever the reason, `position` gives a lower bound.
         """
         for program in PROGRAMS:
-            try:
+            with suppress(KeeperError, OSError), ExitStack() as stack:
                 link_fd = _attach(program)
-            except (KeeperError, OSError):
-                continue
-            if _next_id(link_fd) is not None:
-                return cls(link_fd)
-            os.close(link_fd)
+                stack.callback(os.close, link_fd)
+                if _next_id(link_fd) is not None:
+                    stack.pop_all()
+                    return cls(link_fd)
         return cls()
 
     def position(self, highest_id: int) -> Position:
@@ -106,7 +106,7 @@ class MapIdAllocator:
             next_id = _next_id(self._link_fd)
             if next_id is None:
                 raise KeeperError("cannot read how many map IDs were given out: no answer")
-            return Position(self._rounds.allocated(max(next_id - 1, 0), highest_id), exact=True)
+            return Position(self._rounds.allocated(next_id - 1, highest_id), exact=True)
 
     def close(self) -> None:
         """Lets go of the program; a second call does nothing."""
@@ -136,7 +136,8 @@ def _attach(program: str) -> int:
 
 
 def _next_id(link_fd: int) -> int | None:
-    """The ID after the last one; None where the kernel does not name its allocator.
+    """The ID after the last one; None where the kernel does not name its allocator, or does not let
+    it be read: before 5.13 one that is locked down takes the program, which then reads 0.
 
     The iterator stops at the first map when as much has been written as is asked for: the cost does
     not grow with the number of maps.
@@ -146,4 +147,4 @@ def _next_id(link_fd: int) -> int | None:
             data = os.read(iterator_fd, _NEXT_ID.size)
         except OSError as error:
             raise KernelError("read the iterator of map IDs", error.errno or 0) from error
-    return int(_NEXT_ID.unpack(data)[0]) if data else None
+    return (int(_NEXT_ID.unpack(data)[0]) or None) if data else None

@@ -13,10 +13,10 @@ INNER_ROWS_MAX = 16
 """Inner maps shown of each map of maps."""
 
 _WIDE = ("VALUE KEY", "POLICY", "USED OF", "FILL", "LAST CHANGES", "MAP", "PINNED")
-_NARROW = ("LAST", "TYPE", "AGE", "RATE", "MAP", "OF", "USED", "FILL", "ID", "MAP")
-_CONCESSIONS = (*_WIDE, "FILL", "MAP", "TYPE", "FILL", "PINNED", *_NARROW)
+_NARROW = ("LAST", "TYPE", "RATE", "OF", "USED", "FILL", "ID", "MAP")
+_CONCESSIONS = (*_WIDE, "FILL", "AGE", "MAP", "TYPE", "MAP", "FILL", "PINNED", *_NARROW)
 """At 80 columns the bar has four cells, and ``LAST CHANGE`` tells how many there were."""
-_MOVING_CONCESSIONS = (*_WIDE, "FILL", "PINNED", "MAP", "TYPE", "FILL", *_NARROW)
+_MOVING_CONCESSIONS = (*_WIDE, "FILL", "PINNED", "AGE", "MAP", "TYPE", "MAP", "FILL", *_NARROW)
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,9 +38,8 @@ PATIENCE_SECONDS = 0.25
 """How long a scrape waits for the next status, when what the last one names is gone: most often a
 reload is under way, which tells in a moment what took its place. Once for each status."""
 _PAUSE_SECONDS = 0.002
-CLOCK_STEP_SECONDS = 1.0
-"""By how much the clock has to be set before the time of boot is taken for another one: it would
-move a little from scrape to scrape, and all that is told from it."""
+_CLOCK_STEP_SECONDS = 1.0
+"""By how much the clock must be set for the time of boot to be another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +59,8 @@ class Sources:
     """Bytes, by program ID."""
     statistics: Callable[[], bool]
     """Whether the kernel counts runs of programs."""
-    position: Callable[[int], Position]
-    """How many map IDs were given out, given the highest that is in use."""
+    position: Callable[[int], Position | None]
+    """How many map IDs were given out, given the highest that is in use; None: not known yet."""
     others: Callable[[Status], tuple[Iterable[OtherMap], int] | None]
     """The maps that are none of the status, and how many groups of them are to be shown; None: they
     are not to be shown."""
@@ -73,9 +72,10 @@ class _Look:
 
     page: "_Page"
     survey: Survey | None
-    figures: Mapping[str, ProgramFigures]
-    faulty: Sequence[str]
-    """As `_noting` has it."""
+    figures: Mapping[str, ProgramFigures] | None
+    """None: they could not be had, of any program."""
+    faulty: tuple[str, ...]
+    """An empty name for each part that could not be had."""
 
     @property
     def is_whole(self) -> bool:
@@ -83,7 +83,8 @@ class _Look:
         series = self.page.series
         if self.survey and missing(series.maps, self.survey.counts):
             return False
-        return all(found.path in self.figures for found in series.programs)
+        figures = self.figures
+        return figures is None or all(found.path in figures for found in series.programs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +107,7 @@ class Metrics:
         self._page: _Page | None = None
         self._given_up: Status | None = None
         """Of this one something is gone, and there was no other in time."""
-        self._boot = 0.0
+        self._boot = _boot_time()
         version = f"{labels(('version',), (__version__,))} 1"
         self._build: Blocks = {"build_info": block("build_info", (version,))}
         self._process = CollectorRegistry()
@@ -127,6 +128,7 @@ class Metrics:
         counts = survey.counts if survey else None
         blocks, uncounted = map_blocks(page.series.maps, counts, slow)
         parts.append(blocks)
+        faulty += uncounted
         if survey:
             with _noting(faulty):
                 parts.append(self._machine(survey))
@@ -136,9 +138,11 @@ class Metrics:
                 maps, most = others
                 parts.append(other_blocks(maps, counts or {}, most))
         with _noting(faulty):
-            parts += self._programs(page, look.figures)
-        self._count(faulty + uncounted)
-        parts.append(self._error_blocks(page.series))
+            blocks, unread = self._programs(page, look.figures or {})
+            parts.append(blocks)
+            if look.figures is not None:
+                faulty += [""] * unread
+        parts.append(self._error_blocks(page.series, faulty))
         text = exposition(*parts).encode()
         return text + (generate_latest(self._process) if process else b""), CONTENT_TYPE
 
@@ -157,7 +161,7 @@ class Metrics:
     def _look_once(self) -> _Look:
         page = _Page(Status(), status_series(Status(), self._sources.counted_by), ())
         survey: Survey | None = None
-        figures: Mapping[str, ProgramFigures] = {}
+        figures: Mapping[str, ProgramFigures] | None = None
         faulty: list[str] = []
         with _noting(faulty):
             page = self._page_of(self._sources.status())
@@ -167,7 +171,7 @@ class Metrics:
             found = page.series.programs
             paths = {path for each in found for path in (each.path, each.runs_path)}
             figures = self._sources.programs(list(paths)) if paths else {}
-        return _Look(page, survey, figures, faulty)
+        return _Look(page, survey, figures, tuple(faulty))
 
     def _page_of(self, status: Status) -> _Page:
         page = self._page
@@ -179,6 +183,8 @@ class Metrics:
 
     def _machine(self, survey: Survey) -> Blocks:
         position = self._sources.position(survey.highest_id)
+        if position is None:
+            return {"kernel_maps": block("kernel_maps", (f" {survey.maps}",))}
         return machine_blocks(
             survey.maps,
             ids_allocated=position.allocated,
@@ -187,39 +193,33 @@ class Metrics:
             headroom=position.headroom,
         )
 
-    def _programs(self, page: _Page, figures: Mapping[str, ProgramFigures]) -> list[Blocks]:
-        programs, boot = page.series.programs, self._boot_time()
+    def _programs(self, page: _Page, figures: Mapping[str, ProgramFigures]) -> tuple[Blocks, int]:
+        """And how many of them could not be read."""
+        boot = _boot_time()
+        if abs(boot - self._boot) > _CLOCK_STEP_SECONDS:  # else the times would tremble
+            self._boot = boot
+        programs = page.series.programs
         blocks, faulty = program_blocks(
             programs,
             figures,
             self._sources.program_memory(),
             statistics=self._sources.statistics(),
-            boot=boot,
+            boot=self._boot,
         )
         loaded = {
-            found.id: boot + figures[found.path].load_time_ns / 1e9
+            found.id: self._boot + figures[found.path].load_time_ns / 1e9
             for found in programs
             if found.path in figures
         }
-        self._count([""] * faulty)
-        return [blocks, since_block(page.series.attachments, loaded, page.pinned_at)]
+        since = since_block(page.series.attachments, loaded, page.pinned_at)
+        return {**blocks, **since}, faulty
 
-    def _boot_time(self) -> float:
-        """Unix time. The clock is often set some time after a boot, when a daemon runs already."""
-        boot = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
-        if abs(boot - self._boot) > CLOCK_STEP_SECONDS:
-            self._boot = boot
-        return self._boot
-
-    def _count(self, names: Iterable[str]) -> None:
-        with self._lock:
-            self._errors.update(names)
-
-    def _error_blocks(self, series: StatusSeries) -> Blocks:
-        """Of maps that are there; one that has had no error is there with 0, so that rate() sees
-        its first one."""
+    def _error_blocks(self, series: StatusSeries, faulty: Iterable[str]) -> Blocks:
+        """With what is ``faulty`` in this scrape. Of maps that are there; one that has had no error
+        is there with 0, so that rate() sees its first one."""
         names = dict.fromkeys(("", *(found.name for found in series.maps), *series.faulty))
         with self._lock:
+            self._errors.update(faulty)
             for gone in self._errors.keys() - names.keys():
                 del self._errors[gone]
             errors = [(labels(("map",), (name,)), self._errors[name]) for name in names]
@@ -229,12 +229,17 @@ class Metrics:
 
 @contextmanager
 def _noting(faulty: list[str]) -> Iterator[None]:
-    """What fails in the block is noted as what concerns all maps, and the scrape goes on."""
+    """What fails in the block gets an empty name there, and the scrape goes on without it."""
     try:
         yield
     except Exception:
         log.debug("cannot show all", exc_info=True)
         faulty.append("")
+
+
+def _boot_time() -> float:
+    """In Unix time, by the clock as it is set now."""
+    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _changed_at(path: str) -> float | None:

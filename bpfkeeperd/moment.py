@@ -66,7 +66,7 @@ def map_blocks(
                 if found.capacity > 0:
                     ratios.append(f"{found.labels} {min(used / found.capacity, 1.0)!r}")
                 entries.append(f"{found.labels} {used}")
-            within = [now[one] for one in found.inner if one in now]
+            within = [one for one in (_entries(one, now, slow) for one in found.inner) if one >= 0]
             if within:
                 inner.append(f"{found.labels} {sum(within)}")
             if wrong:
@@ -82,6 +82,14 @@ def map_blocks(
         "map_memory_bytes": memory,
     }
     return {name: block(name, lines) for name, lines in samples.items()}, faulty
+
+
+def _entries(map_id: int, now: Mapping[int, int], slow: Mapping[int, SlowFigures]) -> int:
+    """What was counted last; -1: nothing was."""
+    found = now.get(map_id)
+    if found is None and map_id in slow:
+        found = slow[map_id].entries
+    return -1 if found is None else max(found, 0)
 
 
 def program_blocks(

@@ -40,6 +40,8 @@ def check_pin_root(root: str) -> bool:
             f"pin root {root} is not there, and {parent} is not on a bpffs:"
             f" mount -t bpf bpf {_mount_point(root)}"
         ) from None
+    except PermissionError:
+        raise PinRootError(f"cannot look into pin root {root}: it takes root") from None
     except OSError as error:
         raise PinRootError(f"cannot look at pin root {root}: {error.strerror}") from None
     if not stat.S_ISDIR(found.st_mode):

@@ -5,6 +5,7 @@ import struct
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 from typing import Self
 
@@ -68,8 +69,11 @@ def _shown(path: str) -> str:
 class OtherMaps:
     """Lists them; a context manager that holds one descriptor.
 
+    It may be asked while another thread closes it.
+
     Raises:
         KeeperError: this kernel does not list maps this way.
+        OSError: the program's file is not there.
     """
 
     def __init__(self, own_directory: str) -> None:
@@ -77,6 +81,7 @@ class OtherMaps:
         with kernel.open_object(OBJECT_FILE.read_bytes(), "map_list") as opened:
             opened.load()
             self._link_fd = kernel.link_create(opened.program_fd(_PROGRAM), 0, kernel.TRACE_ITER)
+        self._lock = Lock()
         self._paths: Mapping[int, str] = {}
         self._next_look = 0.0
 
@@ -92,10 +97,13 @@ class OtherMaps:
         self._paths = {map_id: _shown(paths[0]) for map_id, paths in pins.items()}
 
     def found(self, kept: Collection[int]) -> Iterator[OtherMap]:
-        """All maps but the kept ones, with their pins as of the last look for them."""
-        paths = self._paths
-        with kernel.holding(kernel.iter_create(self._link_fd)) as iterator_fd:
-            records = read_all(iterator_fd)
+        """All maps but the kept ones, with their pins as of the last look for them; none when it is
+        closed."""
+        paths, records = self._paths, b""
+        with self._lock:
+            if self._link_fd >= 0:
+                with kernel.holding(kernel.iter_create(self._link_fd)) as iterator_fd:
+                    records = read_all(iterator_fd)
         for map_id, kind, max_entries, name in _RECORD.iter_unpack(records):
             if map_id not in kept:
                 text = name.partition(b"\0")[0].decode("utf-8", "replace")
@@ -103,9 +111,10 @@ class OtherMaps:
 
     def close(self) -> None:
         """Lets go of the program; a second call does nothing."""
-        fd, self._link_fd = self._link_fd, -1
-        if fd >= 0:
-            os.close(fd)
+        with self._lock:
+            fd, self._link_fd = self._link_fd, -1
+            if fd >= 0:
+                os.close(fd)
 
     def __enter__(self) -> Self:
         return self

@@ -198,6 +198,10 @@ def _reloads(status: Status) -> tuple[Samples, None]:
         ],
         "reload_duration_seconds": histogram(buckets, total_seconds),
     }
+    if reloads.last_result is not None:
+        samples["last_reload_result"] = (
+            f'{{result="{result}"}} {int(result is reloads.last_result)}' for result in ReloadResult
+        )
     if reloads.last_success_timestamp_seconds is not None:
         last = number(reloads.last_success_timestamp_seconds)
         samples["last_reload_success_timestamp_seconds"] = (f" {last}",)

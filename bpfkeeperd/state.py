@@ -171,7 +171,7 @@ class LastChange:
     reason: MapIdChange
     old_id: int
     at: float
-    """Unix time at which it was noticed."""
+    """Unix time at which the new map was pinned there."""
 
 
 class ReloadResult(StrEnum):
@@ -275,6 +275,7 @@ class ReloadStatus:
     duration_buckets: tuple[tuple[float, int], ...] = ()
     """(upper bound in seconds, reloads that took at most that long), cumulative, the last +Inf."""
     last_success_timestamp_seconds: float | None = None
+    last_result: ReloadResult | None = None
 
 
 @dataclass(frozen=True, slots=True)

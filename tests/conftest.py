@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from bpfkeeperd import kernel
 from tests.machine import (
@@ -29,6 +30,9 @@ BPF_SOURCES = (Path(__file__).parent / "bpf", Path(__file__).parents[1] / "bpf")
 BuildObject = Callable[..., Path]
 LEFT_SECONDS = 60.0
 """How long something may stay in the kernel after the last test: longer than any test is."""
+
+settings.register_profile("unhurried", deadline=None)  # other tests may run beside these
+settings.load_profile("unhurried")
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 

@@ -179,6 +179,11 @@ def skip_without_section(section: str) -> None:
     skip_without(hook)
 
 
+def counts_hashes_at_once() -> bool:
+    """Whether this kernel tells how many entries a hash has; else somebody has to go through it."""
+    return b"\0bpf_map_sum_elem_count\0" in Path("/sys/kernel/btf/vmlinux").read_bytes()
+
+
 def fill_map(fd: int, keys: bytes, values: bytes, count: int) -> None:
     """Writes many entries in one call (BPF_MAP_UPDATE_BATCH)."""
     key_buffer = ctypes.create_string_buffer(keys, len(keys))

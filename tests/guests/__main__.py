@@ -11,13 +11,17 @@ DIRECTORY = CHECKOUT / ".guests"
 KERNELS = ("6.1", "6.12")
 OPTIONS = {"lockdown": "lockdown=confidentiality"}
 """What a kernel's command line may get: ``6.12+lockdown``."""
-TESTS = tuple(
-    f"tests/kernel/test_{name}.py"
-    for name in (
-        *("probes", "hooks", "trace_hooks", "net_hooks", "net_order", "sockmap", "stub"),
-        *("struct_ops", "rollback_trace", "rollback_net", "adoption", "health", "pathwatch"),
-        *("pins", "reload", "counting", "counting_scans", "counting_concurrent", "mapids"),
-    )
+TESTS = (
+    *(
+        f"tests/kernel/test_{name}.py"
+        for name in (
+            *("probes", "hooks", "trace_hooks", "net_hooks", "net_order", "sockmap", "stub"),
+            *("struct_ops", "rollback_trace", "rollback_net", "adoption", "health", "pathwatch"),
+            *("pins", "reload", "counting", "counting_scans", "counting_concurrent", "mapids"),
+            *("instruments", "figures", "census", "churn"),
+        )
+    ),
+    *(f"tests/system/test_{name}.py" for name in ("scrape", "series")),
 )
 
 

@@ -47,7 +47,7 @@ def count(counter: MapCounter, fd: int) -> int | None:
     """What the counter says of a map, or the end of the test where it says that it cannot."""
     info = kernel.map_info(fd)
     found = counter.counts().get(info.id)
-    if not counter.counts_type(info.type):
+    if not counter.counted_by(info.type):
         assert found is None
         pytest.skip(f"{counter.program.name} does not count {BY_NUMBER[info.type].name}")
     return found

@@ -295,7 +295,8 @@ def test_a_map_that_is_too_large(
 def test_work_is_followed_by_rest(
     running: Census, stack: ExitStack, bpffs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By its own account: whatever was worked, 49 times as long was waited."""
+    """By its own account: whatever was worked, 49 times as long was waited, or longer where the
+    machine is busy."""
     monkeypatch.setattr(census, "INTERVAL_SECONDS", 0.001)
     fd, one = kept(stack, bpffs / "m", size=20_000)
     filled(fd, 20_000)
@@ -303,7 +304,7 @@ def test_work_is_followed_by_rest(
     until(lambda: running.rested_seconds > 0.5, "it worked and rested")
     running.close()
     done = running.worked_seconds - running.unrested_seconds
-    assert done * 1.001 >= 0.01 and done <= running.rested_seconds / 49 * 1.001
+    assert 0 < done <= running.rested_seconds / 49 * 1.001
 
 
 def test_it_stops_in_the_middle_of_a_count(
@@ -382,12 +383,40 @@ CONSTANT = [
 ]
 
 
+@pytest.fixture(scope="module")
+def accounts_what_there_is() -> bool:
+    """Whether the kernel tells the memory that a map takes, not that of a full one."""
+    entries = 1 << 20
+    fd = kernel.map_create(BY_NAME["lpm_trie"].number, "empty", 8, 8, entries, flags=NO_PREALLOC)
+    with kernel.holding(fd):
+        return memory(fd) < entries
+
+
+def test_a_map_whose_memory_the_kernel_does_not_tell(
+    running: Census, stack: ExitStack, bpffs: Path
+) -> None:
+    """None, and not 0: of ring buffers some kernels tell that."""
+    fd = create(stack, "ringbuf", 0, 0, 4096)
+    path = bpffs / "ringbuf"
+    kernel.pin(fd, str(path))
+    other, one = kept(stack, bpffs / "other")
+    ringbuf = entry(fd, path, "")
+    running.follow([ringbuf, one])
+    until(lambda: result(running, one).memory_bytes == memory(other), "its memory is told")
+    assert result(running, ringbuf) == CensusResult(memory_bytes=memory(fd) or None)
+
+
 @pytest.mark.parametrize(
     ("name", "flags", "value_size", "grows"),
     [*((*one, True) for one in GROWING), *((*one, False) for one in CONSTANT)],
 )
 def test_whose_memory_depends_on_what_is_in_it(
-    stack: ExitStack, name: str, flags: int, value_size: int, grows: bool
+    stack: ExitStack,
+    accounts_what_there_is: bool,
+    name: str,
+    flags: int,
+    value_size: int,
+    grows: bool,
 ) -> None:
     known = BY_NAME[name]
     inner = create(stack, "array", 4, 4, 1)
@@ -408,4 +437,4 @@ def test_whose_memory_depends_on_what_is_in_it(
     key = struct.pack("=II", 32, 1) if name == "lpm_trie" else u32(1)
     kernel.map_update(fd, key, values)
     assert memory_changes(known.number, flags) is grows
-    assert (memory(fd) != before) is grows
+    assert (memory(fd) != before) is (grows and accounts_what_there_is)

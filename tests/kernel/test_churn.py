@@ -24,6 +24,7 @@ from bpfkeeperd.steps import Step
 from tests.kernel.test_health import MOVES, keeping
 from tests.kernel.test_health import write as write_health
 from tests.kernel.test_stub import EXACT, put
+from tests.machine import bpf_object
 from tests.scenario import World, garbage, refused
 
 RECREATE = "maps: {counts: {on_mismatch: recreate}}"
@@ -301,7 +302,9 @@ def test_a_reboot_is_one_change_of_each_map(world: World, pinned: bool) -> None:
     assert world.changes == [IdChange("counts", old or 0, world.map_id() or 0, REBOOT)]
     assert record_of(world).changes == {REBOOT: 1}
     assert record_of(world).made is not pinned
+    last = world.map_id() or 0
     (world.pins / "counts").unlink()
+    world.wait(lambda: bpf_object("map", last) is None)  # the kernel lets go of it in its time
     good(world)
     assert reasons(world) == [REBOOT, LOST]
 
@@ -409,6 +412,24 @@ def test_a_state_file_that_cannot_be_written_is_tried_again(world: World) -> Non
     assert record_of(world).changes == {RECREATED: 1}
 
 
+def test_a_state_file_that_could_not_be_written_by_the_one_who_did_it(world: World) -> None:
+    """What was done, and by whom, is still told by the marks."""
+    begin(world)
+    with world.keeper() as keeper:
+        good(world, keeper)
+        path = state_file(world)
+        os.mkdir(f"{path}.new")
+        for entries in (32, 48):
+            world.put("one", ENTRIES=entries)
+            outcome = world.reload(keeper)
+            assert outcome.result is ReloadResult.OK and outcome.notes
+    os.rmdir(f"{path}.new")
+    assert record_of(world).changes == {}
+    good(world)
+    assert record_of(world).changes == {RECREATED: 1} and record_of(world).made
+    assert not marks(world)
+
+
 def test_two_keepers_never_write_one_state_file(world: World) -> None:
     """The second has a bpffs, and the lock of a pin root, of its own at the same path."""
     begin(world)
@@ -474,10 +495,10 @@ def test_the_status_is_out_before_the_former_map_is_let_go(
         follow = Held.follow
 
         def watched(
-            held: Held, observed: Observed, layout: Layout, settled: Collection[str] = ()
+            held: Held, observed: Observed, layout: Layout, *names: Collection[str]
         ) -> None:
             seen.append((keeper.status, gone(old)))
-            follow(held, observed, layout, settled)
+            follow(held, observed, layout, *names)
 
         monkeypatch.setattr(Held, "follow", watched)
         world.put("one", ENTRIES=32)

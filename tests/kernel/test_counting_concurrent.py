@@ -85,7 +85,7 @@ def watched(
 ) -> tuple[Done, list[int]]:
     """Reads while the process changes the map; what that did, and the counts at rest."""
     info = kernel.map_info(fd)
-    taking = [counter for counter in counters if counter.counts_type(info.type)]
+    taking = [counter for counter in counters if counter.counted_by(info.type)]
     with process:
         seen = list[int]()
         started = time.monotonic()

@@ -27,6 +27,8 @@ RETURN_0 = struct.pack("=BBhi", 0xB7, 0, 0, 0) + struct.pack("=BBhi", 0x95, 0, 0
 LOOPBACK = 1
 SLOTS = 3
 """Filled slots of the maps of pointers."""
+NEIGHBOURS = 8
+"""Keys that may be in the same buckets as the few at which a walk is held up."""
 
 
 def a_key(name: str, number: int) -> bytes:
@@ -203,13 +205,16 @@ def test_while_others_delete(stack: ExitStack, name: str, batch: bool, most: int
     keys = b"".join(a_key(name, number) for number in range(most))
     fill_map(fd, keys, bytes(8) * most, most)
     can_restart = not (name == "hash" and batch)
+    # The key at which a walk stands can go and come back between two of its steps, when it is held
+    # up for so long: then it is the first of its bucket, and those before it are counted again.
+    twice = NEIGHBOURS if name == "hash" and not batch else 0
     restarts = counts = 0
     begun = time.monotonic()
     with deleting(fd, name, kept, most):
-        while counts < 100 or time.monotonic() < begun + 0.2 or (can_restart and restarts < 20):
-            assert time.monotonic() < begun + 60, "the kernel was never sent back"
+        while counts < 100 or time.monotonic() < begun + 0.2 or (can_restart and restarts < 3):
+            assert time.monotonic() < begun + 60, f"{restarts} restarts in {counts} counts"
             found = kernel.count_entries(fd, batch=batch)
-            assert kept <= found.entries <= most
+            assert kept <= found.entries <= most + twice
             restarts += found.restarts
             counts += 1
     assert can_restart or not restarts

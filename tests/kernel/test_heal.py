@@ -9,7 +9,7 @@ import pytest
 
 from bpfkeeperd import kernel, matches
 from bpfkeeperd.keeper import Keeper
-from bpfkeeperd.state import ReloadResult
+from bpfkeeperd.state import MapIdChange, ReloadResult
 from tests.kernel.test_reload import plan_now
 from tests.kernel.test_whole_reload import AtSwap
 from tests.scenario import World, contents
@@ -136,3 +136,27 @@ def test_a_pattern_that_cannot_be_looked_for(world: World, monkeypatch: pytest.M
         (world.cgroup / "c2").mkdir()
         keeper.heal(2.0)
         assert len(world.link_ids()) == 3
+
+
+def test_a_map_in_whose_place_stands_one_of_another_definition(world: World) -> None:
+    """Nobody but the keeper has it: it is kept until the other one is gone, then pinned again."""
+    world.write(OWN)
+    with world.keeper() as keeper:
+        assert world.reload(keeper).result is ReloadResult.OK
+        former = world.map_id("own")
+        (world.pins / "own").unlink()
+        with kernel.holding(kernel.map_create(1, "other", 8, 16, 2)) as fd:
+            kernel.pin(fd, str(world.pins / "own"))
+        for now in (1.0, 2.0):
+            keeper.heal(now)
+            (status,) = keeper.status.maps
+            assert status.id == world.map_id("own") != former, "nothing is touched"
+            assert keeper.status.drift["map_differs"] == 1
+        (world.pins / "own").unlink()
+        keeper.heal(20.0)
+        assert world.map_id("own") == former
+        (status,) = keeper.status.maps
+        assert status.changes == {MapIdChange.REPLACED: 2} and status.made
+        assert contents(world.pins / "own") == {
+            (1).to_bytes(4, "little"): (7).to_bytes(8, "little")
+        }

@@ -1,7 +1,6 @@
 """What a daemon measures with, on the real kernel, also where it may not or cannot measure all."""
 
 import ctypes
-import dataclasses
 import errno
 import os
 import subprocess
@@ -9,16 +8,20 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from bpfkeeperd import kernel
 from bpfkeeperd.counting import MapCounter
+from bpfkeeperd.entries import Manifest
 from bpfkeeperd.errors import KeeperError, KernelError
 from bpfkeeperd.instruments import Instruments
 from bpfkeeperd.keeper import Keeper
-from bpfkeeperd.othermaps import map_pins, with_other_pins
+from bpfkeeperd.othermaps import LOOK_SECONDS, OtherMaps, map_pins, with_other_pins
+from bpfkeeperd.state import Status
+from tests.machine import counts_hashes_at_once
 from tests.scenario import World
 
 CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 1, 2
@@ -71,12 +74,18 @@ def measuring(world: World, text: str = MAPS) -> Iterator[tuple[Keeper, Instrume
             yield keeper, instruments
 
 
-def test_all_that_can_be_had(world: World) -> None:
+@pytest.fixture
+def in_scrapes() -> bool:
+    """Whether entries of hashes are counted there; else from time to time."""
+    return counts_hashes_at_once()
+
+
+def test_all_that_can_be_had(world: World, in_scrapes: bool) -> None:
     with measuring(world) as (_, instruments):
         found = samples(instruments)
         assert ways(instruments) == {
-            "plain": "kfunc",
-            "growing": "kfunc",
+            "plain": "kfunc" if in_scrapes else "batch",
+            "growing": "kfunc" if in_scrapes else "batch",
             "queue": "field",
             "slots": "nonzero",
             "own": "",
@@ -84,6 +93,7 @@ def test_all_that_can_be_had(world: World) -> None:
     assert [found[f"entries {name}"] for name in ("plain", "growing", "queue", "slots")] == [
         *(1, 0, 1, 1)
     ]
+    assert ("count_age_seconds plain" in found) is not in_scrapes
     assert "entries own" not in found and found["count_age_seconds slots"] < 20
     assert all(found[f"memory_bytes {name}"] > 0 for name in ("plain", "slots", "own"))
     assert not any(value for name, value in found.items() if name.startswith("scrape_errors"))
@@ -145,7 +155,7 @@ def in_a_thread(run: Callable[[], None]) -> None:
         raise failed[0]
 
 
-def test_one_map_that_cannot_be_read_is_one_error(world: World) -> None:
+def test_one_map_that_cannot_be_read_is_one_error(world: World, in_scrapes: bool) -> None:
     """Its pin belongs to somebody else, and the daemon may not pass over that."""
     world.write(MAPS)
     with world.keeper() as keeper:
@@ -168,7 +178,8 @@ def test_one_map_that_cannot_be_read_is_one_error(world: World) -> None:
                         "scrape_errors_total growing"
                     }
                     assert errors["scrape_errors_total growing"] == scrapes
-                    assert found["entries growing"] == 0, "counting needs no right to the pin"
+                    # Going through a map needs a right to its pin; counting at once does not.
+                    assert found.get("entries growing") == (0 if in_scrapes else None)
                     assert "memory_bytes growing" not in found
                     assert found["memory_bytes plain"] > 0 and found["entries slots"] == 1
 
@@ -195,9 +206,28 @@ def test_a_map_is_gone_when_the_keeper_lets_go_of_it(world: World) -> None:
         assert set(ways(instruments)) == {"own"}
 
 
+def test_what_is_waited_for(world: World) -> None:
+    """All there is of a program, also where there is no map."""
+    world.put("one")
+    world.write_counter("one")
+    with world.keeper() as keeper:
+        world.reload(keeper)
+        status = replace(keeper.status, maps=())
+        with Instruments(lambda: status) as instruments:
+            instruments.follow(keeper.manifest)
+            instruments.wait(20)
+            assert "\nbpfkeeper_program_memory_bytes{" in instruments.metrics.render()[0].decode()
+
+
 def test_what_the_machine_gave_out(world: World) -> None:
-    """A map more is one more, and an ID more or some; scrapes take none."""
+    """A map more is one more, and an ID more or some; scrapes take none.
+
+    Nothing is said of IDs before it is known how they can be counted.
+    """
     with measuring(world) as (_, instruments):
+        text = instruments.metrics.render()[0].decode()
+        assert "bpfkeeper_kernel_maps " in text and "bpfkeeper_kernel_map_id" not in text
+        instruments.open_allocator()
 
         def machine() -> tuple[float, float]:
             text = instruments.metrics.render()[0].decode()
@@ -215,6 +245,91 @@ def test_what_the_machine_gave_out(world: World) -> None:
             map_id = kernel.map_info(fd).id
             maps, given = machine()
             assert maps >= 6 and given >= map_id
+
+
+def test_maps_of_others_are_shown_on_request_only(world: World) -> None:
+    """The request can come and go, and no descriptor is left for it."""
+
+    def shown(instruments: Instruments) -> bool:
+        return b"bpfkeeper_observed_maps{" in instruments.metrics.render()[0]
+
+    manifest = Manifest(file="")
+    with Instruments(Status) as instruments:
+        instruments.follow(manifest)
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(3):
+            instruments.follow(replace(manifest, observe_most=5))
+            assert shown(instruments)
+            instruments.follow(manifest)
+            assert not shown(instruments)
+        assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_list_of_others_that_another_thread_closes(world: World) -> None:
+    """Its descriptor may already be that of something else."""
+    others = OtherMaps(world.layout.own)
+    with kernel.holding(kernel.map_create(1, "one", 4, 4, 1)) as fd:
+        map_id = kernel.map_info(fd).id
+        assert map_id in {found.id for found in others.found(())}
+        assert map_id not in {found.id for found in others.found({map_id})}
+        others.close()
+        assert list(others.found(())) == []
+
+
+def test_pins_of_others_are_looked_for_now_and_then(world: World) -> None:
+    """A pin is opened for that: not at each look of a daemon that has much to do."""
+    path = world.pins / "one"
+    with (
+        kernel.holding(kernel.map_create(1, "one", 4, 4, 1)) as fd,
+        OtherMaps(world.layout.own) as others,
+    ):
+        map_id = kernel.map_info(fd).id
+
+        def shown(now: float) -> str:
+            others.look_for_pins(now)
+            return next(found.path for found in others.found(()) if found.id == map_id)
+
+        assert shown(100) == ""
+        kernel.pin(fd, str(path))
+        assert shown(100 + LOOK_SECONDS - 0.1) == ""
+        assert shown(100 + LOOK_SECONDS) == str(path)
+
+
+def test_whoever_has_runs_counted_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    for switch in (True, False):
+        monkeypatch.setattr(kernel, "statistics_enabled", lambda now=switch: now)
+        with Instruments(Status) as instruments:
+            lines = instruments.metrics.render()[0].decode().splitlines()
+        assert f"bpfkeeper_program_statistics_enabled {switch:d}" in lines
+
+
+def test_files_that_are_not_there(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The daemon goes on without what they are for."""
+    monkeypatch.setattr("bpfkeeperd.counting.OBJECTS", world.directory)
+    monkeypatch.setattr("bpfkeeperd.othermaps.OBJECT_FILE", world.directory / "none")
+    monkeypatch.setattr("bpfkeeperd.mapids.OBJECT_FILE", world.directory / "none")
+    with Instruments(Status) as instruments:
+        instruments.follow(Manifest(file="", observe_most=5))
+        instruments.open_allocator()
+        assert b"build_info" in instruments.metrics.render()[0]
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_how_far_map_ids_have_come_is_exact_when_the_allocator_was_found(
+    monkeypatch: pytest.MonkeyPatch, told: bool
+) -> None:
+    """Not every kernel names it: the program is the real one, what it reads is given here."""
+    monkeypatch.setattr("bpfkeeperd.mapids._next_id", lambda link_fd: 2**30 + 1 if told else None)
+
+    def lines() -> list[str]:
+        return instruments.metrics.render()[0].decode().splitlines()
+
+    with Instruments(Status) as instruments:
+        assert not any("kernel_map_id" in line for line in lines()), "not known yet"
+        instruments.open_allocator()
+        assert f"bpfkeeper_kernel_map_ids_exact {told:d}" in lines()
+        shown = f"bpfkeeper_kernel_map_ids_allocated_total {2**30}"
+        assert (shown in lines()) == told
 
 
 def test_pins_anywhere(world: World) -> None:
@@ -328,7 +443,7 @@ def test_a_scrape_while_maps_of_others_are_wanted_no_more(world: World) -> None:
     with measuring(world, f"metrics: {{observe: all}}\n{MAPS}") as (keeper, instruments):
         before = len(os.listdir("/proc/self/fd"))
         manifests = [
-            dataclasses.replace(keeper.manifest, observe_most=most, program_statistics=bool(most))
+            replace(keeper.manifest, observe_most=most, program_statistics=bool(most))
             for most in (None, 10)
         ]
         stop = threading.Event()

@@ -1,5 +1,6 @@
 """How far the allocator of map IDs is, against the IDs that maps get."""
 
+import errno
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -9,6 +10,7 @@ import pytest
 
 from bpfkeeperd import kernel, mapids
 from bpfkeeperd.counting import MapCounter
+from bpfkeeperd.errors import KernelError
 from bpfkeeperd.mapids import PROGRAMS, MapIdAllocator
 from tests.kernel.conftest import KERNEL_BTF, locked_down
 
@@ -104,6 +106,30 @@ def test_a_kernel_that_does_not_name_it(stack: ExitStack, monkeypatch: pytest.Mo
     assert [allocator.position(number) for number in highest] == [
         (5, False), (9, False), (9, False), (9, False), (12, False)
     ]  # fmt: skip
+
+
+def test_a_kernel_that_lets_nobody_read_it(
+    stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The program loads, and what it reads is 0."""
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "read", lambda fd, size: bytes(size))
+        allocator = stack.enter_context(MapIdAllocator.open())
+    assert allocator.position(5) == (5, False)
+
+
+def test_an_iterator_that_cannot_be_made(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That costs the exact number, and neither a descriptor nor the daemon."""
+
+    def refused(link_fd: int) -> int:
+        raise KernelError("make an iterator", errno.EMFILE)
+
+    before = os.listdir("/proc/self/fd")
+    with monkeypatch.context() as patch:
+        patch.setattr(kernel, "iter_create", refused)
+        allocator = stack.enter_context(MapIdAllocator.open())
+    assert allocator.position(5) == (5, False)
+    assert os.listdir("/proc/self/fd") == before
 
 
 @pytest.mark.parametrize("program", PROGRAMS)

@@ -1,5 +1,6 @@
 """Map pins that go, come back, or are somebody else's: no contents lost, and it heals (I1, I5)."""
 
+import ctypes
 import json
 import os
 import subprocess
@@ -16,6 +17,8 @@ from bpfkeeperd.statefile import state_path
 from tests.kernel.test_reload import plan_now
 from tests.machine import inside_cgroup, send_datagrams
 from tests.scenario import World, check_still_served, refused
+
+NOBODY = 65534
 
 
 def test_pin_removed_by_hand_is_restored_with_its_id(world: World) -> None:
@@ -122,6 +125,19 @@ def test_where_to_mount_a_bpffs(tmp_path: Path) -> None:
         check_pin_root(f"{tmp_path}/pins")
     with pytest.raises(PinRootError, match=f"not on a bpffs: mount -t bpf bpf {tmp_path}$"):
         check_pin_root(str(tmp_path))
+
+
+def test_a_pin_root_that_only_root_sees(tmp_path: Path) -> None:
+    """Below a bpffs of mode 0700, as systemd mounts it."""
+    (tmp_path / "bpf/pins").mkdir(parents=True)
+    (tmp_path / "bpf").chmod(0o700)
+    libc = ctypes.CDLL(None)
+    libc.setfsuid(NOBODY)  # of this thread alone; takes its right to look everywhere along
+    try:
+        with pytest.raises(PinRootError, match=r"look into pin root \S+/pins: it takes root$"):
+            check_pin_root(f"{tmp_path}/bpf/pins")
+    finally:
+        libc.setfsuid(0)
 
 
 def test_bpffs_unmounted_and_mounted_again(world: World) -> None:

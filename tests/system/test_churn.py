@@ -222,6 +222,8 @@ def test_commands_show_what_no_daemon_has_seen(world: World) -> None:
     line = f"map counts has a new ID: {old} became {new} (replaced, while no daemon ran)"
     assert line in applied.splitlines()
     assert counted(memory_of(world))["counts"] == {REPLACED: 1}
+    last_change = memory_of(world).maps["counts"].last_change
+    assert last_change and last_change.at == os.stat(world.pins / "counts").st_ctime
 
 
 def test_unloading_ends_the_counting(world: World, start: Start) -> None:

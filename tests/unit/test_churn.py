@@ -32,16 +32,37 @@ def look(
     own: OwnPins | None = None,
     formers: Mapping[str, str] | None = None,
     renamed: Mapping[str, str] | None = None,
+    pinned_at: Mapping[str, float] | None = None,
 ) -> tuple[Memory, tuple[IdChange, ...]]:
     return follow(
         memory,
         pinned,
         boot_id=boot_id,
         at=NOW,
+        pinned_at=pinned_at or {},
         own=own or {},
         formers=formers or {},
         renamed=renamed or {},
     )
+
+
+@pytest.mark.parametrize(
+    ("pinned_at", "expected"),
+    [
+        ({"flows": 75.0}, 75.0),
+        ({}, NOW),
+        ({"other": 75.0}, NOW),
+        ({"flows": NOW + 9}, NOW),  # a clock that was set back
+        ({"flows": 3.0}, 50.0),  # not before the former map was there
+    ],
+)
+def test_when_an_id_changed(pinned_at: Mapping[str, float], expected: float) -> None:
+    """When the map was pinned there, not when somebody looked."""
+    memory, _ = look(KNOWN, {"flows": 9}, pinned_at=pinned_at)
+    record = memory.maps["flows"]
+    assert record.last_change and (record.since, record.last_change.at) == (expected, expected)
+    again, _ = look(memory, {"flows": 9}, pinned_at={"flows": 80.0})
+    assert again == memory, "it stays as it was"
 
 
 @pytest.mark.parametrize(
@@ -238,3 +259,11 @@ def test_counts_of_a_name_never_go_down_while_it_is_there(
                 assert record.changes.get(reason, 0) == then.changes.get(reason, 0) + more
             changed = boot != before.boot_id or then.id != map_id
             assert len(counted) == changed
+
+
+def test_links_of_another_boot_are_nobodys() -> None:
+    """Their IDs mean something else now."""
+    adopted = {"one/count/eth0": 5}
+    for boot, left in (("boot 1", adopted), ("boot 2", {})):
+        memory, _ = look(replace(KNOWN, adopted=adopted), {"flows": 7}, boot)
+        assert memory.adopted == left

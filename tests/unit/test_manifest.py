@@ -460,7 +460,7 @@ def test_files_are_read_as_they_are(tmp_path: Path) -> None:
 
 
 def no_file(path: Path) -> str:
-    return f"cannot read manifest {path}/main.yaml: No such file or directory"
+    return f"cannot read manifest {path}/main.yaml: No such file or directory: -c names another"
 
 
 def a_directory(path: Path) -> str:

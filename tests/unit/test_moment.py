@@ -60,6 +60,13 @@ def test_a_map_that_is_counted_from_time_to_time() -> None:
     }
 
 
+def test_inner_maps_however_they_are_counted() -> None:
+    outer = kept("scan", inner=(1, 2, 3, 4))
+    blocks, _ = map_blocks([outer], {7: 4, 1: 10}, {2: slow(5), 3: slow(None)})
+    assert lines(blocks)["map_inner_entries"] == ['{map="m"} 15']
+    assert "map_inner_entries" not in lines(map_blocks([outer], {7: 4}, {3: slow(None)})[0])
+
+
 @pytest.mark.parametrize("entries", [None, 90])
 def test_a_map_that_cannot_be_read_is_one_error(entries: int | None) -> None:
     """What was counted before is shown, and how old it is."""
@@ -129,6 +136,13 @@ def test_maps_of_others_by_name_type_and_pin() -> None:
         "observed_map_fill_ratio": [f"{pinned} 0.1", f"{nameless} 0.9"],
         "observed_maps_left_out": [" 0"],
     }
+
+
+def test_a_map_of_others_is_never_more_than_full() -> None:
+    """A bloom filter can hold more than its max_entries."""
+    found = lines(other_blocks(OTHERS[:1], {1: 250}, 10))
+    assert [line.split()[-1] for line in found["observed_map_entries"]] == ["250"]
+    assert [line.split()[-1] for line in found["observed_map_fill_ratio"]] == ["1.0"]
 
 
 @pytest.mark.parametrize(("most", "left"), [(1, 3), (2, 2), (3, 0)])

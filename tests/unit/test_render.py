@@ -150,6 +150,14 @@ def test_a_storage_has_no_end_and_an_estimate_is_none_to_rely_on() -> None:
     assert lines[2].split()[:7] == ["bloom", "43", "bloom_filter", "~13", "9", "█" * 10, "100%"]
 
 
+def test_the_bar_is_worth_more_than_the_age_of_a_count() -> None:
+    counts = Counts({8_742_042: 150_000, 7: 1}, ages_seconds={8_742_042: 12.3})
+    busy = replace(FLOWS, name="connections_of_the_edge", id=8_742_042)
+    head, line, _ = maps(busy, EVENTS, width=80, counts=counts)
+    assert "AGE" not in head and "PINNED" in head and "LAST CHANGE" in head
+    assert "██░░  50%  2h recreated x3  keeper+1" in line and width_of(line) <= 80
+
+
 def test_the_age_of_a_count() -> None:
     lines = maps(FLOWS, EVENTS, width=80, counts=Counts({42: 150, 7: 1}, ages_seconds={42: 12.3}))
     assert [line[29:64].rstrip() for line in lines] == [
