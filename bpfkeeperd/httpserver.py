@@ -13,6 +13,7 @@ import contextlib
 import errno
 import logging
 import os
+import select
 import selectors
 import socket
 import threading
@@ -226,12 +227,20 @@ class MetricsServer:
             self._selector.register(connection.fd, selectors.EVENT_READ, connection)
 
     def _not_accepted(self, error: OSError) -> None:
-        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+        # Without a descriptor the kernel does not even look whether a connection waits.
+        out_of_something = error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+        if out_of_something and self._is_awaited():
             if not self._warned:
                 log.warning("cannot accept a metrics connection: %s", error.strerror)
                 self._warned = True
             self._drop_oldest()
             time.sleep(0.1)  # the connection still waits: without a pause this would spin
+
+    def _is_awaited(self) -> bool:
+        """Whether a connection waits to be accepted."""
+        poll = select.poll()
+        poll.register(self._listener, select.POLLIN)
+        return bool(poll.poll(0))
 
     def _drop_oldest(self) -> None:
         oldest = self._oldest()

@@ -33,13 +33,16 @@ class Instruments:
     def __init__(self, status: Callable[[], Status]) -> None:
         self._status = status
         self._stack = ExitStack()
+        self._told: set[str] = set()
         self._counter = self._opened(MapCounter.open, "map fullness is counted from time to time")
         self._allocator: MapIdAllocator | None = None
         self._census = Census()
         self._stack.callback(self._census.close)
         self._others: OtherMaps | None = None
         self._others_most = 0
-        self._statistics: ExitStack | None = None
+        self._others_opened = self._stack.enter_context(ExitStack())
+        self._statistics = self._stack.enter_context(ExitStack())
+        self._counts_runs = False
         self.metrics = Metrics(self._sources())
         kernel.release_memory()
 
@@ -78,12 +81,23 @@ class Instruments:
     ) -> None:
         self.close()
 
-    def _opened(self, open_it: Callable[[], AbstractContextManager[_T]], without: str) -> _T | None:
+    def _opened(
+        self,
+        open_it: Callable[[], AbstractContextManager[_T]],
+        without: str,
+        stack: ExitStack | None = None,
+    ) -> _T | None:
         try:
-            return self._stack.enter_context(open_it())
+            return (stack or self._stack).enter_context(open_it())
         except (KeeperError, OSError) as error:
-            log.warning("%s: %s", without, error)
+            self._tell(f"{without}: {error}")
             return None
+
+    def _tell(self, problem: str) -> None:
+        """Once: it is tried again with every look."""
+        if problem not in self._told:
+            self._told.add(problem)
+            log.warning("%s", problem)
 
     def _sources(self) -> Sources:
         counter = self._counter
@@ -94,7 +108,7 @@ class Instruments:
             slow=self._slow,
             programs=_program_figures,
             program_memory=lambda: self._census.program_memory,
-            statistics=lambda: self._statistics is not None or kernel.statistics_enabled(),
+            statistics=lambda: self._counts_runs or kernel.statistics_enabled(),
             position=self._position,
             others=self._other_maps,
         )
@@ -128,27 +142,27 @@ class Instruments:
         """Shows maps of others as the manifest wants it, or none."""
         most = manifest.observe_most
         self._others_most = most or 0
-        if most is None and self._others:
-            self._others.close()
+        if most is None:
             self._others = None
-        elif most is not None and self._others is None:
+            self._others_opened.close()
+        elif self._others is None:
             own = Layout(manifest.pin_root).own
-            self._others = self._opened(lambda: OtherMaps(own), "maps of others are not shown")
+            self._others = self._opened(
+                lambda: OtherMaps(own), "maps of others are not shown", self._others_opened
+            )
         if self._others:
             self._others.look_for_pins(time.monotonic())
 
     def _count_runs(self, wanted: bool) -> None:
-        if wanted and self._statistics is None:
-            statistics = ExitStack()
+        if wanted and not self._counts_runs:
             try:
-                statistics.enter_context(kernel.counting_runs())
+                self._statistics.enter_context(kernel.counting_runs())
             except KeeperError as error:
-                log.warning("runs of programs are not counted: %s", error)
+                self._tell(f"runs of programs are not counted: {error}")
                 return
-            self._statistics = self._stack.enter_context(statistics)
-        elif not wanted and self._statistics:
+        elif self._counts_runs and not wanted:
             self._statistics.close()
-            self._statistics = None
+        self._counts_runs = wanted
 
 
 def _program_figures(paths: Sequence[str]) -> Mapping[str, ProgramFigures]:

@@ -34,7 +34,7 @@ def map_pins(own_directory: str) -> dict[int, tuple[str, ...]]:
 
     It opens each pin for a moment, some 3 us.
     """
-    found: dict[int, tuple[str, ...]] = {}
+    found: dict[int, set[str]] = {}
     for mount in kernel.bpffs_mounts():
         try:
             pins = kernel.scan(mount, DEPTH, kernel.PinKind.MAP)
@@ -44,7 +44,7 @@ def map_pins(own_directory: str) -> dict[int, tuple[str, ...]]:
             path = "/".join((mount, *pin.path))
             is_own = path.startswith(f"{own_directory}/")
             if pin.kind == kernel.PinKind.MAP and not pin.error and not is_own:
-                found[pin.id] = (*found.get(pin.id, ()), path)
+                found.setdefault(pin.id, set()).add(path)  # two mounts may be one in the other
     return {map_id: tuple(sorted(paths)) for map_id, paths in found.items()}
 
 
@@ -58,6 +58,12 @@ def with_other_pins(status: Status, own_directory: str) -> Status:
         for found in status.maps
     )
     return replace(status, maps=maps)
+
+
+def _shown(path: str) -> str:
+    """As a label has it. A byte that is no UTF-8 looks like a backslash and digits then: paths that
+    look the same have to be the same, or two series would have the same labels."""
+    return path.encode("utf-8", "backslashreplace").decode()
 
 
 class OtherMaps:
@@ -84,7 +90,11 @@ class OtherMaps:
         if now < self._next_look:
             return
         self._next_look = now + LOOK_SECONDS
-        self._paths = {map_id: paths[0] for map_id, paths in map_pins(self._own_directory).items()}
+        try:
+            pins = map_pins(self._own_directory)
+        except OSError:  # no descriptor left: the next look will tell
+            return
+        self._paths = {map_id: _shown(paths[0]) for map_id, paths in pins.items()}
 
     def found(self, kept: Collection[int]) -> Iterator[OtherMap]:
         """All maps but the kept ones, with their pins as of the last look for them; none when it is

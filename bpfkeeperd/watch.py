@@ -179,7 +179,11 @@ class Watch:
         if self._places is None:
             return None
         paths = [self._places.root, *(path for path in self._places.netns if path)]
-        return kernel.cgroup2_mount(), [(path, _identity(path)) for path in sorted(paths)]
+        try:
+            mount = kernel.cgroup2_mount()
+        except OSError:  # no descriptor left: whatever there is, it is not what was there before
+            return object()
+        return mount, [(path, _identity(path)) for path in sorted(paths)]
 
     def _drain(self) -> bool:
         found = [kernel.drain(found) for _, found in self._sockets.values()]

@@ -26,19 +26,30 @@ def cgroup2_mount() -> str | None:
 
 
 def bpffs_mounts() -> list[str]:
-    """Where each bpffs that this process sees is mounted, once; as whole as can be."""
+    """Where each bpffs that this process sees is mounted, once; as whole as can be. Those that
+    another mount covers are not seen."""
     places: dict[str, tuple[str, str]] = {}
     for device, root, place in _mounts("bpf"):
-        if device not in places or (root == "/" and places[device][0] != "/"):
+        better = device not in places or (root == "/" and places[device][0] != "/")
+        if better and _device(place) == device:
             places[device] = (root, place)
     return [place for _, place in places.values()]
 
 
+def _device(place: str) -> str:
+    """Of the file system at a path, as mountinfo has it; empty: nothing is there."""
+    try:
+        found = os.stat(place).st_dev
+    except OSError:
+        return ""
+    return f"{os.major(found)}:{os.minor(found)}"
+
+
 def _mounts(kind: str) -> Iterator[tuple[str, str, str]]:
     """Of a kind of file system: device, what of it is mounted, where."""
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
+    with open("/proc/self/mountinfo", "rb") as mounts:  # a carriage return is part of a path
         for line in mounts:
-            fields, _, rest = line.partition(" - ")
+            fields, _, rest = os.fsdecode(line).partition(" - ")
             if rest.startswith(f"{kind} "):
                 device, root, place = fields.split(" ")[2:5]
                 plain = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), place)

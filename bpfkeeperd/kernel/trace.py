@@ -90,9 +90,9 @@ def tracefs_mount() -> str | None:
     usual = "/sys/kernel/tracing"
     if os.path.exists(f"{usual}/events"):
         return usual
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
+    with open("/proc/self/mountinfo", "rb") as mounts:  # a carriage return is part of a path
         for line in mounts:
-            fields, _, rest = line.partition(" - ")
+            fields, _, rest = os.fsdecode(line).partition(" - ")
             place = fields.split(" ")[4]
             place = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), place)
             if rest.startswith("tracefs "):

@@ -1,11 +1,13 @@
 """What a daemon measures with, on the real kernel, also where it may not or cannot measure all."""
 
 import ctypes
+import errno
 import os
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 
 import pytest
@@ -14,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from bpfkeeperd import kernel
 from bpfkeeperd.counting import MapCounter
 from bpfkeeperd.entries import Manifest
-from bpfkeeperd.errors import KeeperError
+from bpfkeeperd.errors import KeeperError, KernelError
 from bpfkeeperd.instruments import Instruments
 from bpfkeeperd.keeper import Keeper
 from bpfkeeperd.othermaps import LOOK_SECONDS, OtherMaps, map_pins, with_other_pins
@@ -349,6 +351,118 @@ def test_pins_anywhere(world: World) -> None:
         (deep / "two").unlink()
         (status,) = with_other_pins(keeper.status, world.layout.own).maps
         assert status.other_pins == ()
+
+
+def pin_one(path: bytes) -> None:
+    with kernel.holding(kernel.map_create(1, "theirs", 4, 4, 1)) as fd:
+        kernel.pin(fd, os.fsdecode(path))
+
+
+@contextmanager
+def one_more_bpffs(path: bytes) -> Iterator[bytes]:
+    os.makedirs(path, exist_ok=True)
+    subprocess.run(["mount", "-t", "bpf", "bpf", path], check=True)
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", "-l", path], check=True)
+
+
+def test_pins_at_paths_of_any_bytes_have_one_series_each(world: World) -> None:
+    """Two of which look the same share one: there must not be two with the same labels."""
+    world.write("metrics: {observe: all}")
+    names = (
+        b"\x80",
+        b"\\udc80",
+        b'q"',
+        b"new\nline",
+        b"c\rr",
+        b"back\\",
+        b"\xe2\x80\xa8",
+        b"x" * 255,
+    )
+    for name in names:
+        pin_one(os.fsencode(world.pins) + b"/" + name)
+    os.symlink(world.pins, world.pins / "loop")
+    mount = os.fsencode(world.directory) + b"/c\rarriage \xff"
+    with (
+        world.keeper() as keeper,
+        one_more_bpffs(mount),
+        one_more_bpffs(mount + b"/within"),
+        Instruments(lambda: keeper.status) as instruments,
+    ):
+        pin_one(mount + b"/within/one")
+        world.reload(keeper)
+        instruments.follow(keeper.manifest)
+        text = instruments.metrics.render()[0].decode()
+        found = [
+            sample.labels["path"]
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            if sample.name == "bpfkeeper_observed_maps"
+            and sample.labels["path"].startswith(f"{world.directory}/")
+        ]
+        pins = map_pins(world.layout.own).values()
+        within = [paths for paths in pins if paths[0].endswith("/within/one")]
+    assert len(found) == len(set(found)) == len(names), "a pair that looks the same, and one more"
+    assert [len(paths) for paths in within] == [1], "it was found from two mounts"
+
+
+def test_a_bpffs_below_another_is_not_there(world: World) -> None:
+    path = os.fsencode(world.directory / "twice")
+    with one_more_bpffs(path):
+        pin_one(path + b"/below")
+        with one_more_bpffs(path):
+            pin_one(path + b"/above")
+            places = [place for place in kernel.bpffs_mounts() if os.fsencode(place) == path]
+            found = [one for paths in map_pins(world.layout.own).values() for one in paths]
+    assert len(places) == 1
+    assert os.fsdecode(path + b"/above") in found and os.fsdecode(path + b"/below") not in found
+
+
+def test_what_cannot_be_opened_is_said_once(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("bpfkeeperd.othermaps.OBJECT_FILE", world.directory / "nothing")
+    monkeypatch.setattr(kernel, "counting_runs", refusing)
+    with measuring(world, f"metrics: {{observe: all, program_statistics: true}}\n{MAPS}") as found:
+        keeper, instruments = found
+        for _ in range(3):
+            instruments.follow(keeper.manifest)
+        assert samples(instruments)["scrape_errors_total "] == 0
+    assert caplog.text.count("maps of others are not shown") == 1
+    assert caplog.text.count("runs of programs are not counted") == 1
+
+
+def refusing() -> AbstractContextManager[None]:
+    raise KernelError("have the kernel count runs of programs", errno.EPERM)
+
+
+def test_a_scrape_while_maps_of_others_are_wanted_no_more(world: World) -> None:
+    """It goes on with what it began to read."""
+    with measuring(world, f"metrics: {{observe: all}}\n{MAPS}") as (keeper, instruments):
+        before = len(os.listdir("/proc/self/fd"))
+        manifests = [
+            replace(keeper.manifest, observe_most=most, program_statistics=bool(most))
+            for most in (None, 10)
+        ]
+        stop = threading.Event()
+
+        def toggle() -> None:
+            while not stop.is_set():
+                for manifest in manifests:
+                    instruments.follow(manifest)
+
+        thread = threading.Thread(target=toggle)
+        thread.start()
+        try:
+            errors = [samples(instruments)["scrape_errors_total "] for _ in range(100)]
+        finally:
+            stop.set()
+            thread.join()
+        instruments.follow(manifests[0])
+        assert not any(errors)
+        assert len(os.listdir("/proc/self/fd")) <= before
 
 
 def test_a_prog_array_of_the_keepers_own_is_no_pin_to_show(world: World) -> None:

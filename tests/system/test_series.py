@@ -2,6 +2,8 @@
 
 import os
 import re
+import resource
+import signal
 import stat
 import subprocess
 import sys
@@ -232,6 +234,23 @@ def test_the_series_of_others_have_an_end(world: World, start: Start) -> None:
     shown = [name for name in metrics if name.startswith("bpfkeeper_observed_maps{")]
     assert len(shown) == 2 and metrics["bpfkeeper_observed_maps_left_out"] >= 1
     assert all('path=""' not in name for name in shown), "those that are pinned come first"
+
+
+def test_a_daemon_without_a_descriptor_left_goes_on(world: World, start: Start) -> None:
+    world.put("one")
+    world.write_counter("one", extra=EVERYTHING)
+    daemon = start(look_seconds=0.1)
+    limits = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)
+    samples = set(daemon.metrics())
+    resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (16, limits[1]))
+    daemon.wait_log("cannot read")
+    daemon.signal(signal.SIGHUP)
+    daemon.wait_log("applied in part")
+    time.sleep(0.3)  # some looks
+    resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, limits)
+    assert re.match(r"applied in \d+ ms: nothing done", daemon.hup())
+    own = {name for name in samples if "observed" not in name and "scrape_errors" not in name}
+    assert own <= set(daemon.metrics())
 
 
 # ---- scrapes beside reloads ----

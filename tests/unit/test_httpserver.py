@@ -3,6 +3,7 @@
 import http.client
 import os
 import re
+import resource
 import socket
 import threading
 import time
@@ -260,6 +261,23 @@ def test_no_more_than_so_many_connections_are_held(server: MetricsServer) -> Non
         wait_until(lambda: ask(server.address)[1] == BODY)
         assert descriptors() - before - len(clients) <= 128
     wait_until(lambda: descriptors() == before)
+
+
+def test_a_scrape_that_takes_the_last_descriptor_is_answered(server: MetricsServer) -> None:
+    """The kernel refuses to accept without a descriptor, also when there is nobody to accept."""
+    with socket.socket() as client:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        free = os.dup(0)
+        os.close(free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free + 1, hard))
+        try:
+            client.settimeout(5)
+            client.connect(server.address)
+            client.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+            answer = read_all(client)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert answer.endswith(BODY)
 
 
 def test_a_trickling_client_is_cut_off(server: MetricsServer) -> None:
