@@ -1,13 +1,11 @@
 """Which cgroups stand in a CGROUP_ARRAY: bpf(2) does not tell, bpf/map_cgroups.bpf.c does."""
 
 import struct
-from pathlib import Path
 
-from bpfkeeperd import kernel
-from bpfkeeperd.counting import read_all
+from bpfkeeperd import iterators, kernel
 from bpfkeeperd.errors import KeeperError
 
-OBJECT_FILE = Path(__file__).parent / "bpf" / "map_cgroups.bpf.o"
+OBJECT_FILE = iterators.OBJECTS / "map_cgroups.bpf.o"
 
 SLOTS_MAX = 1024
 """The iterator looks no further."""
@@ -24,12 +22,9 @@ def cgroup_ids(map_id: int) -> dict[int, int] | None:
     loaded, read once and gone again, which takes some 10 ms.
     """
     try:
-        with kernel.open_object(OBJECT_FILE.read_bytes(), "map_cgroups") as opened:
-            opened.load()
-            link_fd = kernel.link_create(opened.program_fd(_PROGRAM), 0, kernel.TRACE_ITER)
-        with kernel.holding(link_fd), kernel.holding(kernel.iter_create(link_fd)) as iterator_fd:
-            records = read_all(iterator_fd)
-    except (KeeperError, OSError):
+        with kernel.holding(iterators.load(OBJECT_FILE, _PROGRAM)) as link_fd:
+            records = iterators.read(link_fd)
+    except KeeperError:
         return None
     return {
         slot: cgroup for number, slot, cgroup in _RECORD.iter_unpack(records) if number == map_id

@@ -13,12 +13,11 @@ import os
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from bpfkeeperd import kernel
-from bpfkeeperd.errors import KeeperError, KernelError
+from bpfkeeperd import iterators
+from bpfkeeperd.errors import KeeperError
 from bpfkeeperd.maptypes import (
     BY_NUMBER,
     DEVMAP_HASH,
@@ -35,9 +34,6 @@ from bpfkeeperd.maptypes import (
     USER_RINGBUF,
     Count,
 )
-
-OBJECTS = Path(__file__).parent / "bpf"
-"""Where the programs' object files are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +67,6 @@ _FIELD_TYPES = frozenset({LPM_TRIE, SOCKHASH, DEVMAP_HASH, QUEUE, STACK, RINGBUF
 _RECORD = struct.Struct("=IIqII")
 """``struct record`` of the programs: ID, type, count or less than 0 for a map that is not counted,
 a bloom filter's bit mask and hashes."""
-_READ_BYTES = 1 << 16
-"""The kernel hands out at most 32 KiB (eight pages) a read."""
 
 
 class Survey(NamedTuple):
@@ -103,13 +97,13 @@ class MapCounter:
         """Loads the first of the programs that this kernel takes.
 
         Raises:
-            KeeperError: the kernel takes none, with its reason for each, or a file is not there.
+            KeeperError: the kernel takes none, with the reason for each.
         """
         reasons = []
         for program in programs:
-            data = _object_data(program.object_name)
+            file = iterators.OBJECTS / f"{program.object_name}.bpf.o"
             try:
-                return cls(_attach(data, program), program)
+                return cls(iterators.load(file, program.name), program)
             except KeeperError as error:
                 reasons.append(f"{program.name}: {error}")
         raise KeeperError(
@@ -127,7 +121,7 @@ class MapCounter:
         Raises:
             KernelError: the iterator cannot be made or read.
         """
-        return _counts(self._records())
+        return _counts(iterators.read(self._link_fd))
 
     def survey(self) -> Survey:
         """The counts and what else one reading tells.
@@ -135,7 +129,7 @@ class MapCounter:
         Raises:
             KernelError: the iterator cannot be made or read.
         """
-        records = self._records()
+        records = iterators.read(self._link_fd)
         # They come by ascending ID.
         highest_id = _RECORD.unpack_from(records, len(records) - _RECORD.size)[0] if records else 0
         return Survey(_counts(records), len(records) // _RECORD.size, highest_id)
@@ -156,10 +150,6 @@ class MapCounter:
         if not self.program.scans:
             return ""
         return "estimate" if known.count is Count.ESTIMATE else "scan"
-
-    def _records(self) -> bytes:
-        with kernel.holding(kernel.iter_create(self._link_fd)) as iterator_fd:
-            return read_all(iterator_fd)
 
     def close(self) -> None:
         """Lets go of the program; a second call does nothing."""
@@ -195,38 +185,3 @@ def _counts(records: bytes) -> dict[int, int]:
         for map_id, _, count, mask, hashes in _RECORD.iter_unpack(records)
         if count >= 0
     }
-
-
-def _object_data(name: str) -> bytes:
-    path = OBJECTS / f"{name}.bpf.o"
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise KeeperError(
-            f"cannot count map entries: {path}: {error.strerror}:"
-            " install bpfkeeperd again, its files are not complete"
-        ) from error
-
-
-def _attach(data: bytes, program: Program) -> int:
-    """Loads one of the programs; returns the link that keeps it."""
-    with kernel.open_object(data, program.object_name) as opened:
-        for spec in opened.spec.programs:
-            opened.set_autoload(spec.name, spec.name == program.name)
-        opened.load()
-        return kernel.link_create(opened.program_fd(program.name), 0, kernel.TRACE_ITER)
-
-
-def read_all(iterator_fd: int) -> bytes:
-    """What the iterator writes until its end; a record may be split between two reads."""
-    chunks: list[bytes] = []
-    while True:
-        try:
-            chunk = os.read(iterator_fd, _READ_BYTES)
-        except BlockingIOError:
-            continue  # a pause after a million objects (MAX_ITER_OBJECTS): the next read goes on
-        except OSError as error:
-            raise KernelError("read the map iterator", error.errno or 0) from error
-        if not chunk:
-            return b"".join(chunks)
-        chunks.append(chunk)

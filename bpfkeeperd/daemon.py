@@ -99,7 +99,7 @@ class Daemon:
             gc.freeze()  # what is there now stays: no need to look at it again and again
             service.notify_ready(outcome.summary)
             self._tell(outcome)
-            self._instruments.open_allocator()
+            self._instruments.open_allocator_soon()
             self._write_textfile()
             self._loop(control)
             service.notify_stopping()

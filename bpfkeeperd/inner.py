@@ -10,16 +10,14 @@ import struct
 import sys
 from collections.abc import Collection, Mapping
 from dataclasses import replace
-from pathlib import Path
 
-from bpfkeeperd import kernel
-from bpfkeeperd.counting import read_all
+from bpfkeeperd import iterators, kernel
 from bpfkeeperd.errors import KeeperError, KernelError
 from bpfkeeperd.layout import Layout
 from bpfkeeperd.maptypes import ARRAY_OF_MAPS, BY_NUMBER, HASH_OF_MAPS
 from bpfkeeperd.state import InnerInfo, InnerStatus, MapInfo, MapStatus, Status
 
-OBJECT_FILE = Path(__file__).parent / "bpf" / "map_inner.bpf.o"
+OBJECT_FILE = iterators.OBJECTS / "map_inner.bpf.o"
 
 SLOTS_MAX = 1 << 20
 """Slots of an array that are looked at, half a second's worth, and keys of a hash."""
@@ -53,11 +51,8 @@ def _remembered(outer_ids: frozenset[int]) -> Mapping[int, InnerInfo]:
 
 def _definitions() -> dict[int, InnerInfo]:
     """From the iterator, which is loaded, read once and gone again."""
-    with kernel.open_object(OBJECT_FILE.read_bytes(), "map_inner") as opened:
-        opened.load()
-        link_fd = kernel.link_create(opened.program_fd(_PROGRAM), 0, kernel.TRACE_ITER)
-    with kernel.holding(link_fd), kernel.holding(kernel.iter_create(link_fd)) as iterator_fd:
-        records = read_all(iterator_fd)
+    with kernel.holding(iterators.load(OBJECT_FILE, _PROGRAM)) as link_fd:
+        records = iterators.read(link_fd)
     return {
         outer_id: InnerInfo(map_type, key_size, value_size, max_entries, flags)
         for outer_id, map_type, key_size, value_size, flags, max_entries in _RECORD.iter_unpack(

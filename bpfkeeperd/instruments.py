@@ -1,6 +1,7 @@
 """What the daemon measures with, opened as far as the kernel and the daemon's rights allow."""
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
@@ -34,6 +35,8 @@ class Instruments:
         self._status = status
         self._stack = ExitStack()
         self._told: set[str] = set()
+        self._lock = threading.Lock()  # of closing
+        self._closed = False
         self._counter = self._opened(MapCounter.open, "map fullness is counted from time to time")
         self._allocator: MapIdAllocator | None = None
         self._census = Census()
@@ -60,15 +63,26 @@ class Instruments:
         Before, no figure of them is shown: a bound that the exact one then takes the place of would
         be a jump, and after a restart a counter that falls.
         """
-        self._allocator = self._stack.enter_context(MapIdAllocator.open())
+        allocator = MapIdAllocator.open()
+        with self._lock:
+            if self._closed:
+                allocator.close()
+            else:
+                self._allocator = self._stack.enter_context(allocator)
         kernel.release_memory()
+
+    def open_allocator_soon(self) -> None:
+        """Likewise, in a thread: nobody waits for it, not even `close`."""
+        threading.Thread(target=self.open_allocator, name="allocator", daemon=True).start()
 
     def wait(self, seconds: float) -> None:
         """Until all that is had from time to time was had once, or so long."""
         self._census.wait(seconds)
 
     def close(self) -> None:
-        self._stack.close()
+        with self._lock:
+            self._closed = True
+            self._stack.close()
 
     def __enter__(self) -> Self:
         return self

@@ -9,18 +9,17 @@ bound.
 import os
 import struct
 from contextlib import ExitStack, suppress
-from pathlib import Path
 from threading import Lock
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from bpfkeeperd import kernel
+from bpfkeeperd import iterators, kernel
 from bpfkeeperd.errors import KeeperError, KernelError
 
 LIMIT = 2**31 - 2
 """The highest map ID there is; the first is 1."""
 
-OBJECT_FILE = Path(__file__).parent / "bpf" / "map_ids.bpf.o"
+OBJECT_NAME = "map_ids.bpf.o"
 
 PROGRAMS = ("tell_next_id", "tell_next_id_in_lockdown")
 """In the order in which they are tried."""
@@ -83,7 +82,7 @@ class MapIdAllocator:
         """
         for program in PROGRAMS:
             with suppress(KeeperError, OSError), ExitStack() as stack:
-                link_fd = _attach(program)
+                link_fd = iterators.load(iterators.OBJECTS / OBJECT_NAME, program)
                 stack.callback(os.close, link_fd)
                 if _next_id(link_fd) is not None:
                     stack.pop_all()
@@ -124,15 +123,6 @@ class MapIdAllocator:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def _attach(program: str) -> int:
-    """Loads one of the programs; returns the link that keeps it."""
-    with kernel.open_object(OBJECT_FILE.read_bytes(), "map_ids") as opened:
-        for name in PROGRAMS:
-            opened.set_autoload(name, name == program)
-        opened.load()
-        return kernel.link_create(opened.program_fd(program), 0, kernel.TRACE_ITER)
 
 
 def _next_id(link_fd: int) -> int | None:

@@ -36,7 +36,9 @@ log = logging.getLogger(__name__)
 
 PATIENCE_SECONDS = 0.25
 """How long a scrape waits for the next status, when what the last one names is gone: most often a
-reload is under way, which tells in a moment what took its place. Once for each status."""
+reload is under way, which tells in a moment what took its place."""
+HASTE_SECONDS = 10.0
+"""After a wait in vain the next scrapes do not wait: something is broken, and they are many."""
 _PAUSE_SECONDS = 0.002
 _CLOCK_STEP_SECONDS = 1.0
 """By how much the clock must be set for the time of boot to be another."""
@@ -105,8 +107,7 @@ class Metrics:
         self._errors: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._page: _Page | None = None
-        self._given_up: Status | None = None
-        """Of this one something is gone, and there was no other in time."""
+        self._hasty_until = 0.0
         self._boot = _boot_time()
         version = f"{labels(('version',), (__version__,))} 1"
         self._build: Blocks = {"build_info": block("build_info", (version,))}
@@ -148,14 +149,14 @@ class Metrics:
 
     def _look(self) -> _Look:
         """A status and figures that go together, if they can be had."""
-        look = self._look_once()
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while not look.is_whole and look.page.status is not self._given_up:
-            if time.monotonic() > deadline:
-                self._given_up = look.page.status
-                break
+        look, began = self._look_once(), time.monotonic()
+        if look.is_whole or began < self._hasty_until:
+            return look
+        while not look.is_whole and time.monotonic() < began + PATIENCE_SECONDS:
             time.sleep(_PAUSE_SECONDS)
             look = self._look_once()
+        if not look.is_whole:
+            self._hasty_until = time.monotonic() + HASTE_SECONDS
         return look
 
     def _look_once(self) -> _Look:

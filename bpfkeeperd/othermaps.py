@@ -4,18 +4,16 @@ import os
 import struct
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 from threading import Lock
 from types import TracebackType
 from typing import Self
 
-from bpfkeeperd import kernel
-from bpfkeeperd.counting import read_all
+from bpfkeeperd import iterators, kernel
 from bpfkeeperd.errors import KeeperError
 from bpfkeeperd.moment import OtherMap
 from bpfkeeperd.state import Status
 
-OBJECT_FILE = Path(__file__).parent / "bpf" / "map_list.bpf.o"
+OBJECT_NAME = "map_list.bpf.o"
 
 DEPTH = 8
 """Of directories below a bpffs that are looked into."""
@@ -73,14 +71,11 @@ class OtherMaps:
 
     Raises:
         KeeperError: this kernel does not list maps this way.
-        OSError: the program's file is not there.
     """
 
     def __init__(self, own_directory: str) -> None:
         self._own_directory = own_directory
-        with kernel.open_object(OBJECT_FILE.read_bytes(), "map_list") as opened:
-            opened.load()
-            self._link_fd = kernel.link_create(opened.program_fd(_PROGRAM), 0, kernel.TRACE_ITER)
+        self._link_fd = iterators.load(iterators.OBJECTS / OBJECT_NAME, _PROGRAM)
         self._lock = Lock()
         self._paths: Mapping[int, str] = {}
         self._next_look = 0.0
@@ -102,8 +97,7 @@ class OtherMaps:
         paths, records = self._paths, b""
         with self._lock:
             if self._link_fd >= 0:
-                with kernel.holding(kernel.iter_create(self._link_fd)) as iterator_fd:
-                    records = read_all(iterator_fd)
+                records = iterators.read(self._link_fd)
         for map_id, kind, max_entries, name in _RECORD.iter_unpack(records):
             if map_id not in kept:
                 text = name.partition(b"\0")[0].decode("utf-8", "replace")

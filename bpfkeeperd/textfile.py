@@ -1,5 +1,6 @@
 """Metrics as a file, for node_exporter's textfile collector."""
 
+import contextlib
 import os
 
 from bpfkeeperd.errors import KeeperError
@@ -33,6 +34,8 @@ def write_textfile(path: str, text: bytes) -> None:
     temporary = f"{path}.{os.getpid()}"
     try:
         try:
+            with contextlib.suppress(FileNotFoundError):  # of a process of that number that died
+                os.unlink(temporary)
             with open(temporary, "xb", opener=_readable_by_all) as file:
                 file.write(text)
             os.replace(temporary, path)

@@ -11,6 +11,7 @@
 #include <unistd.h>
 #include <sys/vfs.h>
 #include <linux/bpf.h>
+#include <linux/magic.h>
 
 #define LOG_MAX (1u << 20)
 #define LAYOUT_MAX (64u << 10)
@@ -486,12 +487,18 @@ static int scan_directory(struct buffer *out, char *path, size_t root_size, int 
 {
 	size_t size = strlen(path), before = out->size;
 	struct dirent *entry;
+	struct statfs found;
 	int err = 0;
 	DIR *dir;
 
 	dir = depth ? opendir(path) : NULL;
 	if (depth && !dir)
 		return errno == ENOENT ? 0 : -errno;
+	/* Anything can be mounted below directories of others: it may be large, and has no pins. */
+	if (dir && kind == KEEPER_MAP && (fstatfs(dirfd(dir), &found) || found.f_type != BPF_FS_MAGIC)) {
+		closedir(dir);
+		return 0;
+	}
 	while (dir && !err && (entry = readdir(dir))) {
 		if (!strcmp(entry->d_name, ".") || !strcmp(entry->d_name, ".."))
 			continue;

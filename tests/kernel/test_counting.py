@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from bpfkeeperd import counting, kernel
-from bpfkeeperd.counting import PROGRAMS, MapCounter, Program
+from bpfkeeperd import iterators, kernel
+from bpfkeeperd.counting import PROGRAMS, MapCounter
 from bpfkeeperd.errors import KeeperError, KernelError, ObjectError
 from bpfkeeperd.maptypes import BY_NAME, MAP_TYPES, Count, MapType
 from tests.kernel.conftest import KERNEL_BTF, locked_down
@@ -241,7 +241,7 @@ def test_a_survey(counter: MapCounter, stack: ExitStack) -> None:
 
 
 def test_a_survey_of_nothing(counter: MapCounter, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(counting, "read_all", lambda fd: b"")
+    monkeypatch.setattr(iterators, "read", lambda fd: b"")
     assert counter.survey() == ({}, 0, 0)
 
 
@@ -252,7 +252,7 @@ def test_records_split_between_reads(
     for fd in fds:
         kernel.map_update(fd, bytes(8), bytes(8))
     mine = {kernel.map_info(fd).id: 1 for fd in fds}
-    monkeypatch.setattr(counting, "_READ_BYTES", 7)
+    monkeypatch.setattr(iterators, "_READ_BYTES", 7)
     assert mine.items() <= counter.counts().items()
 
 
@@ -270,7 +270,7 @@ def test_a_pause_of_the_kernel_is_not_the_end() -> None:
         os.write(writer, b"all but the ")
         thread.start()
         stack.callback(thread.join)
-        assert counting.read_all(reader) == b"all but the rest"
+        assert iterators.read_all(reader) == b"all but the rest"
 
 
 def test_more_maps_than_a_read_takes(counter: MapCounter, stack: ExitStack) -> None:
@@ -287,11 +287,11 @@ def with_objects(
 ) -> None:
     """Has the programs ask for other things than this kernel has."""
     for name in {program.object_name for program in PROGRAMS}:
-        data = (counting.OBJECTS / f"{name}.bpf.o").read_bytes()
+        data = (iterators.OBJECTS / f"{name}.bpf.o").read_bytes()
         for old, new in changes.items():
             data = data.replace(old, new)
         (directory / f"{name}.bpf.o").write_bytes(data)
-    monkeypatch.setattr(counting, "OBJECTS", directory)
+    monkeypatch.setattr(iterators, "OBJECTS", directory)
 
 
 WITHOUT_KFUNC = {b"bpf_map_sum_elem_count": b"bpf_map_sum_elem_xxxxx"}
@@ -355,10 +355,10 @@ def test_the_best_that_this_kernel_takes(best: MapCounter) -> None:
 
 
 def test_none_of_the_programs(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refusing(data: bytes, program: Program) -> int:
-        raise ObjectError(f"cannot load program {program.name}: no such kfunc")
+    def refusing(file: Path, program: str) -> int:
+        raise ObjectError(f"cannot load program {program}: no such kfunc")
 
-    monkeypatch.setattr(counting, "_attach", refusing)
+    monkeypatch.setattr(iterators, "load", refusing)
     with pytest.raises(KeeperError) as raised:
         MapCounter.open(PROGRAMS[:2])
     assert str(raised.value) == (
@@ -370,7 +370,7 @@ def test_none_of_the_programs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_object_file_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(counting, "OBJECTS", tmp_path)
+    monkeypatch.setattr(iterators, "OBJECTS", tmp_path)
     with pytest.raises(
         KeeperError, match=r"map_counts\.bpf\.o: No such file or directory: install"
     ):

@@ -305,9 +305,7 @@ def test_whoever_has_runs_counted_for_all(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_files_that_are_not_there(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """The daemon goes on without what they are for."""
-    monkeypatch.setattr("bpfkeeperd.counting.OBJECTS", world.directory)
-    monkeypatch.setattr("bpfkeeperd.othermaps.OBJECT_FILE", world.directory / "none")
-    monkeypatch.setattr("bpfkeeperd.mapids.OBJECT_FILE", world.directory / "none")
+    monkeypatch.setattr("bpfkeeperd.iterators.OBJECTS", world.directory)
     with Instruments(Status) as instruments:
         instruments.follow(Manifest(file="", observe_most=5))
         instruments.open_allocator()
@@ -423,7 +421,7 @@ def test_a_bpffs_below_another_is_not_there(world: World) -> None:
 def test_what_cannot_be_opened_is_said_once(
     world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("bpfkeeperd.othermaps.OBJECT_FILE", world.directory / "nothing")
+    monkeypatch.setattr("bpfkeeperd.othermaps.OBJECT_NAME", "nothing")
     monkeypatch.setattr(kernel, "counting_runs", refusing)
     with measuring(world, f"metrics: {{observe: all, program_statistics: true}}\n{MAPS}") as found:
         keeper, instruments = found
@@ -463,6 +461,20 @@ def test_a_scrape_while_maps_of_others_are_wanted_no_more(world: World) -> None:
         instruments.follow(manifests[0])
         assert not any(errors)
         assert len(os.listdir("/proc/self/fd")) <= before
+
+
+def test_what_is_mounted_among_the_pins_is_not_walked(world: World) -> None:
+    """It may be a large tree, and nothing can be pinned there."""
+    foreign = world.pins / "foreign"
+    foreign.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "none", str(foreign)], check=True)
+    try:
+        (foreign / "deep" / "deeper").mkdir(parents=True)
+        (foreign / "file").touch()
+        pins = kernel.scan(str(world.pins), 8, kernel.PinKind.MAP)
+    finally:
+        subprocess.run(["umount", str(foreign)], check=True)
+    assert not [pin.path for pin in pins if pin.path[0] == "foreign"]
 
 
 def test_a_prog_array_of_the_keepers_own_is_no_pin_to_show(world: World) -> None:

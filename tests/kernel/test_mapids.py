@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bpfkeeperd import kernel, mapids
+from bpfkeeperd import iterators, kernel, mapids
 from bpfkeeperd.counting import MapCounter
 from bpfkeeperd.errors import KernelError
 from bpfkeeperd.mapids import PROGRAMS, MapIdAllocator
@@ -139,7 +139,7 @@ def test_each_program(stack: ExitStack, monkeypatch: pytest.MonkeyPatch, program
     if program == PROGRAMS[1] and b"\0bpf_rdonly_cast\0" not in KERNEL_BTF.read_bytes():
         pytest.skip("this kernel has no bpf_rdonly_cast()")
     # That it loads is to be seen on kernels that do not name the allocator, too.
-    link_fd = mapids._attach(program)
+    link_fd = iterators.load(iterators.OBJECTS / mapids.OBJECT_NAME, program)
     stack.callback(os.close, link_fd)
     assert (mapids._next_id(link_fd) is not None) == named()
     allocator = MapIdAllocator(link_fd if named() else -1)

@@ -54,6 +54,16 @@ def test_what_failed_leaves_the_former_file_and_no_other(tmp_path: Path) -> None
     assert os.listdir(tmp_path) == [path.name]
 
 
+def test_what_a_dead_process_of_this_number_left(tmp_path: Path) -> None:
+    """Or somebody else put there, to have another file written."""
+    path, victim = tmp_path / "bpfkeeperd.prom", tmp_path / "victim"
+    victim.write_bytes(b"mine")
+    Path(f"{path}.{os.getpid()}").symlink_to(victim)
+    write_textfile(str(path), b"one 1\n")
+    assert path.read_bytes() == b"one 1\n" and not path.is_symlink()
+    assert victim.read_bytes() == b"mine"
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
