@@ -4,7 +4,8 @@ import contextlib
 import errno
 import os
 import struct
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from bpfkeeperd import kernel
@@ -23,6 +24,8 @@ BPF_F_ID = 1 << 5
 BPF_F_LINK = 1 << 13
 BPF_F_NETFILTER_IP_DEFRAG = 1
 
+FREE_SECONDS = 0.3
+"""Until a priority of netfilter is free again, at most."""
 _ATTEMPTS = 16
 """At a place among others, while they change it."""
 
@@ -92,7 +95,9 @@ def _netfilter_link(
     netns = target.netns
     with kernel.inside_netns(kernel.netns_path(netns) if netns else None):
         try:
-            return kernel.link_create(prog_fd, 0, attachment.hook.attach_type, 0, extra)
+            return _soon_free(
+                lambda: kernel.link_create(prog_fd, 0, attachment.hook.attach_type, 0, extra)
+            )
         except KernelError as error:
             remedy = ""
             match error.errno:
@@ -113,6 +118,19 @@ def _netfilter_link(
                 case _:
                     pass
             raise KernelError(f"attach {attachment}", error.errno, remedy) from None
+
+
+def _soon_free(create: Callable[[], int]) -> int:
+    """A link that went, with a keeper that was killed for one, is taken down a moment later by the
+    kernel: until then its place is taken."""
+    deadline = time.monotonic() + FREE_SECONDS
+    while True:
+        try:
+            return create()
+        except KernelError as error:
+            if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                raise
+        time.sleep(0.005)
 
 
 def end_netfilter_link(path: str) -> None:

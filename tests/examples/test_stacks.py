@@ -129,7 +129,7 @@ def test_traces_and_their_counts_go_on(example: MakeExample) -> None:
             assert counts(stacks).total() == seen >= PAGES
             assert in_memset(stacks) >= PAGES
             before, known = counts(stacks), traces(stacks)
-            assert used(stacks) == {"stack_counts": len(before)}
+            assert used(stacks) == {"stack_counts": len(before), "stacks": len(known)}
 
             stacks.reload(keeper, force=True)
             assert stacks.map_ids() == ids

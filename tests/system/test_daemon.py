@@ -463,6 +463,7 @@ def test_reloads_leak_nothing(world: World, start: Start) -> None:
         f"        programs: {{count: {{attach: [{{cgroup: CGROUP}}]}}}}}}\n{extra}\n"
     )
     daemon = start()
+    daemon.wait_idle()
     for number in range(1, 201):
         exchange(number)
         assert ": 2 actions, 1 map kept" in daemon.hup()

@@ -97,6 +97,7 @@ def test_silent_clients_do_not_stop_scrapes(
     daemon = start()
     context = client_context(certified.authority) if secure else None
     scrape(daemon, context)
+    daemon.wait_idle()
     threads, descriptors = daemon.threads(), daemon.descriptors()
     with ExitStack() as stack:
         for number in range(SILENT_CLIENTS):

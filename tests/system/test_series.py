@@ -76,6 +76,7 @@ def test_every_family_of_the_table_is_in_a_scrape_and_no_other(world: World, sta
         metrics = wait_for(daemon, 'bpfkeeper_map_count_age_seconds{map="settings"}')
         metrics |= wait_for(daemon, 'bpfkeeper_program_memory_bytes{object="one",program="count"}')
         metrics |= wait_for(daemon, 'bpfkeeper_map_inner_entries{map="outer"}')
+    metrics |= wait_for(daemon, "bpfkeeper_kernel_map_ids_exact")
     expected = {family.name for family in FAMILIES}
     if not tells_verified_instructions():
         expected.remove("bpfkeeper_program_verified_instructions")

@@ -47,7 +47,7 @@ events  #  ringbuf  0 B  1 MiB  ░░░░  0%  never  BY
 jumps  #  prog_array  0  8  ░░░░  0%  never  BY
 conne…  #  hash  97  100  ███▉  97%  never  BY
 流量统计表  #  hash  85  100  ███▍  85%  never  BY
-seen  #  bloom_filter  ~3  1,000  ▏░░░  <1%  never  BY
+seen  #  bloom  ~3  1,000  ▏░░░  <1%  never  BY
 rooms  #  array…  1  4  █░░░  25%  never  BY
   [2]  #  hash  0  100  ░░░░  0%
 room  #  hash  0  100  ░░░░  0%  never  BY
@@ -79,7 +79,8 @@ def normal(line: str) -> str:
     """Without what is another with each run: IDs, what is cut as they are longer, and who pins."""
     line = re.sub(r"(?<=\S)  +", "  ", line)
     line = re.sub(r"  \d{3,}  ", "  #  ", line, count=1)
-    return re.sub("(keeper|others)$", "BY", re.sub(r"(conne|array)\w*…\w+", r"\1…", line))
+    line = re.sub(r"bloom(_|…)\w+", "bloom", re.sub(r"(conne|array)\w*…\w+", r"\1…", line))
+    return re.sub("(keeper|others)$", "BY", line)
 
 
 def styled(window: Terminal) -> list[str]:
