@@ -139,7 +139,8 @@ _PROGRAMS = (
     _gauge(
         "program_info",
         ("object", "program", "type", "tag", "digest"),
-        "1; type, tag of the instructions, and the digest of the object file it was loaded from.",
+        "1; type, tag of the instructions, and digest of the object it was loaded from: 24 digits of"
+        " the file's SHA-256, and 8 for settings that change what is loaded.",
     ),
     _gauge("program_loaded_timestamp_seconds", _PROGRAM, "Unix time at which it was loaded."),
     _counter(
@@ -172,7 +173,7 @@ _PROGRAMS = (
     _gauge(
         "attachment_info",
         (*_ATTACHMENT, "hook", "digest", "tag"),
-        "1; digest of the object file and tag of the program that serve the hook.",
+        "1; digest of the object, as of program_info, and tag of the program that serve the hook.",
     ),
     _gauge(
         "attachment_since_timestamp_seconds",
