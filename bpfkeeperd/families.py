@@ -139,8 +139,8 @@ _PROGRAMS = (
     _gauge(
         "program_info",
         ("object", "program", "type", "tag", "digest"),
-        "1; type, tag of the instructions, and digest of the object it was loaded from: 24 digits of"
-        " the file's SHA-256, and 8 for settings that change what is loaded.",
+        "1; type, tag of the instructions, and digest of the object it was loaded from: 24 digits"
+        " of the file's SHA-256, and 8 for settings that change what is loaded.",
     ),
     _gauge("program_loaded_timestamp_seconds", _PROGRAM, "Unix time at which it was loaded."),
     _counter(
