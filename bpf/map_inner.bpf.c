@@ -5,7 +5,6 @@
  * goes to the reader; bpfkeeperd/inner.py unpacks them. Linux 5.8+.
  */
 #include <linux/bpf.h>
-#include <bpf/bpf_core_read.h>
 #include <bpf/bpf_helpers.h>
 
 struct record {
@@ -51,21 +50,22 @@ int describe_inner(struct bpf_iter__bpf_map *ctx)
 
 	if (!map) /* the call after the last map */
 		return 0;
-	inner = BPF_CORE_READ(map, inner_map_meta);
+	/* Plain reads, which a kernel that is locked down allows, too. */
+	inner = map->inner_map_meta;
 	if (!inner)
 		return 0;
 	record = (struct record){
 		.outer_id = map->id,
-		.type = BPF_CORE_READ(inner, map_type),
-		.key_size = BPF_CORE_READ(inner, key_size),
-		.value_size = BPF_CORE_READ(inner, value_size),
-		.flags = BPF_CORE_READ(inner, map_flags),
-		.max_entries = BPF_CORE_READ(inner, max_entries),
+		.type = inner->map_type,
+		.key_size = inner->key_size,
+		.value_size = inner->value_size,
+		.flags = inner->map_flags,
+		.max_entries = inner->max_entries,
 	};
 	/* What finds the buffer full is called for again on the next read. */
 	bpf_seq_write(ctx->meta->seq, &record, sizeof(record));
 	return 0;
 }
 
-/* bpf_seq_write() and bpf_probe_read_kernel() are for programs that may be under the GPL. */
+/* bpf_seq_write() is for programs that may be under the GPL. */
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

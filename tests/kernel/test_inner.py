@@ -19,6 +19,7 @@ from bpfkeeperd.render import maps_table
 from bpfkeeperd.state import InnerInfo, InnerStatus, ReloadResult
 from tests.conftest import BuildObject
 from tests.kernel.counted import create, create_outer, u32
+from tests.machine import counts_hashes_at_once
 from tests.scenario import World
 
 NO_PREALLOC = 1
@@ -162,7 +163,8 @@ def test_a_status_shows_what_is_in_the_maps(world: World, stack: ExitStack) -> N
         "by_port": (InnerStatus("01:bb", id_of(table), number, 10),),
     }
     rows = [line.split()[1:] for line in text.splitlines() if "[19]" in line]
-    assert rows == [[str(id_of(table)), "hash", "3", "10", "███░░░░░░░", "30%"]]
+    full = ["3", "10", "███░░░░░░░", "30%"] if counts_hashes_at_once() else ["-", "10", "-"]
+    assert rows == [[str(id_of(table)), "hash", *full]]
 
 
 def test_a_map_that_does_not_tell(stack: ExitStack) -> None:

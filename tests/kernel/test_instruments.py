@@ -254,7 +254,10 @@ def test_maps_of_others_are_shown_on_request_only(world: World) -> None:
         return b"bpfkeeper_observed_maps{" in instruments.metrics.render()[0]
 
     manifest = Manifest(file="")
-    with Instruments(Status) as instruments:
+    with (
+        kernel.holding(kernel.map_create(1, "theirs", 4, 4, 1)),
+        Instruments(Status) as instruments,
+    ):
         instruments.follow(manifest)
         before = len(os.listdir("/proc/self/fd"))
         for _ in range(3):
