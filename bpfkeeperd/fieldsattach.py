@@ -32,7 +32,6 @@ TARGETS = (
 """The fields of an attachment that say where; ``netns`` does where it stands alone."""
 
 _ATTACH_KINDS = "attach: [{cgroup: PATH}], attach: [{interface: NAME}] or attach: auto"
-_AUTO = Word(("auto",), write=f"write {_ATTACH_KINDS}")
 
 ATTACH = Struct(
     (

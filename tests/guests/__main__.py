@@ -18,7 +18,7 @@ TESTS = (
             *("probes", "hooks", "trace_hooks", "net_hooks", "net_order", "sockmap", "stub"),
             *("struct_ops", "rollback_trace", "rollback_net", "adoption", "health", "pathwatch"),
             *("pins", "reload", "counting", "counting_scans", "counting_concurrent", "mapids"),
-            *("instruments", "figures", "census", "churn"),
+            *("instruments", "othermaps", "figures", "census", "churn", "status"),
         )
     ),
     *(f"tests/system/test_{name}.py" for name in ("scrape", "series")),
