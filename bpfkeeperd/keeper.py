@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 from bpfkeeperd import kernel
+from bpfkeeperd.accounts import with_accounts
 from bpfkeeperd.actions import Plan
 from bpfkeeperd.apply import Applied, apply, together
 from bpfkeeperd.churn import IdChange, Memory
@@ -73,9 +74,8 @@ def look(
         desired = with_matches(desired)
     check_pin_root(manifest.pin_root)
     with Held() as held:
-        last_ids = memory.last_ids(kernel.boot_id())
-        layout = Layout(manifest.pin_root)
-        observed = observe(desired, layout, held, last_ids)
+        boot, layout = kernel.boot_id(), Layout(manifest.pin_root)
+        observed = observe(desired, layout, held, memory.last_ids(boot), memory.owners(boot))
         observed = with_foreign(desired, layout, observed, everywhere=True)
     todo = plan(desired, observed, force=force)
     return Look(desired, observed, todo, followed(memory, desired, observed, marked(layout))[0])
@@ -213,7 +213,7 @@ class Keeper:
         if texts != self._texts:
             manifest = parse_manifest(texts)
             self._texts, self._parsed = texts, manifest
-        return self._parsed
+        return with_accounts(self._parsed)
 
     def _in_force(self, desired: Desired, lacking: Mapping[Hook, str]) -> Desired:
         """What a reload left: of an object that could not be loaded, what was loaded before."""
@@ -295,8 +295,9 @@ class Keeper:
         return self._ledger.tell()
 
     def _observe(self, desired: Desired) -> Observed:
-        last_ids = self._ledger.memory.last_ids(kernel.boot_id())
-        observed = observe(desired, self._layout, self._held, last_ids)
+        memory, boot = self._ledger.memory, kernel.boot_id()
+        last_ids, owners = memory.last_ids(boot), memory.owners(boot)
+        observed = observe(desired, self._layout, self._held, last_ids, owners)
         # What is known of others is looked at again; else only those who attach have to know.
         observed = with_foreign(desired, self._layout, observed, everywhere=self._foreign)
         self._foreign = bool(observed.foreign)

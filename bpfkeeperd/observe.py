@@ -6,9 +6,10 @@ import stat
 from collections.abc import Callable, Iterable, Mapping
 
 from bpfkeeperd import kernel
+from bpfkeeperd.accounts import named
 from bpfkeeperd.desired import Desired
 from bpfkeeperd.directories import pins_below
-from bpfkeeperd.errors import KernelError, PinRootError
+from bpfkeeperd.errors import KeeperError, KernelError, PinRootError
 from bpfkeeperd.held import Held
 from bpfkeeperd.homes import without_strangers
 from bpfkeeperd.layout import OBJECT_NAMESPACE, OWN_DIRECTORY, Layout, LinkKey, escape
@@ -18,10 +19,12 @@ from bpfkeeperd.observed import Observed, ObservedLink, ObservedMap
 from bpfkeeperd.observenet import observe_filters, observe_orders, with_netns, with_peers
 from bpfkeeperd.observestubs import observe_stubs, through_stubs
 from bpfkeeperd.observetargets import observe_targets
+from bpfkeeperd.pinrights import Rights
 from bpfkeeperd.state import LinkInfo, MapInfo, ProgramInfo
 
 LoadedPrograms = dict[str, dict[str, dict[str, ProgramInfo]]]
 """Escaped object name, digest, escaped program name."""
+NO_OWNERS: Mapping[str, int] = {}
 
 
 def check_pin_root(root: str) -> bool:
@@ -87,11 +90,18 @@ def _mount_point(root: str) -> str:
     return parent if os.path.isdir(parent) and not os.path.isdir(root) else root
 
 
-def observe(desired: Desired, layout: Layout, held: Held, last_ids: Mapping[str, int]) -> Observed:
+def observe(
+    desired: Desired,
+    layout: Layout,
+    held: Held,
+    last_ids: Mapping[str, int],
+    owners: Mapping[str, int] = NO_OWNERS,
+) -> Observed:
     """Everything that a plan needs to know.
 
     ``last_ids`` are the map IDs last seen under each name since this boot: a map whose pin is gone
-    may still be alive under one of them.
+    may still be alive under one of them. ``owners`` are the users that pins were given to, which
+    the manifest of now need not name any more.
 
     Raises:
         KernelError: bpffs cannot be read.
@@ -114,9 +124,10 @@ def observe(desired: Desired, layout: Layout, held: Held, last_ids: Mapping[str,
     links = with_netns(desired, layout, held, without_strangers(links, held))
     links |= observe_attached(desired, layout)
     stubs = observe_stubs(layout, held)
-    former = functools.partial(_former, desired, layout, programs, last_ids)
+    look = functools.partial(_pinned, desired, layout, owners)
+    former = functools.partial(_former, desired, layout, programs, last_ids, look)
     maps = {
-        name: _observe_map(layout, name, held, last_ids, former)
+        name: _observe_map(desired, name, held, last_ids, former, look)
         for name in (*desired.maps, *desired.unread_maps())
     }
     maps = with_contents(desired, layout, held, Observed(maps=maps, programs=programs))
@@ -194,24 +205,49 @@ def _check_read(directory: str, pin: kernel.Pin) -> None:
         raise KernelError(f"read the pin {directory}/{'/'.join(pin.path)}", pin.error)
 
 
+Pinned = tuple[MapInfo, Rights]
+"""A pinned map, and whose the pin is."""
+
+
+def _pinned(
+    desired: Desired, layout: Layout, owners: Mapping[str, int], name: str, to_be: str = ""
+) -> Pinned | None:
+    """What is pinned under a name, which is to be another one where that is given.
+
+    Raises:
+        KeeperError: it is not to be trusted, or cannot be opened.
+    """
+    wanted = desired.maps.get(to_be or name)
+    owner = (wanted.rights.uid if wanted else None) or 0
+    found = kernel.kept_map(layout.root, name, owner, owners.get(name, 0))
+    if found is None:
+        return None
+    os.close(found[0])
+    return found[1:]
+
+
 def _observe_map(
-    layout: Layout,
+    desired: Desired,
     name: str,
     held: Held,
     last_ids: Mapping[str, int],
     former: Callable[[str], str],
+    look: Callable[..., Pinned | None],
 ) -> ObservedMap:
     source = ""
     try:
-        found = kernel.pinned_map(layout.map(name))
+        found = look(name)
         if found is None and (source := former(name)):
-            found = kernel.pinned_map(layout.map(source))
-    except KernelError as error:
+            found = look(source, to_be=name)
+    except KeeperError as error:
         return ObservedMap(fault=str(error))
     if found:
-        fd, info = found
-        os.close(fd)
-        return ObservedMap(pinned=info, layouts=kernel.btf_layouts(*info.btf), source=source)
+        info, rights = found
+        wanted = desired.maps.get(name)
+        if wanted and wanted.rights and wanted.rights.over(rights) != rights:
+            rights = named(rights)
+        layouts = kernel.btf_layouts(*info.btf)
+        return ObservedMap(pinned=info, layouts=layouts, source=source, rights=rights)
     lost = held.map_info(name) or _alive(last_ids.get(name))
     if lost is None and source:
         lost = held.map_info(source) or _alive(last_ids.get(source))
@@ -225,6 +261,7 @@ def _former(
     layout: Layout,
     programs: LoadedPrograms,
     last_ids: Mapping[str, int],
+    look: Callable[..., Pinned | None],
     name: str,
 ) -> str:
     """The name that a map may still be pinned under, or was when its pin went.
@@ -250,10 +287,8 @@ def _former(
         other = OBJECT_NAMESPACE.fullmatch(candidate)
         if not other or other[2] != place[2] or candidate in desired.maps:
             continue
-        found = kernel.pinned_map(layout.map(candidate))
-        if found:
-            os.close(found[0])
-        if (found[1].id if found else last_ids.get(candidate)) in used:
+        found = look(candidate, to_be=name)
+        if (found[0].id if found else last_ids.get(candidate)) in used:
             return candidate
     return ""
 

@@ -214,6 +214,7 @@ def _pinned_status(
         path=layout.map(pin_name),
         made=record.made,
         last_change=record.last_change,
+        pin=found.rights,
     )
 
 

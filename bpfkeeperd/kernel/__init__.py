@@ -23,6 +23,7 @@ from bpfkeeperd.kernel.bpf import (
     btf_load,
     holding,
     iter_create,
+    link,
     link_create,
     link_info,
     link_swap_all,
@@ -66,6 +67,7 @@ from bpfkeeperd.kernel.net import (
 )
 from bpfkeeperd.kernel.objects import OpenObject, load_objects, open_object
 from bpfkeeperd.kernel.pathwatch import PathWatch
+from bpfkeeperd.kernel.pins import kept_map
 from bpfkeeperd.kernel.places import (
     boot_id,
     bpffs_mounts,
@@ -147,9 +149,11 @@ __all__ = [
     "is_bpffs",
     "iter_create",
     "iter_link",
+    "kept_map",
     "kernel_cpus",
     "kprobe_multi_link",
     "lacks",
+    "link",
     "link_by_id",
     "link_create",
     "link_detach",
