@@ -1,29 +1,25 @@
 """Looks at bpffs and the kernel; changes nothing."""
 
-import functools
 import os
 import stat
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 
 from bpfkeeperd import kernel
-from bpfkeeperd.accounts import named
 from bpfkeeperd.desired import Desired
 from bpfkeeperd.directories import pins_below
-from bpfkeeperd.errors import KeeperError, KernelError, PinRootError
+from bpfkeeperd.errors import KernelError, PinRootError
 from bpfkeeperd.held import Held
 from bpfkeeperd.homes import without_strangers
-from bpfkeeperd.layout import OBJECT_NAMESPACE, OWN_DIRECTORY, Layout, LinkKey, escape
+from bpfkeeperd.layout import OWN_DIRECTORY, Layout, LinkKey, escape
 from bpfkeeperd.mapattached import observe_attached
 from bpfkeeperd.observecontents import with_contents
-from bpfkeeperd.observed import Observed, ObservedLink, ObservedMap
+from bpfkeeperd.observed import Observed, ObservedLink
+from bpfkeeperd.observemaps import Known, LoadedPrograms, observe_maps, unpinned_names
 from bpfkeeperd.observenet import observe_filters, observe_orders, with_netns, with_peers
 from bpfkeeperd.observestubs import observe_stubs, through_stubs
 from bpfkeeperd.observetargets import observe_targets
-from bpfkeeperd.pinrights import Rights
-from bpfkeeperd.state import LinkInfo, MapInfo, ProgramInfo
+from bpfkeeperd.state import LinkInfo, ProgramInfo
 
-LoadedPrograms = dict[str, dict[str, dict[str, ProgramInfo]]]
-"""Escaped object name, digest, escaped program name."""
 NO_OWNERS: Mapping[str, int] = {}
 
 
@@ -124,12 +120,7 @@ def observe(
     links = with_netns(desired, layout, held, without_strangers(links, held))
     links |= observe_attached(desired, layout)
     stubs = observe_stubs(layout, held)
-    look = functools.partial(_pinned, desired, layout, owners)
-    former = functools.partial(_former, desired, layout, programs, last_ids, look)
-    maps = {
-        name: _observe_map(desired, name, held, last_ids, former, look)
-        for name in (*desired.maps, *desired.unread_maps())
-    }
+    maps = observe_maps(Known(desired, layout, held, programs, last_ids, owners))
     maps = with_contents(desired, layout, held, Observed(maps=maps, programs=programs))
     attachments = [attachment.target for attachment in desired.attachments]
     unread = [target for _, _, target, _ in desired.unread_attachments()]
@@ -149,7 +140,7 @@ def observe(
         stubs=stubs,
         targets=targets,
         orders=observe_orders(desired, targets),
-        map_names=_unpinned_names(maps.values(), programs),
+        map_names=unpinned_names(maps.values(), programs),
         empty_links=tuple(empty_links),
         arrays=tuple(
             f"{OWN_DIRECTORY}/arrays/{name}" for name in sorted(pins_below(layout.arrays, 2))
@@ -203,133 +194,3 @@ def _check_read(directory: str, pin: kernel.Pin) -> None:
     """A pin that cannot be read (no descriptor, no memory) must not pass for one that is dead."""
     if pin.error:
         raise KernelError(f"read the pin {directory}/{'/'.join(pin.path)}", pin.error)
-
-
-Pinned = tuple[MapInfo, Rights]
-"""A pinned map, and whose the pin is."""
-
-
-def _pinned(
-    desired: Desired, layout: Layout, owners: Mapping[str, int], name: str, to_be: str = ""
-) -> Pinned | None:
-    """What is pinned under a name, which is to be another one where that is given.
-
-    Raises:
-        KeeperError: it is not to be trusted, or cannot be opened.
-    """
-    wanted = desired.maps.get(to_be or name)
-    owner = (wanted.rights.uid if wanted else None) or 0
-    found = kernel.kept_map(layout.root, name, owner, owners.get(name, 0))
-    if found is None:
-        return None
-    os.close(found[0])
-    return found[1:]
-
-
-def _observe_map(
-    desired: Desired,
-    name: str,
-    held: Held,
-    last_ids: Mapping[str, int],
-    former: Callable[[str], str],
-    look: Callable[..., Pinned | None],
-) -> ObservedMap:
-    source = ""
-    try:
-        found = look(name)
-        if found is None and (source := former(name)):
-            found = look(source, to_be=name)
-    except KeeperError as error:
-        return ObservedMap(fault=str(error))
-    if found:
-        info, rights = found
-        wanted = desired.maps.get(name)
-        if wanted and wanted.rights and wanted.rights.over(rights) != rights:
-            rights = named(rights)
-        layouts = kernel.btf_layouts(*info.btf)
-        return ObservedMap(pinned=info, layouts=layouts, source=source, rights=rights)
-    lost = held.map_info(name) or _alive(last_ids.get(name))
-    if lost is None and source:
-        lost = held.map_info(source) or _alive(last_ids.get(source))
-    if lost is None:
-        return ObservedMap()
-    return ObservedMap(lost=lost, layouts=kernel.btf_layouts(*lost.btf))
-
-
-def _former(
-    desired: Desired,
-    layout: Layout,
-    programs: LoadedPrograms,
-    last_ids: Mapping[str, int],
-    look: Callable[..., Pinned | None],
-    name: str,
-) -> str:
-    """The name that a map may still be pinned under, or was when its pin went.
-
-    tc pins a map of an object's own namespace below the hash of the object's file: a new file has
-    another place for it, where the map that the programs run on belongs.
-    """
-    wanted = desired.maps.get(name)
-    if wanted is None or wanted.former:
-        return wanted.former if wanted else ""
-    place = OBJECT_NAMESPACE.fullmatch(name)
-    if not place:
-        return ""
-    used = {
-        map_id
-        for user in wanted.users
-        for loaded in programs.get(escape(user), {}).values()
-        for program in loaded.values()
-        for map_id in program.map_ids
-    }
-    pinned = (f"tc/{other}/{place[2]}" for other in _names_in(f"{layout.root}/tc"))
-    for candidate in dict.fromkeys((*pinned, *last_ids)):
-        other = OBJECT_NAMESPACE.fullmatch(candidate)
-        if not other or other[2] != place[2] or candidate in desired.maps:
-            continue
-        found = look(candidate, to_be=name)
-        if (found[0].id if found else last_ids.get(candidate)) in used:
-            return candidate
-    return ""
-
-
-def _names_in(directory: str) -> list[str]:
-    try:
-        return sorted(os.listdir(directory))
-    except OSError:
-        return []
-
-
-def _alive(map_id: int | None) -> MapInfo | None:
-    """A map by its ID, when it is still there and may be asked for."""
-    if map_id is None:
-        return None
-    try:
-        fd = kernel.map_by_id(map_id)
-        if fd is None:
-            return None
-        with kernel.holding(fd):
-            return kernel.map_info(fd)
-    except KernelError:  # without CAP_SYS_ADMIN nobody can tell
-        return None
-
-
-def _unpinned_names(
-    maps: Iterable[ObservedMap], programs: Mapping[str, Mapping[str, Mapping[str, ProgramInfo]]]
-) -> dict[int, str]:
-    pinned = {found.pinned.id for found in maps if found.pinned}
-    used = {
-        map_id
-        for digests in programs.values()
-        for loaded in digests.values()
-        for program in loaded.values()
-        for map_id in program.map_ids
-    }
-    return {map_id: name for map_id in used - pinned if (name := _kernel_name(map_id))}
-
-
-@functools.lru_cache(maxsize=4096)
-def _kernel_name(map_id: int) -> str:
-    """A map's name by its ID, which is not used again before 2^31 more were given out."""
-    info = _alive(map_id)
-    return info.name if info else ""

@@ -60,6 +60,7 @@ def test_a_map() -> None:
         "made": True,
         "last_change": {"reason": "lost", "old_id": 40, "at": "2023-11-14T22:13:20Z"},
         "other_pins": ["/sys/fs/bpf/tc/globals/flows"],
+        "pin": {"owner": 0, "group": 998, "mode": "0640"},
         "count_nonzero": False,
         "entries": 50,
         "fill_ratio": 0.25,
