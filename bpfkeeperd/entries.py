@@ -293,7 +293,7 @@ class Manifest:
         """Of a map's pin, by its name."""
         entry = self.maps.get(map_name)
         own = entry.pin if entry else self.pin
-        if own == self.pin == NO_PIN:
+        if own is self.pin is NO_PIN:
             return NO_RIGHTS
         owner, group = own.owner or self.pin.owner, own.group or self.pin.group
         return WantedRights(
