@@ -23,7 +23,9 @@ BUILT := .venv build dist *.egg-info bpfkeeperd/bpf/*.bpf.o bpfkeeperd/_libbpf*.
 FUZZ_TARGETS := btf elf
 FUZZ_SECONDS ?= 600
 
-.PHONY: help setup run demo-clean test test-kernels guest-packages lint fuzz bench clean packages objects
+SOAK_RELOADS ?= 10000
+
+.PHONY: help setup run demo-clean test test-kernels guest-packages lint fuzz soak bench clean packages objects
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -57,6 +59,11 @@ fuzz: setup ## fuzz the readers of BTF and of objects, FUZZ_SECONDS (600) each
 	for process in $$processes; do wait $$process || wrong=1; done; \
 	if [ "$$wrong" ]; then echo "the input at work is in .fuzz-TARGET.hex"; exit 1; fi; \
 	rm -f $(FUZZ_TARGETS:%=.fuzz-%.hex)
+
+# As the short run of `make test`, but longer.
+soak: setup ## SOAK_RELOADS (10,000) reloads beside 550 bad clients of the metrics: nothing may grow
+	$(AS_ROOT) env BPFKEEPERD_SOAK_RELOADS=$(SOAK_RELOADS) .venv/bin/python -m pytest \
+		-p no:cacheprovider -q -s tests/system/test_soak.py
 
 bench: setup ## measure reloads
 	$(AS_ROOT) .venv/bin/python -m tests.bench
