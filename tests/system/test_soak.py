@@ -29,7 +29,11 @@ from tests.system.process import METRICS, ROOT, DaemonProcess, sending
 RELOADS = int(os.environ.get("BPFKEEPERD_SOAK_RELOADS", "200"))
 ROUND = 100
 """Reloads after which a daemon has seen everything once, and comes to what it stays at."""
-RSS_GROWTH_BYTES = 2 << 20
+RSS_GROWTH = 0.1
+"""Of the memory after the first round: what malloc and Python keep in pieces comes slowly to rest
+(3 MB of 46 after 10,000 reloads, no more after 40,000)."""
+LATE_GROWTH_BYTES = 1 << 20
+"""In the second half: less than a page for twenty reloads of 10,000."""
 SETTLE_SECONDS = 20.0
 SCRAPE_SECONDS = 0.1
 
@@ -237,6 +241,8 @@ def test_reload_after_reload(world: World, start: Start, netns: Netns) -> None:
                 if number + 1 == ROUND:
                     first = settled(world, daemon, tag, None)
                     first_rss = daemon.rss_bytes()
+                if number + 1 == RELOADS // 2:
+                    half_rss = daemon.rss_bytes()
                 if (number + 1) % 1000 == 0:
                     print(number + 1, daemon.rss_bytes() >> 10, "KiB", scrapes.done, flush=True)
             last = settled(world, daemon, tag, first)
@@ -245,7 +251,8 @@ def test_reload_after_reload(world: World, start: Start, netns: Netns) -> None:
             scrapes.stop()
         total = sent()
     assert asdict(last) == asdict(first)
-    assert last_rss - first_rss < RSS_GROWTH_BYTES, f"{first_rss} became {last_rss} bytes"
+    assert last_rss < first_rss * (1 + RSS_GROWTH), f"{first_rss} became {last_rss} bytes"
+    assert last_rss - half_rss < LATE_GROWTH_BYTES, f"{half_rss} became {last_rss} bytes"
     assert {name: world.map_id(f"{tag}_{name}") for name in kept} == kept
     assert world.events(f"{tag}_skb")[0] == total, "packets were missed, or seen twice"
     assert not scrapes.wrong, f"{len(scrapes.wrong)} of {scrapes.done}: {scrapes.wrong[:5]}"
