@@ -68,6 +68,9 @@ test: lint ## every check and test; kernel tests need root
 test-kernels: setup guest-packages ## tests on other kernels, in qemu: KERNELS="6.1 6.12 6.12+lockdown" TESTS=FILES
 	@$(AS_ROOT) .venv/bin/python -m tests.guests $(if $(KERNELS),--kernels "$(KERNELS)") $(TESTS)
 
+test-deb: setup deb-packages ## install, upgrade and purge the Debian package in a root of its own
+	$(AS_ROOT) .venv/bin/python -m pytest -p no:cacheprovider tests/package
+
 lint: setup ## formatting, lint and types
 	.venv/bin/ruff check --quiet
 	.venv/bin/ruff format --check --quiet
