@@ -24,6 +24,7 @@ from bpfkeeperd.kernel.bpf import (
     holding,
     iter_create,
     kind_of,
+    link,
     link_create,
     link_info,
     link_swap_all,
@@ -68,6 +69,7 @@ from bpfkeeperd.kernel.net import (
 )
 from bpfkeeperd.kernel.objects import OpenObject, load_objects, open_object
 from bpfkeeperd.kernel.pathwatch import PathWatch
+from bpfkeeperd.kernel.pins import kept_map
 from bpfkeeperd.kernel.places import (
     boot_id,
     bpffs_mounts,
@@ -149,10 +151,12 @@ __all__ = [
     "is_bpffs",
     "iter_create",
     "iter_link",
+    "kept_map",
     "kernel_cpus",
     "kind_of",
     "kprobe_multi_link",
     "lacks",
+    "link",
     "link_by_id",
     "link_create",
     "link_detach",

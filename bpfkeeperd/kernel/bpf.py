@@ -61,7 +61,15 @@ def pinned(path: str, kind: PinKind) -> int | None:
     fd: int = lib.bpf_obj_get(os.fsencode(path))
     if fd == -errno.ENOENT:
         return None
-    checked(fd, f"open the pin {path}")
+    return kind_checked(checked(fd, f"open the pin {path}"), kind, path)
+
+
+def kind_checked(fd: int, kind: PinKind, path: str) -> int:
+    """A descriptor of what is pinned at a path, which is closed if it is of another kind.
+
+    Raises:
+        KernelError: EINVAL.
+    """
     actual = lib.keeper_kind(fd)
     if actual == kind:
         return fd
@@ -95,6 +103,12 @@ def rename(source: str, path: str) -> None:
     """Gives a pin another name in one step; an existing one is an error, never replaced."""
     result = lib.keeper_rename(os.fsencode(source), os.fsencode(path))
     checked(result, f"rename the pin {source} to {path}")
+
+
+def link(source: str, path: str) -> None:
+    """Gives a pin a second name; an existing one is an error, never replaced."""
+    result = lib.keeper_link(os.fsencode(source), os.fsencode(path))
+    checked(result, f"pin at {path}")
 
 
 def map_info(fd: int) -> MapInfo:

@@ -36,6 +36,7 @@ PURE = [
     "mapbtf.py",
     "legacy.py",
     "entries.py",
+    "pinrights.py",
     "nodes.py",
     "values.py",
     "fields.py",
