@@ -9,7 +9,8 @@ import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from bpfkeeperd import service
+from bpfkeeperd import kernel, service
+from bpfkeeperd.capabilities import lacking_text
 from bpfkeeperd.churn import IdChange
 from bpfkeeperd.control import ControlServer, answer, control_path, read_request
 from bpfkeeperd.entries import TlsEntry
@@ -85,6 +86,8 @@ class Daemon:
             control = stack.enter_context(ControlServer(self._control_path))
             for note in self._keeper.notes:
                 log.warning("%s", note)
+            if lacking := lacking_text(kernel.effective_capabilities() or 0):
+                log.warning("%s", lacking)
             outcome = self._reload()
             if outcome.result is ReloadResult.REJECTED:
                 self._tell(outcome)

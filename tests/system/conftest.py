@@ -15,7 +15,7 @@ class Start(Protocol):
     """Starts a daemon of the test's world and waits until it is ready, if it is to be.
 
     ``pace`` are arguments of `bpfkeeperd.backoff.Pace`, ``sockets`` are passed as the service
-    manager passes them, under these names.
+    manager passes them, under these names; ``prefix`` is a program that runs the daemon.
     """
 
     def __call__(
@@ -27,6 +27,7 @@ class Start(Protocol):
         variables: Mapping[str, str] | None = None,
         sockets: Sequence[tuple[str, socket.socket]] = (),
         options: Sequence[str] = (),
+        prefix: Sequence[str] = (),
     ) -> DaemonProcess: ...
 
 
@@ -42,6 +43,7 @@ def start(world: World) -> Iterator[Start]:
             variables: Mapping[str, str] | None = None,
             sockets: Sequence[tuple[str, socket.socket]] = (),
             options: Sequence[str] = (),
+            prefix: Sequence[str] = (),
         ) -> DaemonProcess:
             daemon = DaemonProcess(
                 world,
@@ -50,6 +52,7 @@ def start(world: World) -> Iterator[Start]:
                 variables=variables,
                 sockets=sockets,
                 options=options,
+                prefix=prefix,
             )
             stack.enter_context(daemon)
             if ready:
