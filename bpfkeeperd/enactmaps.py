@@ -17,6 +17,7 @@ from bpfkeeperd.actions import (
     WriteEntries,
 )
 from bpfkeeperd.after import After
+from bpfkeeperd.byid import map_by_id, program_by_id
 from bpfkeeperd.directories import (
     check_usable,
     exchange,
@@ -46,6 +47,10 @@ _REASONS = {
     RecreateMap: MapIdChange.RECREATED,
     RenewMap: MapIdChange.RENEWED,
 }
+
+
+ById = Callable[[int, bool], int | None]
+"""The ID of a program, or of a map (True), to a descriptor; None when it is gone."""
 
 
 @dataclass(slots=True)
@@ -129,7 +134,7 @@ class MapEnactor:
         resolver = self._resolver(transaction, loaded)
         for place in action.places:
             content = wanted.contents[place]
-            put_back = way_back(transaction, fd, content)
+            put_back = way_back(transaction, fd, content, self._by_id)
             fill(fd, wanted.spec, [content], resolver)
             transaction.on_undo(put_back)
         self.after.wrote(wanted.name, action.places)
@@ -213,8 +218,16 @@ class MapEnactor:
             program_fd=functools.cache(program_fd), map_fd=self.opener(transaction, loaded)
         )
 
+    def _by_id(self, number: int, outer: bool) -> int | None:
+        """What a slot of a map of maps (``outer``), or of programs, names."""
+        if outer:
+            return map_by_id(self.layout, self.observed.maps, number)
+        return program_by_id(self.layout, number)
 
-def way_back(transaction: Transaction, fd: int, content: Content) -> Callable[[], None]:
+
+def way_back(
+    transaction: Transaction, fd: int, content: Content, by_id: ById
+) -> Callable[[], None]:
     """Reads an entry, and returns what puts it back once it was written."""
     key, info = content.key, kernel.map_info(fd)
     if key is None:
@@ -226,7 +239,7 @@ def way_back(transaction: Transaction, fd: int, content: Content) -> Callable[[]
     try:
         there = type_name(info.type) != "lpm_trie" or key in kernel.map_keys(fd, info.key_size)
         before = kernel.map_lookup(fd, key, size) if there else None
-        written = _as_written(transaction, info, before) if before else None
+        written = _as_written(transaction, info, before, by_id) if before else None
     except KernelError:  # it cannot be read, and so not be put back
         return lambda: None
     netns = content.value.netns if isinstance(content.value, InterfaceRef) else None
@@ -241,7 +254,7 @@ def way_back(transaction: Transaction, fd: int, content: Content) -> Callable[[]
     return put_back
 
 
-def _as_written(transaction: Transaction, info: MapInfo, read: bytes) -> bytes | None:
+def _as_written(transaction: Transaction, info: MapInfo, read: bytes, by_id: ById) -> bytes | None:
     """A value as it has to be written: where an ID is read, a descriptor; None for nothing.
 
     The descriptor is held from now on: the entry may be all that keeps what it names.
@@ -254,7 +267,7 @@ def _as_written(transaction: Transaction, info: MapInfo, read: bytes) -> bytes |
     if at and not any(read[:at]):
         return None
     number = int.from_bytes(read[at : at + 4], sys.byteorder)
-    opened = (kernel.map_by_id if outer else kernel.program_by_id)(number) if number else None
+    opened = by_id(number, outer) if number else None
     if opened is None:
         return read
     return read[:at] + transaction.close_later(opened).to_bytes(4, sys.byteorder)

@@ -31,6 +31,11 @@ def checked(result: int, action: str, remedy: str = "") -> int:
     return result
 
 
+def needs_admin(result: int) -> str:
+    """What helps against the errno of a call that takes CAP_SYS_ADMIN."""
+    return "it takes CAP_SYS_ADMIN" if result == -errno.EPERM else ""
+
+
 @contextmanager
 def holding(fd: int) -> Iterator[int]:
     """Closes a descriptor at the end of the block."""
@@ -213,7 +218,7 @@ def map_by_id(map_id: int) -> int | None:
     fd: int = lib.bpf_map_get_fd_by_id(map_id)
     if fd == -errno.ENOENT:
         return None
-    return checked(fd, f"open the map with ID {map_id}")
+    return checked(fd, f"open the map with ID {map_id}", needs_admin(fd))
 
 
 def map_lives(map_id: int) -> bool:
@@ -236,7 +241,7 @@ def program_by_id(program_id: int) -> int | None:
     fd: int = lib.bpf_prog_get_fd_by_id(program_id)
     if fd == -errno.ENOENT:
         return None
-    return checked(fd, f"open the program with ID {program_id}")
+    return checked(fd, f"open the program with ID {program_id}", needs_admin(fd))
 
 
 def map_create(
