@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from bpfkeeperd import kernel
 from bpfkeeperd.actions import CreateMap, Making, RecreateMap, RenameMap, RenewMap, WriteEntries
 from bpfkeeperd.after import After
-from bpfkeeperd.directories import exchange, make_parents, remove_empty, take_rights, unlink
+from bpfkeeperd.directories import (
+    exchange,
+    link,
+    make_parents,
+    remove_empty,
+    rename,
+    take_rights,
+    unlink,
+)
 from bpfkeeperd.entries import Content, InterfaceRef
 from bpfkeeperd.errors import KeeperError, KernelError
 from bpfkeeperd.fill import Resolver, fill
@@ -133,10 +141,10 @@ class MapEnactor:
             former = self.layout.map(action.source)
             take_rights(staged, former)
             make_parents(transaction, path, self.layout.root)
-            os.link(staged, path)  # not renamed: nothing that came meanwhile is replaced
+            link(staged, path)  # not renamed: nothing that came meanwhile is replaced
             transaction.on_undo(lambda: unlink(path))
-            os.rename(former, aside)
-            transaction.on_undo(lambda: os.rename(aside, former))
+            rename(former, aside)
+            transaction.on_undo(lambda: rename(aside, former))
             return
         take_rights(staged, path)
         exchange(transaction, staged, path, aside)
