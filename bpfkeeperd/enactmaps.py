@@ -21,8 +21,10 @@ from bpfkeeperd.byid import map_by_id, program_by_id
 from bpfkeeperd.directories import (
     check_usable,
     exchange,
+    link,
     make_parents,
     remove_empty,
+    rename,
     rights_of,
     set_rights,
     unlink,
@@ -160,10 +162,10 @@ class MapEnactor:
             former = self.layout.map(action.source)
             self._take_rights(action, staged, former)
             make_parents(transaction, path, self.layout.root)
-            os.link(staged, path)  # not renamed: nothing that came meanwhile is replaced
+            link(staged, path)  # not renamed: nothing that came meanwhile is replaced
             transaction.on_undo(lambda: unlink(path))
-            os.rename(former, aside)
-            transaction.on_undo(lambda: os.rename(aside, former))
+            rename(former, aside)
+            transaction.on_undo(lambda: rename(aside, former))
             return
         self._take_rights(action, staged, path)
         exchange(transaction, staged, path, aside)
