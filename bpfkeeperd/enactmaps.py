@@ -17,11 +17,14 @@ from bpfkeeperd.actions import (
     WriteEntries,
 )
 from bpfkeeperd.after import After
+from bpfkeeperd.byid import map_by_id, program_by_id
 from bpfkeeperd.directories import (
     check_usable,
     exchange,
+    link,
     make_parents,
     remove_empty,
+    rename,
     rights_of,
     set_rights,
     unlink,
@@ -46,6 +49,10 @@ _REASONS = {
     RecreateMap: MapIdChange.RECREATED,
     RenewMap: MapIdChange.RENEWED,
 }
+
+
+ById = Callable[[int, bool], int | None]
+"""The ID of a program, or of a map (True), to a descriptor; None when it is gone."""
 
 
 @dataclass(slots=True)
@@ -129,7 +136,7 @@ class MapEnactor:
         resolver = self._resolver(transaction, loaded)
         for place in action.places:
             content = wanted.contents[place]
-            put_back = way_back(transaction, fd, content)
+            put_back = way_back(transaction, fd, content, self._by_id)
             fill(fd, wanted.spec, [content], resolver)
             transaction.on_undo(put_back)
         self.after.wrote(wanted.name, action.places)
@@ -155,10 +162,10 @@ class MapEnactor:
             former = self.layout.map(action.source)
             self._take_rights(action, staged, former)
             make_parents(transaction, path, self.layout.root)
-            os.link(staged, path)  # not renamed: nothing that came meanwhile is replaced
+            link(staged, path)  # not renamed: nothing that came meanwhile is replaced
             transaction.on_undo(lambda: unlink(path))
-            os.rename(former, aside)
-            transaction.on_undo(lambda: os.rename(aside, former))
+            rename(former, aside)
+            transaction.on_undo(lambda: rename(aside, former))
             return
         self._take_rights(action, staged, path)
         exchange(transaction, staged, path, aside)
@@ -213,8 +220,16 @@ class MapEnactor:
             program_fd=functools.cache(program_fd), map_fd=self.opener(transaction, loaded)
         )
 
+    def _by_id(self, number: int, outer: bool) -> int | None:
+        """What a slot of a map of maps (``outer``), or of programs, names."""
+        if outer:
+            return map_by_id(self.layout, self.observed.maps, number)
+        return program_by_id(self.layout, number)
 
-def way_back(transaction: Transaction, fd: int, content: Content) -> Callable[[], None]:
+
+def way_back(
+    transaction: Transaction, fd: int, content: Content, by_id: ById
+) -> Callable[[], None]:
     """Reads an entry, and returns what puts it back once it was written."""
     key, info = content.key, kernel.map_info(fd)
     if key is None:
@@ -226,7 +241,7 @@ def way_back(transaction: Transaction, fd: int, content: Content) -> Callable[[]
     try:
         there = type_name(info.type) != "lpm_trie" or key in kernel.map_keys(fd, info.key_size)
         before = kernel.map_lookup(fd, key, size) if there else None
-        written = _as_written(transaction, info, before) if before else None
+        written = _as_written(transaction, info, before, by_id) if before else None
     except KernelError:  # it cannot be read, and so not be put back
         return lambda: None
     netns = content.value.netns if isinstance(content.value, InterfaceRef) else None
@@ -241,7 +256,7 @@ def way_back(transaction: Transaction, fd: int, content: Content) -> Callable[[]
     return put_back
 
 
-def _as_written(transaction: Transaction, info: MapInfo, read: bytes) -> bytes | None:
+def _as_written(transaction: Transaction, info: MapInfo, read: bytes, by_id: ById) -> bytes | None:
     """A value as it has to be written: where an ID is read, a descriptor; None for nothing.
 
     The descriptor is held from now on: the entry may be all that keeps what it names.
@@ -254,7 +269,7 @@ def _as_written(transaction: Transaction, info: MapInfo, read: bytes) -> bytes |
     if at and not any(read[:at]):
         return None
     number = int.from_bytes(read[at : at + 4], sys.byteorder)
-    opened = (kernel.map_by_id if outer else kernel.program_by_id)(number) if number else None
+    opened = by_id(number, outer) if number else None
     if opened is None:
         return read
     return read[:at] + transaction.close_later(opened).to_bytes(4, sys.byteorder)

@@ -4,7 +4,6 @@ A keeper can be killed between the two. The mark is made first, so the next one 
 pin for somebody else's.
 """
 
-import contextlib
 import os
 
 from bpfkeeperd import kernel
@@ -68,5 +67,4 @@ def marked(layout: Layout) -> OwnPins:
 
 def remove_marks(layout: Layout) -> None:
     """The state file tells it now."""
-    with contextlib.suppress(FileNotFoundError):
-        remove_tree(layout.made)
+    remove_tree(layout.made)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from bpfkeeperd import kernel
 from bpfkeeperd.desired import Desired
 from bpfkeeperd.directories import pins_below
-from bpfkeeperd.errors import KernelError, PinRootError
+from bpfkeeperd.errors import KernelError, PinRootError, errno_text
 from bpfkeeperd.held import Held
 from bpfkeeperd.homes import without_strangers
 from bpfkeeperd.layout import OWN_DIRECTORY, Layout, LinkKey, escape
@@ -39,10 +39,8 @@ def check_pin_root(root: str) -> bool:
             f"pin root {root} is not there, and {parent} is not on a bpffs:"
             f" mount -t bpf bpf {_mount_point(root)}"
         ) from None
-    except PermissionError:
-        raise PinRootError(f"cannot look into pin root {root}: it takes root") from None
     except OSError as error:
-        raise PinRootError(f"cannot look at pin root {root}: {error.strerror}") from None
+        raise _not_seen(root, error) from None
     if not stat.S_ISDIR(found.st_mode):
         raise PinRootError(f"pin root {root} is not a directory")
     if not kernel.is_bpffs(root):
@@ -54,8 +52,8 @@ def check_pin_root(root: str) -> bool:
         owner = os.lstat(own)
     except FileNotFoundError:
         return True
-    except PermissionError:
-        raise PinRootError(f"cannot look into pin root {root}: it takes root") from None
+    except OSError as error:
+        raise _not_seen(own, error) from None
     if not stat.S_ISDIR(owner.st_mode) or owner.st_uid != os.geteuid() or owner.st_mode & 0o022:
         raise PinRootError(
             f"{own} is not a directory of this user alone ({stat.filemode(owner.st_mode)}, user"
@@ -75,7 +73,14 @@ def make_pin_root(root: str) -> None:
     try:
         os.mkdir(root, 0o700)
     except OSError as error:
-        raise PinRootError(f"cannot make pin root {root}: {error.strerror}") from None
+        why = errno_text(error.errno or 0)
+        raise PinRootError(f"cannot make pin root {root}: {why}") from None
+
+
+def _not_seen(path: str, error: OSError) -> PinRootError:
+    takes_root = ": it takes root" if isinstance(error, PermissionError) else ""
+    why = errno_text(error.errno or 0)
+    return PinRootError(f"cannot look at pin root {path}: {why}{takes_root}")
 
 
 def _mount_point(root: str) -> str:

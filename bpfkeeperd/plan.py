@@ -22,6 +22,7 @@ from bpfkeeperd.actions import (
     Swap,
 )
 from bpfkeeperd.compare import differences, layout_differences, pattern_differences
+from bpfkeeperd.conflicts import conflict_text
 from bpfkeeperd.desired import Attachment, Desired, WantedMap, WantedObject, netns_of
 from bpfkeeperd.draft import Draft, hold_back
 from bpfkeeperd.entries import MismatchPolicy
@@ -66,7 +67,8 @@ def plan(desired: Desired, observed: Observed, *, force: bool = False) -> Plan:
             _decide_attachment(draft, wanted_object, attachment, orphans, places)
     _restore_held_links(draft)
     restore_stubs(draft)
-    draft.restores += [RestoreProgram(*place) for place in observed.unpinned_programs]
+    # First: the record of a filter is another pin of its program.
+    draft.restores[:0] = [RestoreProgram(*place) for place in observed.unpinned_programs]
     changes, removals = group(draft, orphans)
     return Plan(
         restores=tuple(draft.restores),
@@ -141,6 +143,10 @@ def _decide_map(draft: Draft, wanted: WantedMap) -> None:
     found = draft.found(wanted.name)
     if found.fault:
         draft.refused_maps[wanted.name] = found.fault
+        return
+    if found.pinned and found.stored_id:
+        path = f"{draft.desired.manifest.pin_root}/{found.source or wanted.name}"
+        draft.refused_maps[wanted.name] = conflict_text(found.pinned.id, found.stored_id, path)
         return
     current = found.pinned or found.lost
     if current is None:

@@ -62,6 +62,10 @@ struct bpf_map_batch_opts;
 int bpf_map_lookup_batch(int fd, void *in_batch, void *out_batch, void *keys, void *values,
                          uint32_t *count, const struct bpf_map_batch_opts *opts);
 
+const char *libbpf_version_string(void);
+int libbpf_probe_bpf_map_type(int map_type, const void *opts);
+int libbpf_probe_bpf_helper(int prog_type, int helper_id, const void *opts);
+
 struct bpf_btf_load_opts;
 int bpf_btf_load(const void *data, size_t size, const struct bpf_btf_load_opts *opts);
 struct btf *btf__load_from_kernel_by_id(uint32_t id);

@@ -35,6 +35,11 @@ def checked(result: int, action: str, remedy: str = "") -> int:
     return result
 
 
+def needs_admin(result: int) -> str:
+    """What helps against the errno of a call that takes CAP_SYS_ADMIN."""
+    return "it takes CAP_SYS_ADMIN" if result == -errno.EPERM else ""
+
+
 @contextmanager
 def holding(fd: int) -> Iterator[int]:
     """Closes a descriptor at the end of the block."""
@@ -42,6 +47,15 @@ def holding(fd: int) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
+
+
+def kind_of(fd: int) -> PinKind:
+    """What a descriptor is of; OTHER for what is no map, program or link.
+
+    Raises:
+        KernelError: it cannot be told.
+    """
+    return PinKind(checked(lib.keeper_kind(fd), "tell what a descriptor is of"))
 
 
 def pinned(path: str, kind: PinKind) -> int | None:
@@ -211,7 +225,18 @@ def map_by_id(map_id: int) -> int | None:
     fd: int = lib.bpf_map_get_fd_by_id(map_id)
     if fd == -errno.ENOENT:
         return None
-    return checked(fd, f"open the map with ID {map_id}")
+    return checked(fd, f"open the map with ID {map_id}", needs_admin(fd))
+
+
+def map_lives(map_id: int) -> bool:
+    """Whether there is a map with an ID; True where nobody may ask (without CAP_SYS_ADMIN)."""
+    try:
+        fd = map_by_id(map_id)
+    except KernelError:
+        return True
+    if fd is not None:
+        os.close(fd)
+    return fd is not None
 
 
 def program_by_id(program_id: int) -> int | None:
@@ -223,7 +248,7 @@ def program_by_id(program_id: int) -> int | None:
     fd: int = lib.bpf_prog_get_fd_by_id(program_id)
     if fd == -errno.ENOENT:
         return None
-    return checked(fd, f"open the program with ID {program_id}")
+    return checked(fd, f"open the program with ID {program_id}", needs_admin(fd))
 
 
 def map_create(
