@@ -57,6 +57,7 @@ def test_a_map() -> None:
         "path": "/sys/fs/bpf/flows",
         "made": True,
         "last_change": {"reason": "lost", "old_id": 40, "at": "2023-11-14T22:13:20Z"},
+        "stored_id": None,
         "other_pins": ["/sys/fs/bpf/tc/globals/flows"],
         "count_nonzero": False,
         "entries": 50,
