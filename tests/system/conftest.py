@@ -16,8 +16,8 @@ class Start(Protocol):
     """Starts a daemon of the test's world and waits until it is ready, if it is to be.
 
     ``pace`` are arguments of `bpfkeeperd.backoff.Pace`, ``sockets`` are passed as the service
-    manager passes them, under these names, ``store`` is what it keeps,
-    ``code`` runs in the place of `bpfkeeperd.__main__`.
+    manager passes them, under these names, ``store`` is what it keeps, ``prefix`` a program that
+    runs the daemon, and ``code`` runs in the place of `bpfkeeperd.__main__`.
     """
 
     def __call__(
@@ -31,6 +31,7 @@ class Start(Protocol):
         store: Store | None = None,
         options: Sequence[str] = (),
         code: str = "",
+        prefix: Sequence[str] = (),
     ) -> DaemonProcess: ...
 
 
@@ -48,6 +49,7 @@ def start(world: World) -> Iterator[Start]:
             store: Store | None = None,
             options: Sequence[str] = (),
             code: str = "",
+            prefix: Sequence[str] = (),
         ) -> DaemonProcess:
             daemon = DaemonProcess(
                 world,
@@ -58,6 +60,7 @@ def start(world: World) -> Iterator[Start]:
                 store=store,
                 options=options,
                 code=code,
+                prefix=prefix,
             )
             stack.enter_context(daemon)
             if ready:
