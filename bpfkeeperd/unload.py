@@ -4,7 +4,7 @@ import os
 
 from bpfkeeperd import kernel
 from bpfkeeperd.churn import Memory
-from bpfkeeperd.directories import pins_below, remove_empty, remove_tree
+from bpfkeeperd.directories import is_directory, pins_below, remove_empty, remove_tree, unlink
 from bpfkeeperd.errors import KeeperError
 from bpfkeeperd.kernel import PinKind
 from bpfkeeperd.layout import OWN_DIRECTORY, PARTS_MAX, Layout, unescape
@@ -25,7 +25,7 @@ def unload(layout: Layout, memory: Memory, *, with_maps: bool) -> tuple[list[str
         for pin in kernel.scan(layout.links, depth=3, kind=PinKind.LINK):
             if pin.kind == PinKind.LINK:
                 name, program, target = (unescape(part) for part in pin.path)
-                os.unlink(f"{layout.links}/{'/'.join(pin.path)}")
+                unlink(f"{layout.links}/{'/'.join(pin.path)}")
                 lines.append(f"detached {name}/{program} from {target}")
         for pin in kernel.scan(layout.attached, depth=3, kind=PinKind.PROGRAM):
             if len(pin.path) == 3:
@@ -33,14 +33,14 @@ def unload(layout: Layout, memory: Memory, *, with_maps: bool) -> tuple[list[str
                 name, program, target = (unescape(part) for part in key)
                 left = detach_recorded(layout, key)
                 lines.append(left or f"detached {name}/{program} from {target}")
-        if os.path.isdir(layout.own):
+        if is_directory(layout.own):
             remove_tree(layout.own)
             lines.append("unloaded all programs")
         maps = dict(memory.maps)
         for name, record in memory.maps.items():
             known = with_maps and record.made and memory.boot_id == kernel.boot_id()
             if known and _is_pinned(layout, name, record.id):
-                os.unlink(layout.map(name))
+                unlink(layout.map(name))
                 remove_empty(layout.map(name), layout.root)
                 lines.append(f"unpinned map {name} (ID {record.id}): its contents are gone")
                 del maps[name]
