@@ -50,7 +50,7 @@ DEB_VERSION ?= $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' bpfkeeperd/__init
 DEB_TREE := build/deb/bpfkeeperd
 
 .PHONY: help setup run demo-clean test test-kernels guest-packages lint fuzz soak bench clean packages objects \
-	install uninstall man install-packages deb deb-packages test-deb
+	install uninstall install-packages deb deb-packages test-deb
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -106,15 +106,17 @@ install: $(if $(DESTDIR),,install-packages) build/library.stamp build/man.stamp 
 		$(SHARE)/prometheus $(SHARE)/grafana $(DOCS)/examples/bpf $(MAN)/man5 $(MAN)/man8 $(MANIFESTS)/conf.d)
 	rm -rf $(DESTDIR)$(LIBRARY)/bpfkeeperd
 	cp -r --no-preserve=ownership build/library/bpfkeeperd $(DESTDIR)$(LIBRARY)/
+	chmod -R u=rwX,go=rX $(DESTDIR)$(LIBRARY)
 	$(if $(DESTDIR),,$(PYTHON) -m compileall -q $(LIBRARY))
 	printf '%s\n' '#!$(PYTHON) -I' 'import sys' '' 'sys.path.insert(0, "$(LIBRARY)")' '' \
-		'from bpfkeeperd.__main__ import main' '' 'sys.exit(main())' >$(DESTDIR)$(PREFIX)/bin/bpfkeeperd
-	chmod 755 $(DESTDIR)$(PREFIX)/bin/bpfkeeperd
+		'from bpfkeeperd.__main__ import main' '' 'sys.exit(main())' | \
+		install -m 755 /dev/stdin $(DESTDIR)$(PREFIX)/bin/bpfkeeperd
 	install -m 644 systemd/*.service systemd/*.socket $(DESTDIR)$(UNITS)/
-	sed -i 's|/usr/bin/bpfkeeperd|$(PREFIX)/bin/bpfkeeperd|' $(DESTDIR)$(UNITS)/bpfkeeperd*
+	sed -i 's|/usr/bin/bpfkeeperd|$(PREFIX)/bin/bpfkeeperd|' $(DESTDIR)$(UNITS)/bpfkeeperd.service
 	$(foreach file,$(wildcard systemd/*.catalog),install -m 644 $(file) $(DESTDIR)$(CATALOG)/;)
 	$(foreach file,$(wildcard systemd/drop-ins/*.conf),install -m 644 $(file) $(DESTDIR)$(SHARE)/systemd/;)
-	sed 's|/usr/share/|$(PREFIX)/share/|' build/man/bpfkeeperd.8 >$(DESTDIR)$(MAN)/man8/bpfkeeperd.8
+	sed 's|/usr/share/|$(PREFIX)/share/|' build/man/bpfkeeperd.8 | \
+		install -m 644 /dev/stdin $(DESTDIR)$(MAN)/man8/bpfkeeperd.8
 	install -m 644 build/man/bpfkeeperd.yaml.5 $(DESTDIR)$(MAN)/man5/
 	if [ -e systemd/drop-ins/preserve.conf ] && $(PRESERVES); then \
 		install -D -m 644 systemd/drop-ins/preserve.conf $(DESTDIR)$(UNITS)/bpfkeeperd.service.d/preserve.conf; \
@@ -135,17 +137,18 @@ uninstall: ## remove what `make install` placed, but the manifest; programs stay
 		$(DESTDIR)$(UNITS)/bpfkeeperd-metrics.socket $(DESTDIR)$(CATALOG)/bpfkeeperd.catalog \
 		$(DESTDIR)$(MAN)/man5/bpfkeeperd.yaml.5 $(DESTDIR)$(MAN)/man8/bpfkeeperd.8
 
+.PHONY: man
 man: build/man.stamp ## make the manual pages in build/man/
 
 build/man.stamp: $(wildcard bpfkeeperd/_build/*.py bpfkeeperd/*.py)
 	@mkdir -p build
-	PYTHONPATH=. $(PYTHON) bpfkeeperd/_build/manpages.py build/man
+	PYTHONPATH=. $(PYTHON) -B bpfkeeperd/_build/manpages.py build/man
 	@touch $@
 
 # The folders, too: a module that is removed changes nothing else.
 build/library.stamp: $(BUILD) bpfkeeperd bpfkeeperd/kernel $(wildcard bpfkeeperd/*.py bpfkeeperd/*.pyi bpfkeeperd/kernel/*.py bpf/*)
 	@mkdir -p build
-	$(PYTHON) -W ignore bpfkeeperd/_build/backend.py library build/library
+	$(PYTHON) -B -W ignore bpfkeeperd/_build/backend.py library build/library
 	@touch $@
 
 # A copy of the files that git does not ignore, or where there is no git of all that is not built, so
