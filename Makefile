@@ -15,7 +15,7 @@ TESTS ?=
 # packages; `make deb` needs the programs that make packages besides.
 INSTALL_PACKAGES := $(PACKAGES) python3-setuptools python3-cffi python3-yaml python3-pyelftools \
 	python3-prometheus-client python3-systemd
-DEB_PACKAGES := $(PACKAGES) python3-setuptools python3-cffi debhelper dh-python dpkg-dev
+DEB_PACKAGES := $(PACKAGES) python3-setuptools python3-cffi build-essential debhelper dh-python
 
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # Root leaves no byte code behind in the checkout of somebody else.
