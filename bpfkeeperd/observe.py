@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable, Mapping
 from bpfkeeperd import kernel
 from bpfkeeperd.desired import Desired
 from bpfkeeperd.directories import pins_below
-from bpfkeeperd.errors import KernelError, PinRootError, errno_text
+from bpfkeeperd.errors import PASSING, KernelError, PinRootError, errno_text
 from bpfkeeperd.held import Held
 from bpfkeeperd.homes import without_strangers
+from bpfkeeperd.inner import map_of
 from bpfkeeperd.layout import OBJECT_NAMESPACE, OWN_DIRECTORY, Layout, LinkKey, escape
 from bpfkeeperd.mapattached import observe_attached
 from bpfkeeperd.observecontents import with_contents
@@ -280,8 +281,10 @@ def _alive(map_id: int | None) -> MapInfo | None:
             return None
         with kernel.holding(fd):
             return kernel.map_info(fd)
-    except KernelError:  # without CAP_SYS_ADMIN nobody can tell
-        return None
+    except KernelError as error:
+        if error.errno in PASSING:  # what is alive must not pass for dead: its contents would go
+            raise
+        return None  # without CAP_SYS_ADMIN nobody can tell
 
 
 def _unpinned_names(
@@ -298,8 +301,12 @@ def _unpinned_names(
     return {map_id: name for map_id in used - pinned if (name := _kernel_name(map_id))}
 
 
-@functools.lru_cache(maxsize=4096)
 def _kernel_name(map_id: int) -> str:
-    """A map's name by its ID, which is not used again before 2^31 more were given out."""
-    info = _alive(map_id)
+    """A map's name by its ID; empty where nobody can tell."""
+    try:
+        info = map_of(map_id)
+    except KernelError as error:
+        if error.errno in PASSING:
+            raise
+        return ""
     return info.name if info else ""
