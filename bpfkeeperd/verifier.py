@@ -21,7 +21,12 @@ _NOT_FILLED = re.compile(
     re.M,
 )
 """libbpf says after it that the map could not be created."""
-_NO_BTF = re.compile(r"^libbpf: Error loading \.BTF into kernel: -(\d+)", re.M)
+_NO_BTF = re.compile(
+    r"^libbpf: (?:Error loading \.BTF into kernel: -(?P<number>\d+)|"
+    r"Error in bpf_create_map_xattr\((?P<map>[^)]*)\):.*\(-(?P<of_map>\d+)\)\. Retrying without)",
+    re.M,
+)
+"""libbpf goes on without BTF after any error."""
 _NUMBER = re.compile(r": -(\d+)(?=$|\. )")
 _NOISE = re.compile(
     r"processed \d+ insns|verification time|stack depth|peak_states|"
@@ -42,10 +47,12 @@ def refused_map(log: str) -> tuple[str, int] | None:
 def btf_left_out(log: str) -> str:
     """Why the maps and programs of an object have no BTF although it may have been taken another
     time; empty when that is not so."""
-    found = _NO_BTF.search(log)
-    if not found or int(found[1]) not in PASSING | {errno.EPERM}:
-        return ""
-    return f"cannot load its BTF into the kernel: {errno_text(int(found[1]))}"
+    for found in _NO_BTF.finditer(log):
+        number = int(found["number"] or found["of_map"])
+        if number in PASSING | {errno.EPERM}:
+            what = f"create map {found['map']}" if found["map"] else "load its BTF into the kernel"
+            return f"cannot {what}: {errno_text(number)}"
+    return ""
 
 
 def load_failure(log: str, fallback: str) -> str:

@@ -391,11 +391,6 @@ int keeper_struct_ops_fill(struct bpf_map *map)
 	return 0;
 }
 
-int keeper_lacks_btf(const struct bpf_object *obj)
-{
-	return bpf_object__btf(obj) && bpf_object__btf_fd(obj) < 0;
-}
-
 /* ---- loading many ---- */
 
 static pthread_mutex_t finished_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -412,7 +407,7 @@ uint32_t keeper_load_some(struct keeper_loads *loads, uint32_t most)
 			break;
 		keeper_log_clear();
 		loads->results[index] = bpf_object__load(loads->objects[index]);
-		if (loads->results[index] < 0 || keeper_lacks_btf(loads->objects[index]))
+		if (loads->results[index] < 0 || *keeper_log())
 			loads->logs[index] = strdup(keeper_log());
 		pthread_mutex_lock(&finished_lock);
 		loads->finished[loads->nr_finished] = index;

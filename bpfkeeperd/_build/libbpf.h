@@ -87,9 +87,6 @@ void keeper_map_spec(const struct bpf_object *obj, struct bpf_map *map,
 		     struct keeper_map_spec *spec);
 void keeper_program_spec(const struct bpf_program *prog, struct keeper_program_spec *spec);
 
-/* Whether a loaded object has BTF that the kernel does not have: libbpf goes on without. */
-int keeper_lacks_btf(const struct bpf_object *obj);
-
 /* Writes the programs of a struct_ops map with BPF_F_LINK into it, without registering it. */
 int keeper_struct_ops_fill(struct bpf_map *map);
 

@@ -132,8 +132,7 @@ class OpenObject:
         self._set_types()
         lib.keeper_log_clear()
         result = lib.bpf_object__load(self._object)
-        left_out = lib.keeper_lacks_btf(self._object) and btf_left_out(_log())
-        if result < 0 or left_out:
+        if result < 0 or btf_left_out(_log()):
             raise _load_error(self.spec, result, _log())
 
     def _set_types(self) -> None:

@@ -1,4 +1,4 @@
-"""Runs cases of one scenario, each in a process of its own: calls fail, and everything is looked at.
+"""Runs cases of one scenario, each in a process of its own: calls fail, and all is looked at.
 
 Started with the shim preloaded; what to do comes as JSON on standard input, the findings go out as
 JSON.

@@ -25,7 +25,7 @@ _VERBS = {
     "PROG_QUERY": ("ask", "see", "look"),
     "OBJ_PIN": ("pin",),
     "OBJ_GET": ("open the pin", "read the pin"),
-    "OBJ_GET_INFO_BY_FD": (
+    "OBJ_GET_INFO_BY_FD": ("read the BTF", 
         "info",
         "swap",
         "make a stub",
@@ -68,8 +68,15 @@ _VERBS = {
     "getdents": ("read",),
     "flock": ("lock",),
 }
-OF_LIBBPF = ("libbpf_", "test", "keeper_probe", "det_arg_ctx")
-"""Names of what is made to find out what the kernel can."""
+_QUESTIONS = ("MAP_CREATE", "PROG_LOAD", "BTF_LOAD", "LINK_CREATE")
+
+
+def is_question(call: Call) -> bool:
+    """Whether a call may be one by which libbpf asks what the kernel can: once in a process, and
+    every failure is a "no" to it that it remembers."""
+    return call.name in _QUESTIONS and call.subject in ("", "libbpf_mmap", "libbpf_global", "test")
+
+
 _WITH_SUBJECT = {"MAP_CREATE", "PROG_LOAD", "OBJ_PIN", "OBJ_GET"}
 
 
