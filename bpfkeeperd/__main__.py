@@ -64,6 +64,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--maps", action="store_true", help="also unpin the maps made here: CONTENTS ARE LOST"
     )
+    text = "Show what the daemon needs of this machine, and what it lacks; changes nothing."
+    command("doctor", commands.doctor, text, "json")
     command("schema", commands.schema, "Print the manifest's JSON Schema, for editors.")
     _add_explain(subparsers)
     return parser
@@ -83,6 +85,12 @@ def _add_plan(sub: argparse.ArgumentParser) -> None:
 
 def _add_reload(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--wait", action="store_true", help="wait, and say what came of it")
+    sub.add_argument(
+        "--keep-pinned",
+        action="store_true",
+        help="where the service manager kept another map than is pinned, the pinned one is kept:"
+        " CONTENTS OF THE OTHER ARE LOST",
+    )
     sub.add_argument("-q", "--quiet", action="store_true", help="say nothing; the exit code tells")
     sub.add_argument(
         "--timeout", type=float, default=600, metavar="SECONDS", help="of --wait; default: 600"

@@ -52,7 +52,7 @@ from bpfkeeperd.hooks import CLSACT_LINK
 from bpfkeeperd.layout import Layout, LinkKey
 from bpfkeeperd.linkparts import make_link_directory
 from bpfkeeperd.load import Loaded, OpenObject, load_each
-from bpfkeeperd.marks import mark
+from bpfkeeperd.marks import mark, pin_marked
 from bpfkeeperd.observed import Observed
 from bpfkeeperd.pinnotes import write_note
 from bpfkeeperd.recorded import detach_recorded
@@ -212,8 +212,10 @@ def _restore(enactor: Enactor, restore: Restore, applied: Applied) -> None:
                     path = layout.map(wanted.name)
                     make_parents(Transaction(), path, layout.root)
                     # Another ID than the last one: somebody else's map stood there meanwhile.
-                    mark(layout, wanted.name, MapIdChange.REPLACED, fd)
-                    kernel.pin(fd, path)
+                    marked = mark(layout, wanted.name, MapIdChange.REPLACED, fd)
+                    if wanted.rights:
+                        enactor.on_step(Step.SET_RIGHTS, wanted.name)
+                    pin_marked(fd, marked, path, wanted.rights)
             case RestoreLink(key, info) if info.type == CLSACT_LINK:
                 enactor.on_step(Step.RESTORE_LINK, "/".join(key))
                 restore_record(layout, key, info)
@@ -316,7 +318,7 @@ def _settled(enactor: Enactor, change: Change, applied: Applied) -> None:
     for action in change.maps:
         applied.took_place(action)
     links = [link for link in change.links if link not in enactor.links.refused]
-    done = (*change.maps, *change.loads, *links, *change.writes)
+    done = (*change.maps, *change.loads, *links, *change.writes, *change.rights)
     applied.done += map(str, done)
     for removal in change.removals:
         _remove(enactor, removal, applied)

@@ -1,12 +1,14 @@
 """Pins and directories of the keeper's own: made for this user alone, removed without following."""
 
 import contextlib
+import errno
 import functools
 import os
 import stat
 from collections.abc import Iterator
 
-from bpfkeeperd.errors import KernelError
+from bpfkeeperd.errors import KeeperError, KernelError
+from bpfkeeperd.pinrights import Rights
 from bpfkeeperd.transaction import Transaction
 
 
@@ -99,14 +101,57 @@ def exchange(transaction: Transaction, staged: str, path: str, aside: str) -> No
     transaction.on_undo(lambda: rename(aside, path))
 
 
-def take_rights(staged: str, path: str) -> None:
-    """Gives a staged pin the owner and mode of the one whose place it is to take, so that who could
-    open that can open this."""
+def rights_of(path: str) -> Rights:
+    """Who owns a pin, and its mode. Symbolic links are not followed."""
     with doing(f"look at {path}"):
-        found = os.lstat(path)
-    with doing(f"give {staged} the owner and mode of {path}"):
-        os.chown(staged, found.st_uid, found.st_gid, follow_symlinks=False)
-        os.chmod(staged, stat.S_IMODE(found.st_mode))
+        return _rights(os.lstat(path))
+
+
+def set_rights(path: str, rights: Rights, before: Rights | None = None) -> None:
+    """Gives a pin its owner, group and mode; on the way nobody has more than before or after.
+
+    Symbolic links are not followed. With ``before`` the pin has to have these rights.
+
+    Raises:
+        KernelError: it cannot be done; how far it came is not told.
+        KeeperError: it has other rights than ``before``.
+    """
+    try:
+        fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            found = _rights(os.fstat(fd))
+            if before not in (None, found):
+                raise KeeperError(
+                    f"the pin {path} was changed while the reload went on: reload again"
+                )
+            there = f"/proc/self/fd/{fd}"
+            mode = found.mode
+            if (rights.uid, rights.gid) != (found.uid, found.gid):
+                if mode != (mode := mode & rights.mode):
+                    os.chmod(there, mode)
+                os.chown(there, rights.uid, rights.gid)
+            if mode != rights.mode:
+                os.chmod(there, rights.mode)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        what = f"set owner {rights.who}, mode {rights.mode:04o} on the pin {path}"
+        raise KernelError(what, error.errno or 0) from None
+
+
+def check_usable(path: str) -> None:
+    """A keeper must not shut itself out of a pin.
+
+    Raises:
+        KernelError: this process may not read and write it.
+    """
+    if not os.access(path, os.R_OK | os.W_OK, effective_ids=True):
+        remedy = "this process could not open it any more: leave owner out, or add CAP_DAC_OVERRIDE"
+        raise KernelError(f"give away the pin {path}", errno.EACCES, remedy)
+
+
+def _rights(found: os.stat_result) -> Rights:
+    return Rights(found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode))
 
 
 def pins_below(directory: str, depth: int) -> list[str]:

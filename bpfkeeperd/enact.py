@@ -108,6 +108,8 @@ class Enactor:
         self._enact_links(transaction, change.links, loaded)
         for write in change.writes:
             self.maps.write(transaction, write, loaded)
+        for rights in change.rights:  # of a pin that gets another name, before it has that
+            self.maps.set_rights(transaction, rights)
         for map_action in change.maps:
             match map_action:
                 case RecreateMap() | RenewMap():

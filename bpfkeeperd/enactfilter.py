@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from bpfkeeperd import kernel
 from bpfkeeperd.actions import Swap
 from bpfkeeperd.after import After
+from bpfkeeperd.byid import program_by_id
 from bpfkeeperd.desired import Attachment, netns_of
 from bpfkeeperd.directories import (
     exchange,
@@ -151,7 +152,7 @@ _EGRESS = 47
 
 def restore_record(layout: Layout, key: LinkKey, info: LinkInfo) -> None:
     """Makes the record of a filter that is there anew."""
-    program = kernel.program_by_id(info.prog_id)
+    program = program_by_id(layout, info.prog_id)
     if program is None:
         raise KeeperError(f"program ID {info.prog_id} went away: reload again")
     note = PinNote(netns_inode(netns_of(key) or None), info.target_id)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from bpfkeeperd import kernel
 from bpfkeeperd.after import After
+from bpfkeeperd.byid import program_by_id
 from bpfkeeperd.desired import Attachment
 from bpfkeeperd.directories import (
     is_directory,
@@ -99,7 +100,7 @@ class StubEnactor:
                     f"cannot swap the program of {attachment}: somebody else wrote the slot of its"
                     " stub meanwhile: reload again"
                 )
-            old = kernel.program_by_id(running) if running else None
+            old = program_by_id(self.layout, running) if running else None
             if old is not None:
                 transaction.close_later(old)
             self.on_step(Step.SWAP, attachment)

@@ -10,6 +10,7 @@ from bpfkeeperd import kernel
 from bpfkeeperd.actions import LinkAction, Swap
 from bpfkeeperd.attach import MapOpener, create_link
 from bpfkeeperd.attachnet import Around, end_netfilter_link, note_netns
+from bpfkeeperd.byid import map_by_id, program_by_id
 from bpfkeeperd.desired import Attachment
 from bpfkeeperd.directories import exchange, make_parents, remove_empty, rename, unlink
 from bpfkeeperd.enactfilter import FilterEnactor
@@ -293,7 +294,8 @@ class SwapEnactor:
         transaction.on_success(lambda: self.parts.held.drop_link(action.key))
 
     def _old_functions_fd(self, action: Swap) -> int:
-        old = kernel.map_by_id(action.link.target_id)
+        observed = self.parts.observed
+        old = map_by_id(self.parts.layout, observed.maps, action.link.target_id)
         if old is None:
             raise KeeperError(f"the map of {action.attachment} went away: reload again")
         return self.parts.reload.close_later(old)
@@ -308,15 +310,9 @@ class SwapEnactor:
         if wanted in self._old_programs:
             return self._old_programs[wanted]
         try:
-            fd = kernel.program_by_id(wanted)
-        except KernelError:  # EPERM without CAP_SYS_ADMIN: it is pinned too, if it is ours
+            fd = program_by_id(self.parts.layout, wanted)
+        except KernelError:  # EPERM
             fd = None
-            for object_name, digests in self.parts.observed.programs.items():
-                for digest, programs in digests.items():
-                    for name, info in programs.items():
-                        if info.id == wanted:
-                            path = f"{self.parts.layout.objects}/{object_name}/{digest}/{name}"
-                            fd = kernel.pinned(path, kernel.PinKind.PROGRAM)
         if fd is None:
             raise KeeperError(
                 f"cannot open program ID {wanted}, which {action.attachment} runs now, to be able"

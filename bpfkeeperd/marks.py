@@ -8,8 +8,17 @@ import os
 
 from bpfkeeperd import kernel
 from bpfkeeperd.churn import OwnPins
-from bpfkeeperd.directories import make_directory, pins_below, remove_tree, unlink
+from bpfkeeperd.directories import (
+    check_usable,
+    make_directory,
+    pins_below,
+    remove_tree,
+    rights_of,
+    set_rights,
+    unlink,
+)
 from bpfkeeperd.layout import Layout, escape
+from bpfkeeperd.pinrights import Rights, WantedRights
 from bpfkeeperd.state import MapIdChange
 
 
@@ -22,6 +31,20 @@ def mark(layout: Layout, name: str, reason: MapIdChange, fd: int) -> str:
     unlink(path)
     kernel.pin(fd, path)
     return path
+
+
+def pin_marked(fd: int, marked: str, path: str, wanted: WantedRights) -> Rights:
+    """Pins a marked map under its name; nobody sees it there without the rights that are wanted.
+
+    Returns those that it has.
+    """
+    if wanted:
+        set_rights(marked, wanted.over(rights_of(marked)))
+        check_usable(marked)
+        kernel.link(marked, path)
+    else:
+        kernel.pin(fd, path)
+    return rights_of(path)
 
 
 def marked(layout: Layout) -> OwnPins:

@@ -170,9 +170,14 @@ int keeper_prog_load(uint32_t type, const char *name, const void *insns, uint32_
 	if (like_fd >= 0)
 		err = bpf_obj_get_info_by_fd(like_fd, &like, &size);
 	if (!err && like.attach_btf_id) {
+		/*
+		 * EPERM: opening BTF by its ID takes CAP_SYS_ADMIN. Without a descriptor the kernel
+		 * takes its own BTF; types of a module have higher numbers than any in that, and are
+		 * refused then.
+		 */
 		btf = bpf_btf_get_fd_by_id(like.attach_btf_obj_id);
-		err = btf < 0 ? btf : 0;
-		opts.attach_btf_obj_fd = btf;
+		err = btf < 0 && btf != -EPERM ? btf : 0;
+		opts.attach_btf_obj_fd = btf < 0 ? 0 : btf;
 		opts.attach_btf_id = like.attach_btf_id;
 	}
 	if (err)

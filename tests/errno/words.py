@@ -25,7 +25,8 @@ _VERBS = {
     "PROG_QUERY": ("ask", "see", "look"),
     "OBJ_PIN": ("pin",),
     "OBJ_GET": ("open the pin", "read the pin"),
-    "OBJ_GET_INFO_BY_FD": ("read the BTF", 
+    "OBJ_GET_INFO_BY_FD": (
+        "read the BTF",
         "info",
         "swap",
         "make a stub",
