@@ -35,7 +35,7 @@ from tests.scenario import World
 ERRNOS = (errno.EPERM, errno.ENOMEM, errno.ENOSPC, errno.EAGAIN, errno.EINTR)
 HUNG_SECONDS = 30
 LAST = 1 << 30
-STRIDE = 7
+STRIDE = 11
 """Of the calls that fail when not all of them do."""
 Result = TypeVar("Result")
 

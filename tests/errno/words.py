@@ -53,18 +53,22 @@ _VERBS = {
     "renameat2": ("rename",),
     "link": ("link",),
     "linkat": ("link",),
-    "chmod": ("give",),
-    "fchmodat": ("give",),
-    "lchown": ("give",),
+    "chmod": ("give", "set owner"),
+    "fchmodat": ("give", "set owner"),
+    "chown": ("give", "set owner"),
+    "lchown": ("give", "set owner"),
     "utimensat": ("note",),
     "stat64": ("look",),
     "lstat64": ("look",),
     "fstatat64": ("look",),
     "statfs64": ("bpffs", "look"),
-    "fstat64": ("look",),
+    "fstat64": ("look", "open the pin", "set owner"),
     "fstatfs64": ("bpffs", "look"),
-    "open": ("open",),
+    "open": ("open", "set owner", "look"),
     "openat": ("open",),
+    "mkdirat": ("make directory",),
+    "unlinkat": ("remove",),
+    "renameat": ("rename",),
     "opendir": ("read",),
     "getdents": ("read",),
     "flock": ("lock",),
@@ -89,7 +93,7 @@ def faults(call: Call, number: int, text: str) -> list[str]:
         return [f"no words are set down for {call.name}"]
     if not any(verb in text for verb in verbs):
         missing.append(f"the message has no verb of {call.name}")
-    subject = call.subject
+    subject = "" if call.subject.startswith("/proc/self/fd/") else call.subject
     bpf = call.name.isupper()
     if subject and (not bpf or call.name in _WITH_SUBJECT) and not _names(call, subject, text):
         missing.append(f"the message does not say what it was done to: {subject}")
