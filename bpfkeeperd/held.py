@@ -6,6 +6,7 @@ map with its contents, a link with its program, and a program alive until the pi
 
 import os
 from collections.abc import Collection
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
 
@@ -155,15 +156,17 @@ class Held:
             held = self._stubs.get(key)
             if not (stub.prog_id and stub.pinned) or (held and held[0] == stub.prog_id):
                 continue
-            opened = kernel.pinned(f"{layout.stub_at(key)}/stub", kernel.PinKind.PROGRAM)
-            slot = kernel.pinned(f"{layout.stub_at(key)}/slot", kernel.PinKind.MAP)
-            if opened is None or slot is None:
-                for fd in (opened, slot):
+            with ExitStack() as stack:
+                fds = list[int]()
+                for name, kind in (("stub", kernel.PinKind.PROGRAM), ("slot", kernel.PinKind.MAP)):
+                    fd = kernel.pinned(f"{layout.stub_at(key)}/{name}", kind)
                     if fd is not None:
-                        os.close(fd)
-                continue
-            self._drop_stub(key)
-            self._stubs[key] = (stub.prog_id, opened, slot)
+                        stack.callback(os.close, fd)
+                        fds.append(fd)
+                if len(fds) == 2:
+                    stack.pop_all()
+                    self._drop_stub(key)
+                    self._stubs[key] = (stub.prog_id, fds[0], fds[1])
 
     def _drop_stub(self, key: StubKey) -> None:
         held = self._stubs.pop(key, None)

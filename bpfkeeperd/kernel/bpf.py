@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from bpfkeeperd._libbpf import ffi, lib
-from bpfkeeperd.errors import KernelError
+from bpfkeeperd.errors import PASSING, KernelError
 from bpfkeeperd.kernel.scan import PinKind
 from bpfkeeperd.maptypes import type_name
 from bpfkeeperd.state import LinkInfo, MapInfo, ProgramInfo
@@ -140,18 +140,30 @@ def map_info(fd: int) -> MapInfo:
     )
 
 
-@functools.lru_cache(maxsize=4096)
 def btf_layouts(btf_id: int, key_type: int, value_type: int) -> tuple[str | None, str | None]:
     """The layouts of a map's key and value from the kernel's BTF; None for what is not known.
 
-    Reading BTF by ID needs CAP_SYS_ADMIN; without it nothing is known. IDs are never used twice
-    before 2^31 of them were given out, so an answer stays true.
+    Reading BTF by ID needs CAP_SYS_ADMIN; without it nothing is known.
+
+    Raises:
+        KernelError: it did not work this time.
     """
     if not btf_id:
         return None, None
+    try:
+        return _layouts(btf_id, key_type, value_type)
+    except KernelError as error:
+        if error.errno in PASSING:
+            raise
+        return None, None
+
+
+@functools.lru_cache(maxsize=4096)
+def _layouts(btf_id: int, key_type: int, value_type: int) -> tuple[str | None, str | None]:
+    """IDs are never used twice before 2^31 of them were given out, so an answer stays true."""
     btf = lib.btf__load_from_kernel_by_id(btf_id)
     if btf == ffi.NULL:
-        return None, None
+        raise KernelError(f"read the BTF with ID {btf_id}", ffi.errno)
     try:
         key_layout = taken(lib.keeper_layout(btf, key_type)) if key_type else None
         value_layout = taken(lib.keeper_layout(btf, value_type)) if value_type else None
