@@ -68,7 +68,7 @@ test: lint ## every check and test; kernel tests need root
 	$(AS_ROOT) .venv/bin/python -m pytest -p no:cacheprovider
 
 test-errno: setup ## each call of bpf(2) and of bpffs fails with each of five errnos; some 15 minutes
-	$(AS_ROOT) env ERRNO_EVERY=1 .venv/bin/python -m pytest -p no:cacheprovider tests/kernel/test_errno.py
+	$(AS_ROOT) env ERRNO_STRIDE=0 .venv/bin/python -m pytest -p no:cacheprovider tests/kernel/test_errno.py
 
 test-kernels: setup guest-packages ## tests on other kernels, in qemu: KERNELS="6.1 6.12 6.12+lockdown" TESTS=FILES
 	@$(AS_ROOT) .venv/bin/python -m tests.guests $(if $(KERNELS),--kernels "$(KERNELS)") $(TESTS)
