@@ -64,16 +64,8 @@ def _observe_map(known: Known, name: str) -> ObservedMap:
 
 
 def _pinned(known: Known, name: str, owner: int) -> tuple[MapInfo, Rights] | None:
-    """The map that is pinned under a name, and whose the pin is.
-
-    Raises:
-        KeeperError: it is not to be trusted, or cannot be opened.
-    """
-    found = kernel.kept_map(known.layout.root, name, owner, known.owners.get(name, 0))
-    if found is None:
-        return None
-    os.close(found[0])
-    return found[1], found[2]
+    """See `kernel.kept_map`."""
+    return kernel.kept_map(known.layout.root, name, owner, known.owners.get(name, 0))
 
 
 def _former(known: Known, name: str, owner: int) -> str:

@@ -21,7 +21,11 @@ TRACE_ITER = 28
 
 lib.keeper_init()
 
-_KIND_NAMES = {PinKind.MAP: "a map", PinKind.PROGRAM: "a program", PinKind.LINK: "a link"}
+_KIND_NAMES: dict[int, str] = {
+    PinKind.MAP: "a map",
+    PinKind.PROGRAM: "a program",
+    PinKind.LINK: "a link",
+}
 
 
 def checked(result: int, action: str, remedy: str = "") -> int:
@@ -66,25 +70,28 @@ def pinned(path: str, kind: PinKind) -> int | None:
     fd: int = lib.bpf_obj_get(os.fsencode(path))
     if fd == -errno.ENOENT:
         return None
-    return kind_checked(checked(fd, f"open the pin {path}"), kind, path)
+    checked(fd, f"open the pin {path}")
+    try:
+        check_kind(lib.keeper_kind(fd), kind, path)
+    except KernelError:
+        os.close(fd)
+        raise
+    return fd
 
 
-def kind_checked(fd: int, kind: PinKind, path: str) -> int:
-    """A descriptor of what is pinned at a path, which is closed if it is of another kind.
+def check_kind(found: int, kind: PinKind, path: str) -> None:
+    """Whether what is pinned at a path is what it should be.
 
     Raises:
-        KernelError: EINVAL.
+        KernelError: it is of another kind (EINVAL).
     """
-    actual = lib.keeper_kind(fd)
-    if actual == kind:
-        return fd
-    os.close(fd)
-    found = _KIND_NAMES.get(actual, "something else")
-    raise KernelError(
-        f"use the pin {path}",
-        errno.EINVAL,
-        f"it holds {found}, not {_KIND_NAMES[kind]}: move it away or choose another name",
-    )
+    if found != kind:
+        holds = _KIND_NAMES.get(found, "something else")
+        raise KernelError(
+            f"use the pin {path}",
+            errno.EINVAL,
+            f"it holds {holds}, not {_KIND_NAMES[kind]}: move it away or choose another name",
+        )
 
 
 def pinned_map(path: str) -> tuple[int, MapInfo] | None:

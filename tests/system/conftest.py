@@ -16,8 +16,8 @@ class Start(Protocol):
     """Starts a daemon of the test's world and waits until it is ready, if it is to be.
 
     ``pace`` are arguments of `bpfkeeperd.backoff.Pace`, ``sockets`` are passed as the service
-    manager passes them, under these names, ``store`` is what it keeps, and ``prefix`` a program
-    that runs the daemon.
+    manager passes them, under these names, ``store`` is what it keeps, ``prefix`` a program that
+    runs the daemon, and ``code`` runs in the place of `bpfkeeperd.__main__`.
     """
 
     def __call__(
@@ -30,6 +30,7 @@ class Start(Protocol):
         sockets: Sequence[tuple[str, socket.socket]] = (),
         store: Store | None = None,
         options: Sequence[str] = (),
+        code: str = "",
         prefix: Sequence[str] = (),
     ) -> DaemonProcess: ...
 
@@ -47,6 +48,7 @@ def start(world: World) -> Iterator[Start]:
             sockets: Sequence[tuple[str, socket.socket]] = (),
             store: Store | None = None,
             options: Sequence[str] = (),
+            code: str = "",
             prefix: Sequence[str] = (),
         ) -> DaemonProcess:
             daemon = DaemonProcess(
@@ -57,6 +59,7 @@ def start(world: World) -> Iterator[Start]:
                 sockets=sockets,
                 store=store,
                 options=options,
+                code=code,
                 prefix=prefix,
             )
             stack.enter_context(daemon)

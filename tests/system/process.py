@@ -127,16 +127,17 @@ class DaemonProcess:
         sockets: Sequence[tuple[str, socket.socket]] = (),
         store: Store | None = None,
         options: Sequence[str] = (),
+        code: str = "",
         prefix: Sequence[str] = (),
     ) -> None:
         self._world = world
         self._prefix = prefix
         self.notifications = Notifications(store)
         self._log = world.directory / f"daemon-{uuid.uuid4().hex}.log"
-        code = ["-m", "bpfkeeperd"]
+        program = ["-c", code] if code else ["-m", "bpfkeeperd"]
         if look_seconds is not None or pace:
-            code = ["-c", _LOOK_OFTEN.format(seconds=look_seconds or 30, pace=pace)]
-        command = [*prefix, sys.executable, *code, "run", "-c", str(world.manifest_file)]
+            program = ["-c", _LOOK_OFTEN.format(seconds=look_seconds or 30, pace=pace)]
+        command = [*prefix, sys.executable, *program, "run", "-c", str(world.manifest_file)]
         command += options
         passed = [(name, each.fileno()) for name, each in sockets]
         passed += store.passed if store else []

@@ -59,6 +59,7 @@ def test_a_map() -> None:
         "path": "/sys/fs/bpf/flows",
         "made": True,
         "last_change": {"reason": "lost", "old_id": 40, "at": "2023-11-14T22:13:20Z"},
+        "stored_id": None,
         "other_pins": ["/sys/fs/bpf/tc/globals/flows"],
         "pin": {"owner": 0, "group": 998, "mode": "0640"},
         "count_nonzero": False,

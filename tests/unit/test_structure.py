@@ -95,6 +95,8 @@ PURE = [
     "planstubs.py",
     "structops.py",
     "drift.py",
+    "conflicts.py",
+    "statusline.py",
     "churn.py",
     "snapshot.py",
     "celltext.py",
