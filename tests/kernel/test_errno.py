@@ -70,7 +70,7 @@ def test_calls_fail(
         "cgroup": str(world.cgroup),
         "netns": netns,
         "objects": built(world, name, netns),
-        "stride": int(os.environ.get(STRIDE, "11")),
+        "stride": int(os.environ.get(STRIDE, "17")),
         "only": [int(number) for number in os.environ.get(ONLY, "").split()],
     }
     done = subprocess.run(
