@@ -176,7 +176,9 @@ class Bench:
             wrong += self._check_done(after, final, done)
         else:
             wrong += self._check_failed(before, after, final, done, single)
-            wrong += [f"the message has {fault}" for fault in faults(failed[0], shot.errno, done.text)]
+            wrong += [
+                f"the message has {fault}" for fault in faults(failed[0], shot.errno, done.text)
+            ]
         wrong += self._check_converges(before, final)
         self.close()
         left = _descriptors() - descriptors
@@ -206,7 +208,11 @@ class Bench:
         for group in groups:
             as_before = all(after.raw.get(name) == before.raw.get(name) for name in group)
             as_wanted = all(self._as_wanted(name, before, after, final) for name in group)
-            if not as_before and not as_wanted and not self._on_its_way(group, before, after, final):
+            if (
+                not as_before
+                and not as_wanted
+                and not self._on_its_way(group, before, after, final)
+            ):
                 if not single and "could not be undone" in done.text:
                     continue
                 wrong.append(
@@ -222,17 +228,13 @@ class Bench:
         same = all(now.get(key) == found for key, found in wanted.items())
         return same and _is_part(more, before.raw.get(name, {}))
 
-    def _on_its_way(
-        self, group: frozenset[str], before: Seen, after: Seen, final: Seen
-    ) -> bool:
+    def _on_its_way(self, group: frozenset[str], before: Seen, after: Seen, final: Seen) -> bool:
         """What goes, goes piece by piece, and what is restored comes back so. A start makes
         directories first."""
         (name, *others) = group
         if others:
             return False
-        was, now, wanted = (
-            seen.get(name, {}) for seen in (before.raw, after.raw, final.told)
-        )
+        was, now, wanted = (seen.get(name, {}) for seen in (before.raw, after.raw, final.told))
         if self.scenario.act is Act.HEAL:
             return set(was) <= set(now) <= set(wanted)
         return not wanted and _is_part(now, was)
@@ -347,9 +349,7 @@ def in_child(bench: Bench, shot: Shot, final: Seen) -> tuple[str, list[str]]:
 def main() -> None:
     asked = json.load(sys.stdin)
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # so that calls have one order
-    objects = {
-        (name, *map(tuple, macros)): Path(path) for name, macros, path in asked["objects"]
-    }
+    objects = {(name, *map(tuple, macros)): Path(path) for name, macros, path in asked["objects"]}
 
     def build(name: str, **macros: object) -> Path:
         return objects[(name, *((macro, str(macros[macro])) for macro in sorted(macros)))]

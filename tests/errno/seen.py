@@ -118,7 +118,10 @@ def _links(
 ) -> list[str]:
     """Returns the directories without any."""
     layout, empty = world.layout, list[str]()
-    for top, kind in ((layout.links, kernel.PinKind.LINK), (layout.attached, kernel.PinKind.PROGRAM)):
+    for top, kind in (
+        (layout.links, kernel.PinKind.LINK),
+        (layout.attached, kernel.PinKind.PROGRAM),
+    ):
         for pin in kernel.scan(top, 3, kind):
             assert not pin.error, pin
             place = f"{os.path.basename(top)} {'/'.join(pin.path)}"
