@@ -53,6 +53,7 @@ class Needs:
     cgroups: str = ""
     """A program, or map, that names a cgroup; empty: none does. Likewise:"""
     other_netns: str = ""
+    perf_events: str = ""
     uprobes: str = ""
     take_over: str = ""
     descriptors: int = 0

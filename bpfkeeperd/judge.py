@@ -218,7 +218,10 @@ def _wanted_with(needs: Needs, name: str) -> str:
 def _perf_events(found: Findings) -> Row:
     name, level = "perf events", found.settings.get("kernel.perf_event_paranoid")
     text = f"kernel.perf_event_paranoid is {level or 'not told'}"
-    remedy = "give it CAP_PERFMON; on a kernel with level 3 of Debian, CAP_SYS_ADMIN"
+    remedy = "give it CAP_PERFMON; at level 3, which Debian's kernels have, CAP_SYS_ADMIN"
+    wanted = found.manifest.needs.perf_events
+    if found.perf_events is False and wanted:
+        return Row(name, Verdict.MISSING, text, f"{wanted} is not attached", remedy)
     if found.perf_events is False:
         without = "programs at tracepoints, kprobes, uprobes and perf events are not attached"
         return Row(name, Verdict.LIMITED, text, without, remedy)

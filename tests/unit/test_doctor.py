@@ -145,6 +145,7 @@ MISSING = {
     "CAP_SYS_ADMIN": {"capabilities": THREE, "manifest": needing(other_netns="fw/drop")},
     "descriptors": {"descriptors_max": 8192, "manifest": needing(descriptors=9000)},
     "cgroup2": {"cgroup2": None, "manifest": needing(cgroups="fw/drop")},
+    "perf events": {"perf_events": False, "manifest": needing(perf_events="trace/exec")},
     "tracefs": {"tracefs": None, "manifest": needing(hooks={"tracepoint": "trace/exec"})},
 }
 
@@ -253,9 +254,8 @@ def wanting(target: Target, section: str, **more: bool) -> Needs:
     """Of a manifest with one program."""
     hook = hook_of_section(section)
     assert hook
-    spec = ObjectSpec(
-        (), (ProgramSpec("count", section, hook.prog_type, hook.attach_type, hook=hook),)
-    )
+    declared = ProgramSpec("count", section, hook.prog_type, hook.attach_type, hook=hook)
+    spec = ObjectSpec((), (declared,))
     entry = ProgramEntry("count", attach=(AttachEntry(target, **more),))  # type: ignore[arg-type]
     manifest = Manifest(
         "x.yaml", objects={"one": ObjectEntry("one", "f", programs={"count": entry})}
@@ -270,9 +270,12 @@ def test_needs() -> None:
     assert wanting(CgroupTarget("."), "sockops").other_netns == ""
     assert wanting(InterfaceTarget("lo", "blue"), "xdp").other_netns == "one/count"
     assert wanting(InterfaceTarget("lo", None), "xdp").other_netns == ""
-    assert wanting(InterfaceTarget("lo", None), "tcx/ingress").hooks == {}, "filters stand for it"
+    filters = wanting(InterfaceTarget("lo", None), "tcx/ingress").hooks
+    assert filters == {"clsact/ingress": "one/count"}, "they stand for it"
     assert wanting(BinaryTarget("/bin/x", "main"), "uprobe").uprobes == "one/count"
+    assert wanting(BinaryTarget("/bin/x", "main"), "uprobe").perf_events == "one/count"
     assert wanting(BinaryTarget("/bin/x", "main"), "uprobe.multi").uprobes == ""
+    assert wanting(BinaryTarget("/bin/x", "main"), "uprobe.multi").perf_events == ""
 
 
 def test_needs_of_maps() -> None:
