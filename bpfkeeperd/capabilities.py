@@ -50,8 +50,8 @@ CAPABILITIES = (
         " are pinned",
         "interfaces and netfilter in other network namespaces and plain uprobes are not"
         " attached; runs of programs are not counted; what others attached is not seen, nor taken"
-        " over, nor gone before or after by name; a changed struct of the same size, inner maps and"
-        " members in dump are not seen",
+        " over, nor gone before or after by name; a struct that changes and keeps its size, inner"
+        " maps and members in dump are not seen; global data of another layout is held back",
     ),
     Capability(
         "CAP_SYSLOG",

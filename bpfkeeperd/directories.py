@@ -41,7 +41,11 @@ def take_rights(staged: str, path: str) -> None:
     """Gives a staged pin the owner and mode of the one whose place it is to take, so that who could
     open that can open this."""
     found = os.stat(path, follow_symlinks=False)
-    os.chown(staged, found.st_uid, found.st_gid, follow_symlinks=False)
+    try:
+        os.chown(staged, found.st_uid, found.st_gid, follow_symlinks=False)
+    except PermissionError as error:
+        action = f"give the new pin the owner and group of {path}"
+        raise KernelError(action, error.errno or 0, "it takes CAP_CHOWN") from None
     os.chmod(staged, stat.S_IMODE(found.st_mode))
 
 

@@ -99,8 +99,8 @@ class Findings:
     pin_root: PlaceFinding
     cgroup2: str | None
     tracefs: str | None
-    directories: Mapping[str, PlaceFinding]
-    """What each is for."""
+    state_directory: PlaceFinding
+    run_directory: PlaceFinding
     systemd: bool
     """It is the service manager of this machine."""
     daemon: DaemonFinding | None

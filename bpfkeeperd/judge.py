@@ -325,12 +325,18 @@ def _python(found: Findings) -> Row:
 
 
 def _directories(found: Findings) -> Iterator[Row]:
-    for what, place in found.directories.items():
-        if place.fault:
-            verdict = Verdict.MISSING
-            yield Row(what, verdict, place.path, "the daemon does not start", place.fault)
-        else:
-            yield Row(what, Verdict.OK, f"{place.path}: {place.about}")
+    place = found.state_directory
+    if place.fault:
+        without = "ID changes are counted twice or not at all, and nobody knows who made a pin"
+        yield Row("state directory", Verdict.LIMITED, place.path, without, place.fault)
+    else:
+        yield Row("state directory", Verdict.OK, f"{place.path}: {place.about}")
+    place = found.run_directory
+    if place.fault:
+        without = "the daemon does not start: nobody could ask it to reload"
+        yield Row("run directory", Verdict.MISSING, place.path, without, place.fault)
+    else:
+        yield Row("run directory", Verdict.OK, f"{place.path}: {place.about}")
 
 
 def _daemon(daemon: DaemonFinding | None, *, systemd: bool) -> Row:

@@ -416,3 +416,47 @@ def test_doctor_finds_a_bpffs_that_is_read_only(as_root: Place) -> None:
 
 def test_nobody_listens_where_no_daemon_is(world: World) -> None:
     assert daemon_process(f"{world.directory}/run/nobody.sock") is None
+
+
+def test_a_pin_of_others_is_not_given_away_unasked(as_root: Place) -> None:
+    """Who could open the former map could not open the new one: it is not made; that is told."""
+    world = as_root.world
+
+    def write(max_entries: int) -> None:
+        form = f"{{type: hash, key: u32, value: u64, max_entries: {max_entries}"
+        world.write(f"maps: {{table: {form}, on_mismatch: recreate}}}}\n")
+
+    write(2)
+    assert as_root.cli("apply").returncode == 0
+    os.chown(world.pins / "table", 0, NOBODY)
+    before = world.map_id("table")
+    write(3)
+    done = as_root.cli("apply")
+    assert done.returncode == 1 and "it takes CAP_CHOWN" in done.stdout
+    assert world.map_id("table") == before
+    assert cli(world, "apply").returncode == 0
+    assert world.map_id("table") != before
+
+
+def test_a_state_directory_that_cannot_be_written_is_no_end(as_root: Place) -> None:
+    put(as_root, 1)
+    as_root.world.write_counter("one", extra=NO_METRICS)
+    os.chown(as_root.world.state_directory, NOBODY, NOBODY)
+    os.chmod(as_root.world.state_directory, 0o700)
+    assert rows(as_root.cli("doctor", "--json"))["state directory"]["verdict"] == "limited"
+    with as_root.daemon() as daemon:
+        daemon.wait_ready()
+        check_served(as_root.world, 1)
+        daemon.wait_log("cannot write the state file")
+
+
+def test_a_run_directory_that_cannot_be_written_is_the_end(as_root: Place) -> None:
+    put(as_root, 1)
+    as_root.world.write_counter("one", extra=NO_METRICS)
+    os.chown(as_root.world.directory / "run", NOBODY, NOBODY)
+    os.chmod(as_root.world.directory / "run", 0o700)
+    judged = as_root.cli("doctor", "--json")
+    assert judged.returncode == 1 and rows(judged)["run directory"]["verdict"] == "missing"
+    with as_root.daemon() as daemon:
+        assert daemon.wait_exit() == 1
+        assert "cannot listen on" in daemon.log

@@ -71,7 +71,8 @@ FINE = Findings(
     pin_root=PlaceFinding("/sys/fs/bpf", about="mode 0700, user 0"),
     cgroup2="/sys/fs/cgroup",
     tracefs="/sys/kernel/tracing",
-    directories={"state directory": PlaceFinding("/var/lib/bpfkeeperd", about="mode 0700")},
+    state_directory=PlaceFinding("/var/lib/bpfkeeperd", about="mode 0700"),
+    run_directory=PlaceFinding("/run/bpfkeeperd", about="mode 0700"),
     systemd=True,
     daemon=None,
     manifest=ManifestFinding("/etc/bpfkeeperd/bpfkeeperd.yaml", there=True),
@@ -112,6 +113,7 @@ LIMITED = {
     "pin root": {"pin_root": PlaceFinding("/sys/fs/bpf", warning="mounts are not seen")},
     "cgroup2": {"cgroup2": None},
     "tracefs": {"tracefs": None},
+    "state directory": {"state_directory": PlaceFinding("/var/lib/x", "no")},
     "daemon": {"daemon": DaemonFinding(7, THREE)},
 }
 
@@ -133,7 +135,7 @@ MISSING = {
     "pin root": {"pin_root": PlaceFinding("/sys/fs/bpf", fault="mount -t bpf bpf /sys/fs/bpf")},
     "libbpf": {"libbpf": "0.8"},
     "Python": {"python": (3, 10, 1)},
-    "state directory": {"directories": {"state directory": PlaceFinding("/var/lib/x", "no")}},
+    "run directory": {"run_directory": PlaceFinding("/run/x", "no")},
     "hooks": {
         "hooks": {**FINE.hooks, "lsm": HookFinding(False, "no BTF")},
         "manifest": needing(hooks={"lsm": "guard/check"}),
@@ -168,6 +170,13 @@ def test_what_a_manifest_needs_names_who_needs_it() -> None:
     ):
         found = replace(FINE, capabilities=THREE, manifest=needing(**need))
         assert said in row_of(found, "CAP_SYS_ADMIN").without
+
+
+def test_what_may_not_be_asked_may_not_be_attached_either() -> None:
+    refused = HookFinding(None, "it takes CAP_NET_ADMIN", refused=True)
+    found = replace(FINE, hooks={"sockops": refused}, manifest=needing(hooks={"sockops": "fw/o"}))
+    assert row_of(found, "hooks").verdict is Verdict.MISSING
+    assert "fw/o is not attached at sockops" in row_of(found, "hooks").without
 
 
 def test_what_is_refused_is_not_told() -> None:
@@ -267,6 +276,7 @@ def test_needs() -> None:
     assert wanting(CgroupTarget("."), "sockops").cgroups == "one/count"
     assert wanting(CgroupTarget("."), "sockops").hooks == {"sockops": "one/count"}
     assert wanting(CgroupTarget("."), "sockops", take_over=True).take_over == "one/count"
+    assert wanting(CgroupTarget("."), "sockops").take_over == ""
     assert wanting(CgroupTarget("."), "sockops").other_netns == ""
     assert wanting(InterfaceTarget("lo", "blue"), "xdp").other_netns == "one/count"
     assert wanting(InterfaceTarget("lo", None), "xdp").other_netns == ""
