@@ -17,7 +17,14 @@ from bpfkeeperd.actions import Swap
 from bpfkeeperd.after import After
 from bpfkeeperd.byid import program_by_id
 from bpfkeeperd.desired import Attachment, netns_of
-from bpfkeeperd.directories import exchange, make_directory, remove_empty, unlink
+from bpfkeeperd.directories import (
+    exchange,
+    is_there,
+    make_directory,
+    remove_empty,
+    rename,
+    unlink,
+)
 from bpfkeeperd.errors import KeeperError, KernelError
 from bpfkeeperd.held import Held
 from bpfkeeperd.hooks import CLSACT_LINK, HookKind
@@ -156,7 +163,11 @@ def restore_record(layout: Layout, key: LinkKey, info: LinkInfo, held: Held) -> 
             stack.callback(os.close, program)
         note = PinNote(netns_inode(netns_of(key) or None), info.target_id)
         transaction = Transaction()
-        _write(layout, transaction, key, program, note)
+        try:
+            _write(layout, transaction, key, program, note)
+        except KeeperError:
+            transaction.undo()
+            raise
         transaction.settle()
 
 
@@ -209,12 +220,12 @@ def _write(
     kernel.pin(prog_fd, staged)
     transaction.on_undo(lambda: unlink(staged))
     write_note(staged, note)
-    if os.path.lexists(path):
+    if is_there(path):
         aside = f"{staged}-old"
         exchange(transaction, staged, path, aside)
         transaction.on_success(lambda: unlink(aside))
     else:
-        os.rename(staged, path)
+        rename(staged, path)
         transaction.on_undo(lambda: unlink(path))
 
 

@@ -7,10 +7,28 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from bpfkeeperd import kernel
-from bpfkeeperd.actions import CreateMap, Making, RecreateMap, RenameMap, RenewMap, WriteEntries
+from bpfkeeperd.actions import (
+    CreateMap,
+    Making,
+    RecreateMap,
+    RenameMap,
+    RenewMap,
+    SetRights,
+    WriteEntries,
+)
 from bpfkeeperd.after import After
 from bpfkeeperd.byid import map_by_id, program_by_id
-from bpfkeeperd.directories import exchange, make_parents, remove_empty, take_rights, unlink
+from bpfkeeperd.directories import (
+    check_usable,
+    exchange,
+    link,
+    make_parents,
+    remove_empty,
+    rename,
+    rights_of,
+    set_rights,
+    unlink,
+)
 from bpfkeeperd.entries import Content, InterfaceRef
 from bpfkeeperd.errors import KeeperError, KernelError
 from bpfkeeperd.fill import Resolver, fill
@@ -20,7 +38,7 @@ from bpfkeeperd.inner import slots
 from bpfkeeperd.layout import Layout, escape
 from bpfkeeperd.load import Loaded
 from bpfkeeperd.maptypes import BY_NUMBER, CPUMAP, DEVMAP, DEVMAP_HASH, PROG_ARRAY, type_name
-from bpfkeeperd.marks import mark
+from bpfkeeperd.marks import mark, pin_marked
 from bpfkeeperd.observed import Observed, ObservedMap
 from bpfkeeperd.state import MapIdChange, MapInfo
 from bpfkeeperd.steps import OnStep, Step
@@ -84,8 +102,14 @@ class MapEnactor:
         if isinstance(action, CreateMap):
             path = self.layout.map(name)
             make_parents(transaction, path, self.layout.root)
-        else:
-            path = self.layout.staged_map(name)
+            if action.map.rights:
+                self.on_step(Step.SET_RIGHTS, name)
+            rights = pin_marked(fd, marked, path, action.map.rights)
+            transaction.on_undo(lambda: unlink(path))
+            self.after.made_map(name, fd)
+            self.after.has_rights(name, rights)
+            return
+        path = self.layout.staged_map(name)
         kernel.pin(fd, path)
         transaction.on_undo(lambda: unlink(path))
         self.after.made_map(name, fd)
@@ -136,15 +160,37 @@ class MapEnactor:
         aside = f"{self.layout.staging}/old_maps/{escape(name)}"
         if isinstance(action, RenewMap) and action.source:
             former = self.layout.map(action.source)
-            take_rights(staged, former)
+            self._take_rights(action, staged, former)
             make_parents(transaction, path, self.layout.root)
-            os.link(staged, path)  # not renamed: nothing that came meanwhile is replaced
+            link(staged, path)  # not renamed: nothing that came meanwhile is replaced
             transaction.on_undo(lambda: unlink(path))
-            os.rename(former, aside)
-            transaction.on_undo(lambda: os.rename(aside, former))
+            rename(former, aside)
+            transaction.on_undo(lambda: rename(aside, former))
             return
-        take_rights(staged, path)
+        self._take_rights(action, staged, path)
         exchange(transaction, staged, path, aside)
+
+    def _take_rights(self, action: RecreateMap | RenewMap, staged: str, former: str) -> None:
+        """A staged pin gets the rights of the one whose place it takes, so that who could open that
+        can open this, as far as the manifest does not say otherwise."""
+        wanted, name = action.map.rights, action.map.name
+        rights = wanted.over(rights_of(former))
+        if wanted:
+            self.on_step(Step.SET_RIGHTS, name)
+        set_rights(staged, rights)
+        if wanted:
+            check_usable(staged)
+        self.after.has_rights(name, rights)
+
+    def set_rights(self, transaction: Transaction, action: SetRights) -> None:
+        """What is pinned stays; only who may open it changes."""
+        name = action.map.name
+        self.on_step(Step.SET_RIGHTS, name)
+        path = self.layout.map(self.observed.maps[name].source or name)
+        transaction.on_undo(lambda: set_rights(path, action.before))
+        set_rights(path, action.rights, action.before)
+        check_usable(path)
+        self.after.has_rights(name, action.rights)
 
     def kept_fd(self, transaction: Transaction, name: str) -> int:
         """The descriptor of a kept map: the held one when it is the pinned one."""

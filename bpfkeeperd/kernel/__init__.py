@@ -23,6 +23,8 @@ from bpfkeeperd.kernel.bpf import (
     btf_load,
     holding,
     iter_create,
+    kind_of,
+    link,
     link_create,
     link_info,
     link_swap_all,
@@ -34,6 +36,7 @@ from bpfkeeperd.kernel.bpf import (
     map_has_owner,
     map_info,
     map_keys,
+    map_lives,
     map_lookup,
     map_pop,
     map_update,
@@ -66,6 +69,7 @@ from bpfkeeperd.kernel.net import (
 )
 from bpfkeeperd.kernel.objects import OpenObject, load_objects, open_object
 from bpfkeeperd.kernel.pathwatch import PathWatch
+from bpfkeeperd.kernel.pins import kept_map
 from bpfkeeperd.kernel.places import (
     Mount,
     boot_id,
@@ -166,10 +170,13 @@ __all__ = [
     "is_bpffs",
     "iter_create",
     "iter_link",
+    "kept_map",
     "kernel_cpus",
+    "kind_of",
     "kprobe_multi_link",
     "lacks",
     "libbpf_version",
+    "link",
     "link_by_id",
     "link_create",
     "link_detach",
@@ -187,6 +194,7 @@ __all__ = [
     "map_has_owner",
     "map_info",
     "map_keys",
+    "map_lives",
     "map_lookup",
     "map_pop",
     "map_slots",

@@ -21,7 +21,11 @@ TRACE_ITER = 28
 
 lib.keeper_init()
 
-_KIND_NAMES = {PinKind.MAP: "a map", PinKind.PROGRAM: "a program", PinKind.LINK: "a link"}
+_KIND_NAMES: dict[int, str] = {
+    PinKind.MAP: "a map",
+    PinKind.PROGRAM: "a program",
+    PinKind.LINK: "a link",
+}
 
 
 def checked(result: int, action: str, remedy: str = "") -> int:
@@ -45,6 +49,15 @@ def holding(fd: int) -> Iterator[int]:
         os.close(fd)
 
 
+def kind_of(fd: int) -> PinKind:
+    """What a descriptor is of; OTHER for what is no map, program or link.
+
+    Raises:
+        KernelError: it cannot be told.
+    """
+    return PinKind(checked(lib.keeper_kind(fd), "tell what a descriptor is of"))
+
+
 def pinned(path: str, kind: PinKind) -> int | None:
     """A descriptor of what is pinned at a path; None when nothing is.
 
@@ -58,16 +71,27 @@ def pinned(path: str, kind: PinKind) -> int | None:
     if fd == -errno.ENOENT:
         return None
     checked(fd, f"open the pin {path}")
-    actual = lib.keeper_kind(fd)
-    if actual == kind:
-        return fd
-    os.close(fd)
-    found = _KIND_NAMES.get(actual, "something else")
-    raise KernelError(
-        f"use the pin {path}",
-        errno.EINVAL,
-        f"it holds {found}, not {_KIND_NAMES[kind]}: move it away or choose another name",
-    )
+    try:
+        check_kind(lib.keeper_kind(fd), kind, path)
+    except KernelError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def check_kind(found: int, kind: PinKind, path: str) -> None:
+    """Whether what is pinned at a path is what it should be.
+
+    Raises:
+        KernelError: it is of another kind (EINVAL).
+    """
+    if found != kind:
+        holds = _KIND_NAMES.get(found, "something else")
+        raise KernelError(
+            f"use the pin {path}",
+            errno.EINVAL,
+            f"it holds {holds}, not {_KIND_NAMES[kind]}: move it away or choose another name",
+        )
 
 
 def pinned_map(path: str) -> tuple[int, MapInfo] | None:
@@ -91,6 +115,12 @@ def rename(source: str, path: str) -> None:
     """Gives a pin another name in one step; an existing one is an error, never replaced."""
     result = lib.keeper_rename(os.fsencode(source), os.fsencode(path))
     checked(result, f"rename the pin {source} to {path}")
+
+
+def link(source: str, path: str) -> None:
+    """Gives a pin a second name; an existing one is an error, never replaced."""
+    result = lib.keeper_link(os.fsencode(source), os.fsencode(path))
+    checked(result, f"pin at {path}")
 
 
 def map_info(fd: int) -> MapInfo:
@@ -196,6 +226,17 @@ def map_by_id(map_id: int) -> int | None:
     if fd == -errno.ENOENT:
         return None
     return checked(fd, f"open the map with ID {map_id}", needs_admin(fd))
+
+
+def map_lives(map_id: int) -> bool:
+    """Whether there is a map with an ID; True where nobody may ask (without CAP_SYS_ADMIN)."""
+    try:
+        fd = map_by_id(map_id)
+    except KernelError:
+        return True
+    if fd is not None:
+        os.close(fd)
+    return fd is not None
 
 
 def program_by_id(program_id: int) -> int | None:

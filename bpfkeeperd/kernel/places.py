@@ -14,11 +14,19 @@ from bpfkeeperd.compare import DEFAULT_STACK_DEPTH, Machine
 from bpfkeeperd.errors import KernelError
 
 BPFFS_MAGIC = 0xCAFE4A11
+_NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 def is_bpffs(path: str) -> bool:
-    """Whether a path is on a bpffs; False too when it is not there."""
-    return bool(lib.keeper_fs_magic(os.fsencode(path)) == BPFFS_MAGIC)
+    """Whether a path is on a bpffs; False too when it is not there, or not for this user.
+
+    Raises:
+        KernelError: nobody can tell.
+    """
+    magic = int(lib.keeper_fs_magic(os.fsencode(path)))
+    if magic < 0 and -magic not in _NOT_THERE:
+        raise KernelError(f"look which file system {path} is on", -magic)
+    return magic == BPFFS_MAGIC
 
 
 def cgroup2_mount() -> str | None:

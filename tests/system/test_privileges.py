@@ -180,8 +180,14 @@ def all_done(daemon: DaemonProcess, count: int) -> None:
 
 
 def problems(daemon: DaemonProcess) -> list[str]:
-    """What it could not do, besides what it says at its start."""
-    return [line for line in daemon.log.splitlines() if "cannot" in line and LACKING not in line]
+    """What it could not do, besides what it says at its start.
+
+    A libbpf that may not look for the BTF of modules does not load programs with a kfunc that the
+    kernel lacks (before 6.6): maps are counted from time to time then.
+    """
+    known = (LACKING, "cannot count map entries")
+    lines = [line for line in daemon.log.splitlines() if "cannot" in line]
+    return [line for line in lines if not any(text in line for text in known)]
 
 
 def program_ids(links: dict[str, tuple[int, int]]) -> set[int]:
@@ -432,7 +438,7 @@ def test_a_pin_of_others_is_not_given_away_unasked(as_root: Place) -> None:
     before = world.map_id("table")
     write(3)
     done = as_root.cli("apply")
-    assert done.returncode == 1 and "it takes CAP_CHOWN" in done.stdout
+    assert done.returncode == 1 and "it takes CAP_CHOWN or CAP_FOWNER" in done.stdout
     assert world.map_id("table") == before
     assert cli(world, "apply").returncode == 0
     assert world.map_id("table") != before
