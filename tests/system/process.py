@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from tests.activation import passing_sockets
+from tests.machine import IN_GUEST
 from tests.scenario import World
 
 ROOT = Path(__file__).parents[2]
@@ -101,6 +102,37 @@ class Notifications:
         self._socket.close()
 
 
+class Running(Protocol):
+    """What is used of a `subprocess.Popen`."""
+
+    @property
+    def pid(self) -> int: ...
+
+    def poll(self) -> int | None: ...
+
+    def wait(self, timeout: float | None = None) -> int: ...
+
+
+def _spawn(
+    command: Sequence[str], variables: Mapping[str, str], log: Path, fds: Sequence[int]
+) -> Running:
+    """Starts a daemon; in a guest of `tests.systemd` as its unit says, else as a child."""
+    if IN_GUEST and not fds:
+        from tests.systemd.asservice import Service
+
+        return Service(command, variables, log)
+    with log.open("wb") as file:
+        return subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**environment(), **variables},
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            pass_fds=fds,
+        )
+
+
 class DaemonProcess:
     """A daemon of the world's manifest; a context manager that ends it, by SIGKILL if need be."""
 
@@ -122,20 +154,12 @@ class DaemonProcess:
             code = ["-c", _LOOK_OFTEN.format(seconds=look_seconds or 30, pace=pace)]
         command = [sys.executable, *code, "run", "-c", str(world.manifest_file)]
         command += options
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                passing_sockets(command, sockets) if sockets else command,
-                cwd=ROOT,
-                env={
-                    **environment(),
-                    "NOTIFY_SOCKET": self.notifications.address,
-                    **(variables or {}),
-                },
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                pass_fds=[each.fileno() for _, each in sockets],
-            )
+        self._process = _spawn(
+            passing_sockets(command, sockets) if sockets else command,
+            {"NOTIFY_SOCKET": self.notifications.address, **(variables or {})},
+            self._log,
+            [each.fileno() for _, each in sockets],
+        )
 
     @property
     def pid(self) -> int:
