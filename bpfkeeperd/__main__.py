@@ -83,6 +83,12 @@ def _add_plan(sub: argparse.ArgumentParser) -> None:
 
 def _add_reload(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--wait", action="store_true", help="wait, and say what came of it")
+    sub.add_argument(
+        "--keep-pinned",
+        action="store_true",
+        help="where the service manager kept another map than is pinned, the pinned one is kept:"
+        " CONTENTS OF THE OTHER ARE LOST",
+    )
     sub.add_argument("-q", "--quiet", action="store_true", help="say nothing; the exit code tells")
     sub.add_argument(
         "--timeout", type=float, default=600, metavar="SECONDS", help="of --wait; default: 600"

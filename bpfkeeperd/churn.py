@@ -44,6 +44,8 @@ class Memory:
 
     adopted: Mapping[str, int] = field(default_factory=dict)
     """Attachments that somebody else made: object, program and target, with the link's ID."""
+    conflicts: Mapping[str, int] = field(default_factory=dict)
+    """Names under which the service manager kept another map than is pinned, with its ID."""
 
     def last_ids(self, boot_id: str) -> dict[str, int]:
         """The last ID of each name; none when they are from before this boot."""
@@ -131,7 +133,9 @@ def follow(
             past = record.id or record.past_id
             maps[name] = replace(record, id=0, made=False, past_id=past)
     adopted = memory.adopted if same_boot else {}
-    return replace(memory, boot_id=boot_id, maps=maps, adopted=adopted), tuple(changes)
+    conflicts = memory.conflicts if same_boot else {}
+    known = replace(memory, boot_id=boot_id, maps=maps, adopted=adopted, conflicts=conflicts)
+    return known, tuple(changes)
 
 
 def _change(

@@ -143,7 +143,11 @@ def reload(options: Namespace) -> int:
 
     path = control_path(run_directory(options), options.config)
     outcome = request_reload(
-        path, force=options.force, wait=options.wait, timeout_seconds=options.timeout
+        path,
+        force=options.force,
+        keep_pinned=options.keep_pinned,
+        wait=options.wait,
+        timeout_seconds=options.timeout,
     )
     if outcome is None:
         if not options.quiet:

@@ -24,6 +24,9 @@ class ObservedMap:
     """Of key and value, of the map that is pinned or lost."""
     source: str = ""
     """It is pinned, but under this former name."""
+    stored_id: int = 0
+    """Another map that the service manager kept under this name, where nobody knows which of the
+    two is to stay; 0: there is none."""
     inner: InnerInfo | None = None
     """Of a map-in-map, where it is known."""
     astray: tuple[int, ...] = ()

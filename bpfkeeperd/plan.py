@@ -21,6 +21,7 @@ from bpfkeeperd.actions import (
     Swap,
 )
 from bpfkeeperd.compare import differences, layout_differences, pattern_differences
+from bpfkeeperd.conflicts import conflict_text
 from bpfkeeperd.desired import Attachment, Desired, WantedMap, WantedObject, netns_of
 from bpfkeeperd.draft import Draft, hold_back
 from bpfkeeperd.entries import MismatchPolicy
@@ -129,6 +130,10 @@ def _decide_map(draft: Draft, wanted: WantedMap) -> None:
     found = draft.found(wanted.name)
     if found.fault:
         draft.refused_maps[wanted.name] = found.fault
+        return
+    if found.pinned and found.stored_id:
+        path = f"{draft.desired.manifest.pin_root}/{found.source or wanted.name}"
+        draft.refused_maps[wanted.name] = conflict_text(found.pinned.id, found.stored_id, path)
         return
     current = found.pinned or found.lost
     if current is None:

@@ -221,6 +221,9 @@ class MapStatus:
     last_change: LastChange | None = None
     count_nonzero: bool = False
     """The slots of an array that are not zero are counted."""
+    stored_id: int | None = None
+    """Another map that the service manager kept under this name, and that somebody has to decide
+    about."""
     other_pins: tuple[str, ...] = ()
     """Where else it is pinned; looked for only where that is shown."""
 

@@ -94,6 +94,7 @@ def _encode(memory: Memory) -> Mapping[str, object]:
         "boot_id": memory.boot_id,
         "maps": {name: _encode_record(record) for name, record in memory.maps.items()},
         "adopted": dict(memory.adopted),
+        "conflicts": dict(memory.conflicts),
         "withheld": {
             name: {"digest": version.digest, "reason": version.reason}
             for name, version in memory.withheld.items()
@@ -132,7 +133,11 @@ def _decode(data: Mapping[str, object]) -> Memory:
         str(name): Withheld(str(version["digest"]), str(version["reason"]))
         for name, version in versions.items()
     }
-    return Memory(str(data["boot_id"]), maps, withheld, links)
+    conflicts = data.get("conflicts", {})
+    if not isinstance(conflicts, dict):
+        raise ValueError("conflicts is no object")
+    stored = {str(name): int(map_id) for name, map_id in conflicts.items()}
+    return Memory(str(data["boot_id"]), maps, withheld, links, stored)
 
 
 def _decode_record(record: Mapping[str, Any]) -> MapRecord:

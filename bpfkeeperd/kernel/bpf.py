@@ -40,6 +40,15 @@ def holding(fd: int) -> Iterator[int]:
         os.close(fd)
 
 
+def kind_of(fd: int) -> PinKind:
+    """What a descriptor is of; OTHER for what is no map, program or link.
+
+    Raises:
+        KernelError: it cannot be told.
+    """
+    return PinKind(checked(lib.keeper_kind(fd), "tell what a descriptor is of"))
+
+
 def pinned(path: str, kind: PinKind) -> int | None:
     """A descriptor of what is pinned at a path; None when nothing is.
 
@@ -191,6 +200,17 @@ def map_by_id(map_id: int) -> int | None:
     if fd == -errno.ENOENT:
         return None
     return checked(fd, f"open the map with ID {map_id}")
+
+
+def map_lives(map_id: int) -> bool:
+    """Whether there is a map with an ID; True where nobody may ask (without CAP_SYS_ADMIN)."""
+    try:
+        fd = map_by_id(map_id)
+    except KernelError:
+        return True
+    if fd is not None:
+        os.close(fd)
+    return fd is not None
 
 
 def program_by_id(program_id: int) -> int | None:

@@ -7,6 +7,7 @@ import pytest
 
 from tests.scenario import World, world
 from tests.system.process import DaemonProcess
+from tests.system.store import Store
 
 __all__ = ["start", "world"]
 
@@ -15,7 +16,7 @@ class Start(Protocol):
     """Starts a daemon of the test's world and waits until it is ready, if it is to be.
 
     ``pace`` are arguments of `bpfkeeperd.backoff.Pace`, ``sockets`` are passed as the service
-    manager passes them, under these names.
+    manager passes them, under these names, and ``store`` is what it keeps.
     """
 
     def __call__(
@@ -26,6 +27,7 @@ class Start(Protocol):
         pace: str = "",
         variables: Mapping[str, str] | None = None,
         sockets: Sequence[tuple[str, socket.socket]] = (),
+        store: Store | None = None,
         options: Sequence[str] = (),
     ) -> DaemonProcess: ...
 
@@ -41,6 +43,7 @@ def start(world: World) -> Iterator[Start]:
             pace: str = "",
             variables: Mapping[str, str] | None = None,
             sockets: Sequence[tuple[str, socket.socket]] = (),
+            store: Store | None = None,
             options: Sequence[str] = (),
         ) -> DaemonProcess:
             daemon = DaemonProcess(
@@ -49,6 +52,7 @@ def start(world: World) -> Iterator[Start]:
                 pace=pace,
                 variables=variables,
                 sockets=sockets,
+                store=store,
                 options=options,
             )
             stack.enter_context(daemon)

@@ -16,9 +16,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
-from tests.activation import passing_sockets
+from tests.activation import passing_descriptors
 from tests.machine import IN_GUEST
 from tests.scenario import World
+from tests.system.store import Store
 
 ROOT = Path(__file__).parents[2]
 WAIT_SECONDS = 60.0
@@ -55,9 +56,11 @@ def cli(world: World, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 class Notifications:
-    """Stands in for the service manager: keeps every message in the order of arrival."""
+    """Stands in for the service manager: keeps every message in the order of arrival, and what
+    descriptors come with them in a store, if there is one."""
 
-    def __init__(self) -> None:
+    def __init__(self, store: Store | None = None) -> None:
+        self._store = store
         name = f"bpfkeeperd-test-{uuid.uuid4().hex}"
         self.address = f"@{name}"  # abstract: a path could be too long
         self._path = f"\0{name}"
@@ -69,9 +72,16 @@ class Notifications:
         self._thread.start()
 
     def _receive(self) -> None:
-        while data := self._socket.recv(1 << 16):
+        while True:
+            data, fds, _, _ = socket.recv_fds(self._socket, 1 << 16, 64)
+            if not data:
+                return
             lines = data.decode().splitlines()
             message = dict(line.split("=", 1) for line in lines)
+            if self._store:
+                self._store.obey(message, fds)
+            for fd in fds if not self._store else ():
+                os.close(fd)
             with self._arrived:
                 self._messages.append(message)
                 self._arrived.notify_all()
@@ -144,21 +154,24 @@ class DaemonProcess:
         pace: str = "",
         variables: Mapping[str, str] | None = None,
         sockets: Sequence[tuple[str, socket.socket]] = (),
+        store: Store | None = None,
         options: Sequence[str] = (),
     ) -> None:
         self._world = world
-        self.notifications = Notifications()
+        self.notifications = Notifications(store)
         self._log = world.directory / f"daemon-{uuid.uuid4().hex}.log"
         code = ["-m", "bpfkeeperd"]
         if look_seconds is not None or pace:
             code = ["-c", _LOOK_OFTEN.format(seconds=look_seconds or 30, pace=pace)]
         command = [sys.executable, *code, "run", "-c", str(world.manifest_file)]
         command += options
+        passed = [(name, each.fileno()) for name, each in sockets]
+        passed += store.passed if store else []
         self._process = _spawn(
-            passing_sockets(command, sockets) if sockets else command,
+            passing_descriptors(command, passed) if passed else command,
             {"NOTIFY_SOCKET": self.notifications.address, **(variables or {})},
             self._log,
-            [each.fileno() for _, each in sockets],
+            [fd for _, fd in passed],
         )
 
     @property
