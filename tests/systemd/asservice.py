@@ -8,12 +8,12 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tests.systemd.install import install_package
+from tests.systemd.install import install
 
 UNIT = "bpfkeeperd.service"
 DROP_INS = Path(f"/run/systemd/system/{UNIT}.d")
 TEST_DROP_IN = DROP_INS / "90-tests.conf"
-PYTHON = "/usr/bin/python3"
+LIBRARY = "/usr/lib/bpfkeeperd"
 
 
 def systemctl(*arguments: str) -> str:
@@ -44,14 +44,15 @@ class Service:
     """What is used of a `subprocess.Popen`, of the service's main process."""
 
     def __init__(self, command: Sequence[str], variables: Mapping[str, str], log: Path) -> None:
-        install_package()
+        install()
         assert command[0] == sys.executable
-        words = [PYTHON, *command[1:]]
+        words = ["/usr/bin/python3", *command[1:]]
         DROP_INS.mkdir(parents=True, exist_ok=True)
         lines = [
             *("[Service]", "Type=exec", "NotifyAccess=none", "WatchdogSec=0", "Restart=no"),
             *("ExecStart=", f"ExecStart={' '.join(quoted(w.replace('$', '$$')) for w in words)}"),
             *(f"Environment={quoted(f'{name}={text}')}" for name, text in variables.items()),
+            *(f"Environment=PYTHONPATH={LIBRARY}", "WorkingDirectory=/"),
             *(f"StandardOutput=append:{log}", "StandardError=inherit"),
         ]
         TEST_DROP_IN.write_text("\n".join([*lines, ""]))

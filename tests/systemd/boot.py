@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,14 +79,23 @@ class Result:
     trouble: str = ""
 
 
-def run_tests(directory: Path, arguments: list[str], timeout_seconds: float) -> Result:
+def run_tests(
+    directory: Path,
+    packages: Mapping[str, Sequence[Path]],
+    arguments: Sequence[str],
+    timeout_seconds: float,
+) -> Result:
     """Runs pytest in a guest; what it says is shown as it comes, and kept in ``output``; the
     guest's journal is in ``journal``.
 
-    The directory is emptied first.
+    The directory is emptied first. The guest has packages in ``packages``, by name of a directory.
     """
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
+    for name, files in packages.items():
+        (directory / "packages" / name).mkdir(parents=True)
+        for file in files:
+            shutil.copy(file, directory / "packages" / name)
     (directory / UNIT).write_text(_filled(TEST_UNIT))
     (directory / "run").write_text(_filled(RUN, ARGUMENTS=shlex.join(arguments)))
     (directory / "output").touch()
