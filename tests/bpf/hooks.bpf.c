@@ -55,7 +55,7 @@ int NAME(name)(context *ctx)					\
 }
 
 #ifdef PID
-static __always_inline int is_ours(void)
+static __always_inline __attribute__((unused)) int is_ours(void)
 {
 	struct bpf_pidns_info found = {};
 
