@@ -8,29 +8,11 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tests.systemd import units
 from tests.systemd.install import install
+from tests.systemd.units import UNIT, systemctl
 
-UNIT = "bpfkeeperd.service"
-DROP_INS = Path(f"/run/systemd/system/{UNIT}.d")
-TEST_DROP_IN = DROP_INS / "90-tests.conf"
 LIBRARY = "/usr/lib/bpfkeeperd"
-
-
-def systemctl(*arguments: str) -> str:
-    """What it prints.
-
-    Raises:
-        AssertionError: it failed.
-    """
-    done = subprocess.run(["systemctl", *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"systemctl {' '.join(arguments)}: {done.stdout}{done.stderr}"
-    return done.stdout
-
-
-def properties(*names: str, unit: str = UNIT) -> dict[str, str]:
-    wanted = [option for name in names for option in ("-p", name)]
-    lines = systemctl("show", *wanted, unit).splitlines()
-    return dict(line.split("=", 1) for line in lines)
 
 
 def quoted(text: str) -> str:
@@ -47,7 +29,6 @@ class Service:
         install()
         assert command[0] == sys.executable
         words = ["/usr/bin/python3", *command[1:]]
-        DROP_INS.mkdir(parents=True, exist_ok=True)
         lines = [
             *("[Service]", "Type=exec", "NotifyAccess=none", "WatchdogSec=0", "Restart=no"),
             *("ExecStart=", f"ExecStart={' '.join(quoted(w.replace('$', '$$')) for w in words)}"),
@@ -55,17 +36,16 @@ class Service:
             *(f"Environment=PYTHONPATH={LIBRARY}", "WorkingDirectory=/"),
             *(f"StandardOutput=append:{log}", "StandardError=inherit"),
         ]
-        TEST_DROP_IN.write_text("\n".join([*lines, ""]))
         log.touch()
-        systemctl("daemon-reload")
+        units.put_drop_in("as-service", "\n".join([*lines, ""]))
         systemctl("reset-failed")
         systemctl("start", UNIT)
-        self.pid = int(properties("MainPID")["MainPID"])
+        self.pid = units.main_pid()
 
     def poll(self) -> int | None:
         if self.pid and os.path.exists(f"/proc/{self.pid}"):
             return None
-        found = properties("ActiveState", "ExecMainCode", "ExecMainStatus")
+        found = units.properties("ActiveState", "ExecMainCode", "ExecMainStatus")
         if found["ActiveState"] not in ("inactive", "failed"):
             return None
         status = int(found["ExecMainStatus"])

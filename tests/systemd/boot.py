@@ -158,8 +158,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 @contextmanager
 def _own_cgroups() -> Iterator[list[Path]]:
-    """A new cgroup in each hierarchy in which the guest makes some: cgroup2, and beside it systemd's
-    own where there is one. All that is in them ends with them."""
+    """A new cgroup in each hierarchy in which the guest makes some: cgroup2, and systemd's own where
+    there is one beside it. All that is in them ends with them."""
     made = []
     try:
         for parent in _cgroups_of_systemd():
