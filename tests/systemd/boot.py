@@ -32,7 +32,7 @@ Type=oneshot
 WorkingDirectory=@CHECKOUT@
 Environment=@VARIABLE@=1 PYTHONDONTWRITEBYTECODE=1 LANG=C.UTF-8 HOME=/root
 ExecStart=/bin/sh @RESULTS@/run
-ExecStopPost=-/bin/sh -c 'journalctl --no-pager -o short-precise > @RESULTS@/journal'
+ExecStopPost=-/bin/sh -c 'journalctl --no-pager --all -o short-precise > @RESULTS@/journal'
 StandardOutput=file:@RESULTS@/output
 StandardError=inherit
 """
@@ -158,7 +158,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 @contextmanager
 def _own_cgroups() -> Iterator[list[Path]]:
-    """A new cgroup in each hierarchy in which the guest makes some: cgroup2, and systemd's own where
+    """A new cgroup in each hierarchy in which the guest makes some: cgroup2, and systemd's own if
     there is one beside it. All that is in them ends with them."""
     made = []
     try:

@@ -56,11 +56,16 @@ class Drive:
     pair: Netns
     cgroup: Path
     sender: Sender
+    version: int = 0
+    """Of the objects."""
+    sent_before: int = 0
+    """The start."""
     map_ids: dict[str, int] = field(default_factory=dict)
     link_ids: dict[str, int] = field(default_factory=dict)
 
     def put(self, version: int) -> None:
         """Objects of a version."""
+        self.version = version
         OBJECTS.mkdir(exist_ok=True)
         for name, macros in (
             ("sender", {"MAP": "sent"}),
@@ -94,7 +99,8 @@ class Drive:
 
     def check_served(self) -> None:
         """Every packet that was sent was counted at both places."""
-        with self.sender.paused() as sent:
+        with self.sender.paused() as sent_in_all:
+            sent = sent_in_all - self.sent_before
             assert sent > 0
             deadline = time.monotonic() + 5
             while self.counted() != (sent, sent) and time.monotonic() < deadline:
@@ -119,39 +125,55 @@ class Drive:
 @pytest.fixture(scope="module")
 def drive(build_object: BuildObject, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Drive]:
     install()
-    with (
-        quiet_pair("keeper-service") as pair,
-        child_cgroup() as cgroup,
-        ExitStack() as stack,
-    ):
-        driven = Drive(build_object, pair, cgroup, None)  # type: ignore[arg-type]
+    systemctl("stop", UNIT)
+    with quiet_pair("keeper-service") as pair, child_cgroup() as cgroup, ExitStack() as stack:
+        stack.callback(take_down)
+        sender = stack.enter_context(sending(pair, cgroup))
+        driven = Drive(build_object, pair, cgroup, sender)
         driven.put(1)
         driven.write()
-        systemctl("stop", UNIT)
-        listing = units.put_drop_in(
-            "listing", f"[Service]\nExecStartPost=/bin/sh -c 'find {PINS} > /run/bpfkeeperd/pins'\n"
-        )
-        since = units.cursor()
-        systemctl("start", UNIT)
-        driven.sender = stack.enter_context(sending(pair, cgroup))
-        driven.note()
-        started = Path("/run/bpfkeeperd/pins").read_text().splitlines()
-        assert {str(PINS / name) for name in MAPS} <= set(started), "ready before all was pinned"
-        assert sum("/bpfkeeperd/links/" in path for path in started) >= 2
-        assert units.wait_for_entry(since, MESSAGE_ID=MessageId.RELOAD_OK)
-        units.remove_drop_in(listing)
+        with sender.paused() as driven.sent_before:
+            start(driven)
         yield driven
-        systemctl("stop", UNIT)
-        done = units.run("bpfkeeperd", "unload", "--maps")
-        assert done.returncode == 0, done.stderr
-        MANIFEST.write_text("version: 1\n")
+
+
+def start(driven: Drive) -> None:
+    """For the first time; whoever is told that it is up finds everything."""
+    listing = units.put_drop_in(
+        "listing", f"[Service]\nExecStartPost=/bin/sh -c 'find {PINS} > /run/bpfkeeperd/pins'\n"
+    )
+    since = units.cursor()
+    systemctl("start", UNIT)
+    there = Path("/run/bpfkeeperd/pins").read_text().splitlines()
+    assert {str(PINS / name) for name in MAPS} <= set(there), "ready before all was pinned"
+    assert sum("/bpfkeeperd/links/" in path for path in there) >= 2
+    driven.note()
+    assert units.entries(since, MESSAGE_ID=MessageId.RELOAD_OK), units.last_messages()
+    units.remove_drop_in(listing)
+
+
+def take_down() -> None:
+    systemctl("stop", UNIT)
+    done = units.run("bpfkeeperd", "unload", "--maps")
+    assert done.returncode == 0, done.stderr
+    MANIFEST.write_text("version: 1\n")
 
 
 @pytest.fixture(autouse=True)
-def in_order() -> Iterator[None]:
-    """No test is blamed for the restarts of those before it."""
-    yield
+def as_before(drive: Drive) -> None:
+    """No test is blamed for what those before it left."""
+    drive.write()
+    drive.put(drive.version)
     units.run("systemctl", "reset-failed", UNIT)
+    systemctl("start", UNIT)
+
+
+def kill(number: int) -> int:
+    """Sends the daemon a signal; its process ID."""
+    pid = units.main_pid()
+    assert pid > 1
+    os.kill(pid, number)
+    return pid
 
 
 def test_the_service_is_restricted_as_its_unit_says(drive: Drive) -> None:
@@ -217,7 +239,7 @@ def test_a_daemon_that_hangs_is_replaced(drive: Drive) -> None:
     pid = units.main_pid()
     time.sleep(5)
     assert units.main_pid() == pid, "it does not say that it is alive"
-    os.kill(pid, signal.SIGSTOP)
+    assert kill(signal.SIGSTOP) == pid
     units.wait(lambda: drive.restarted(pid), "a new daemon")
     assert "watchdog" in units.run("journalctl", "-u", UNIT, "-n", "30").stdout
     units.remove_drop_in(quick)
@@ -226,8 +248,7 @@ def test_a_daemon_that_hangs_is_replaced(drive: Drive) -> None:
 
 
 def test_killed_it_comes_back(drive: Drive) -> None:
-    pid = units.main_pid()
-    os.kill(pid, signal.SIGKILL)
+    pid = kill(signal.SIGKILL)
     units.wait(lambda: drive.restarted(pid), "a new daemon")
     drive.check()
 
@@ -276,8 +297,7 @@ def test_pins_removed_while_it_runs_come_back(drive: Drive) -> None:
 
 def test_pins_removed_when_it_was_killed_come_back(drive: Drive) -> None:
     """From what the service manager kept."""
-    pid = units.main_pid()
-    os.kill(pid, signal.SIGKILL)
+    pid = kill(signal.SIGKILL)
     unpin_everything()
     assert not any(os.path.exists(PINS / name) for name in MAPS)
     units.wait(lambda: drive.restarted(pid), "a new daemon")
@@ -287,8 +307,7 @@ def test_pins_removed_when_it_was_killed_come_back(drive: Drive) -> None:
 def test_the_service_manager_keeps_descriptors_when_it_is_replaced(drive: Drive) -> None:
     systemctl("daemon-reexec")
     assert int(units.show("NFileDescriptorStore")) >= len(MAPS)
-    pid = units.main_pid()
-    os.kill(pid, signal.SIGKILL)
+    pid = kill(signal.SIGKILL)
     unpin_everything()
     units.wait(lambda: drive.restarted(pid), "a new daemon")
     drive.check()
@@ -312,8 +331,7 @@ def test_bpffs_unmounted_over_a_restart(drive: Drive) -> None:
 
 
 def test_bpffs_unmounted_when_it_was_killed(drive: Drive) -> None:
-    pid = units.main_pid()
-    os.kill(pid, signal.SIGKILL)
+    pid = kill(signal.SIGKILL)
     subprocess.run(["umount", "--lazy", str(PINS)], check=True)
     units.wait(lambda: drive.restarted(pid), "a new daemon")
     drive.check()
@@ -340,8 +358,7 @@ def test_too_many_failures_end_it_and_nothing_else(drive: Drive) -> None:
     kills = 0
     while units.show("ActiveState") != "failed":
         assert (kills := kills + 1) < 20, "no limit"
-        pid = units.main_pid()
-        os.kill(pid, signal.SIGKILL)
+        pid = kill(signal.SIGKILL)
 
         def settled(former: int = pid) -> bool:
             return units.show("ActiveState") == "failed" or drive.restarted(former)

@@ -63,16 +63,20 @@ def remove_drop_in(path: Path) -> None:
 def cursor() -> str:
     """Where the journal ends now."""
     run("journalctl", "--sync")
-    lines = run("journalctl", "-n", "0", "--show-cursor").stdout.splitlines()
-    return lines[-1].removeprefix("-- cursor: ")
+    found: str = json.loads(run("journalctl", "-n", "1", "-o", "json").stdout)["__CURSOR"]
+    return found
 
 
 def entries(since: str, **fields: str) -> list[dict[str, str]]:
-    """What the service wrote into the journal since then, with these fields."""
+    """What the service wrote into the journal since then, with these fields.
+
+    They are compared here: journalctl leaves out the first one when the cursor has others.
+    """
     run("journalctl", "--sync")
-    wanted = [f"{name}={text}" for name, text in fields.items()]
-    command = ("journalctl", "-o", "json", f"--after-cursor={since}", "-u", UNIT, *wanted)
-    return [json.loads(line) for line in run(*command).stdout.splitlines()]
+    lines = run("journalctl", "-o", "json", f"--after-cursor={since}").stdout.splitlines()
+    found = [json.loads(line) for line in lines]
+    wanted = {"_SYSTEMD_UNIT": UNIT, **{name: str(text) for name, text in fields.items()}}
+    return [entry for entry in found if wanted.items() <= entry.items()]
 
 
 def last_messages() -> str:
