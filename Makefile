@@ -31,6 +31,8 @@ BUILT := .venv build dist *.egg-info bpfkeeperd/bpf/*.bpf.o bpfkeeperd/_libbpf*.
 FUZZ_TARGETS := btf elf
 FUZZ_SECONDS ?= 600
 
+SOAK_RELOADS ?= 10000
+
 # Where `make install` places things; DESTDIR goes before all of it, for packages.
 PREFIX ?= /usr/local
 # The daemon's modules belong to it alone: a directory of its own, and not one of Python's, makes
@@ -49,7 +51,7 @@ PRESERVES := pkg-config --atleast-version=254 libsystemd
 DEB_VERSION ?= $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' bpfkeeperd/__init__.py)
 DEB_TREE := build/deb/bpfkeeperd
 
-.PHONY: help setup run demo-clean test test-kernels guest-packages lint fuzz bench clean packages objects \
+.PHONY: help setup run demo-clean test test-kernels guest-packages lint fuzz soak bench clean packages objects \
 	install uninstall install-packages deb deb-packages test-deb test-systemd nspawn-packages
 .DEFAULT_GOAL := help
 
@@ -90,6 +92,11 @@ fuzz: setup ## fuzz the readers of BTF and of objects, FUZZ_SECONDS (600) each
 	for process in $$processes; do wait $$process || wrong=1; done; \
 	if [ "$$wrong" ]; then echo "the input at work is in .fuzz-TARGET.hex"; exit 1; fi; \
 	rm -f $(FUZZ_TARGETS:%=.fuzz-%.hex)
+
+# As the short run of `make test`, but longer.
+soak: setup ## SOAK_RELOADS (10,000) reloads beside 550 bad clients of the metrics: nothing may grow
+	$(AS_ROOT) env BPFKEEPERD_SOAK_RELOADS=$(SOAK_RELOADS) .venv/bin/python -m pytest \
+		-p no:cacheprovider -q -s tests/system/test_soak.py
 
 bench: setup ## measure reloads
 	$(AS_ROOT) .venv/bin/python -m tests.bench

@@ -64,6 +64,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--maps", action="store_true", help="also unpin the maps made here: CONTENTS ARE LOST"
     )
+    text = "Show what the daemon needs of this machine, and what it lacks; changes nothing."
+    command("doctor", commands.doctor, text, "json")
     command("schema", commands.schema, "Print the manifest's JSON Schema, for editors.")
     _add_explain(subparsers)
     return parser

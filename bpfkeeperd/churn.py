@@ -21,6 +21,8 @@ class MapRecord:
     last_change: LastChange | None = None
     past_id: int = 0
     """The last ID of an earlier boot, where ``id`` is 0."""
+    owner: int = 0
+    """The user who owned the pin when it was last seen, by the manifest of then; 0: root."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,12 @@ class Memory:
         if boot_id != self.boot_id:
             return {}
         return {name: record.id for name, record in self.maps.items() if record.id}
+
+    def owners(self, boot_id: str) -> dict[str, int]:
+        """The users to whom pins were given since this boot, by the pin's name."""
+        if boot_id != self.boot_id:
+            return {}
+        return {name: record.owner for name, record in self.maps.items() if record.owner}
 
 
 OwnPins = Mapping[str, Mapping[int, MapIdChange]]
@@ -205,3 +213,13 @@ def before_start(change: IdChange) -> IdChange:
 def at_start(change: IdChange) -> IdChange:
     """A change that a keeper made as it started: what was lost was lost before."""
     return before_start(change) if change.reason is MapIdChange.LOST else change
+
+
+def with_owners(memory: Memory, owners: Mapping[str, int]) -> Memory:
+    """Takes note of whom pins belong to, all of which were found to be right."""
+    different = {
+        name: replace(record, owner=owner)
+        for name, owner in owners.items()
+        if (record := memory.maps.get(name)) and record.owner != owner
+    }
+    return replace(memory, maps={**memory.maps, **different}) if different else memory

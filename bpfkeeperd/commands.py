@@ -194,6 +194,7 @@ def status(options: Namespace) -> int:
     if options.json:
         problems = [*refused, counts.problem] if counts.problem else refused
         found = {**asdict(snapshot), "maps": map_rows(snapshot.maps, counts), "problems": problems}
+        found["daemon_lacks"] = _daemon_lacks(options)
         print(json.dumps(found, indent=2))
     else:
         kept, screen = _who_keeps(options), screen_of(sys.stdout)
@@ -325,6 +326,22 @@ def unload(options: Namespace) -> int:
     return OK
 
 
+def doctor(options: Namespace) -> int:
+    from bpfkeeperd.doctortable import doctor_text
+    from bpfkeeperd.examine import examine
+    from bpfkeeperd.judge import is_fit, rows
+    from bpfkeeperd.terminal import screen_of
+
+    found = examine(options.config, state_directory(options), run_directory(options))
+    judged = rows(found)
+    if options.json:
+        checks = [asdict(row) for row in judged]
+        print(json.dumps({"fit": is_fit(judged), "checks": checks}, indent=2))
+    else:
+        print(doctor_text(judged, screen_of(sys.stdout)))
+    return OK if is_fit(judged) else FAILED
+
+
 def schema(options: Namespace) -> int:
     from bpfkeeperd.schema import json_schema
 
@@ -387,7 +404,20 @@ def _who_keeps(options: Namespace) -> str:
     from bpfkeeperd.manifest import read_manifest
 
     root = read_manifest(options.config).pin_root
-    return f"a daemon keeps {root}" if is_held(root) else f"no daemon keeps {root}"
+    lacking = _daemon_lacks(options)
+    without = f" without {', '.join(lacking)} (see bpfkeeperd doctor)" if lacking else ""
+    return f"a daemon keeps {root}{without}" if is_held(root) else f"no daemon keeps {root}"
+
+
+def _daemon_lacks(options: Namespace) -> list[str]:
+    """The capabilities that the daemon would have a use for, and does not have."""
+    from bpfkeeperd.capabilities import lacking
+    from bpfkeeperd.control import control_path, daemon_process
+    from bpfkeeperd.kernel import effective_capabilities
+
+    pid = daemon_process(control_path(run_directory(options), options.config))
+    held = effective_capabilities(pid) if pid else None
+    return [one.name for one in lacking(held)] if held is not None else []
 
 
 def _memory(options: Namespace, pin_root: str) -> "Memory":

@@ -193,3 +193,18 @@ def _decode(data: Mapping[str, Any]) -> Outcome:
         rolled_back=data["rolled_back"],
         swapping_seconds=data["swapping_seconds"],
     )
+
+
+def daemon_process(path: str) -> int | None:
+    """The process that listens; None where nobody does, or this user may not ask."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK) as client:
+        try:
+            address, directory = _reachable(path)
+            try:
+                client.connect(address)  # and goes again, which the daemon takes for no request
+            finally:
+                os.close(directory)
+        except OSError:
+            return None
+        peer = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
+        return int(_PEER.unpack(peer)[0]) or None

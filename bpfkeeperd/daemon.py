@@ -10,7 +10,8 @@ import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from bpfkeeperd import service
+from bpfkeeperd import kernel, service
+from bpfkeeperd.capabilities import lacking_text
 from bpfkeeperd.churn import IdChange
 from bpfkeeperd.control import ControlServer, answer, control_path, read_request
 from bpfkeeperd.entries import TlsEntry
@@ -104,6 +105,8 @@ class Daemon:
             self._store = FdStore(self._notifier, passed.stored, service.store_room())
             for name, fds in passed.stored.items():
                 self._keeper.stored.put(name, fds)
+            if lacking := lacking_text(kernel.effective_capabilities() or 0):
+                log.warning("%s", lacking)
             outcome = self._reload()
             if outcome.result is ReloadResult.REJECTED:
                 self._tell(outcome)

@@ -109,5 +109,5 @@ class ManifestError(KeeperError):
 def error_text(error: KeeperError | OSError) -> str:
     """What went wrong with something of the keeper's own, also where the system said it."""
     if isinstance(error, OSError):
-        return f"cannot change {error.filename}: {error.strerror}"
+        return f"cannot change {error.filename}: {errno_text(error.errno or 0)}"
     return str(error)

@@ -128,7 +128,9 @@ class Held:
             if held and (name in differing or name in self.undecided):
                 continue
             opened = kernel.pinned_map(layout.map(name))
-            if opened:
+            if opened and opened[1].id != found.pinned.id:  # the next look judges that one
+                os.close(opened[0])
+            elif opened:
                 if held:
                     os.close(held[1])
                 self._maps[name] = (opened[1].id, opened[0])

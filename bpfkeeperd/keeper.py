@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 from bpfkeeperd import kernel
+from bpfkeeperd.accounts import with_accounts
 from bpfkeeperd.actions import Plan
 from bpfkeeperd.apply import Applied, apply, together
 from bpfkeeperd.churn import IdChange, Memory
@@ -76,9 +77,8 @@ def look(
         desired = with_matches(desired)
     check_pin_root(manifest.pin_root)
     with Held() as held:
-        last_ids = memory.last_ids(kernel.boot_id())
-        layout = Layout(manifest.pin_root)
-        observed = observe(desired, layout, held, last_ids)
+        boot, layout = kernel.boot_id(), Layout(manifest.pin_root)
+        observed = observe(desired, layout, held, memory.last_ids(boot), memory.owners(boot))
         observed = with_foreign(desired, layout, observed, everywhere=True)
     observed = with_conflicts(observed, _alive(memory.conflicts))
     todo = plan(desired, observed, force=force)
@@ -232,7 +232,7 @@ class Keeper:
         if texts != self._texts:
             manifest = parse_manifest(texts)
             self._texts, self._parsed = texts, manifest
-        return self._parsed
+        return with_accounts(self._parsed)
 
     def _in_force(self, desired: Desired, lacking: Mapping[Hook, str]) -> Desired:
         """What a reload left: of an object that could not be loaded, what was loaded before."""
@@ -314,8 +314,9 @@ class Keeper:
         return self._ledger.tell()
 
     def _observe(self, desired: Desired, *, keep_pinned: bool = False) -> Observed:
-        last_ids = self._ledger.memory.last_ids(kernel.boot_id())
-        observed = observe(desired, self._layout, self._held, last_ids)
+        memory, boot = self._ledger.memory, kernel.boot_id()
+        last_ids, owners = memory.last_ids(boot), memory.owners(boot)
+        observed = observe(desired, self._layout, self._held, last_ids, owners)
         if stored := self._held.undecided_ids():
             if not keep_pinned:
                 observed = with_conflicts(observed, stored, self._ledger.pinned_here)

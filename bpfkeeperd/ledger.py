@@ -7,7 +7,16 @@ from contextlib import suppress
 from dataclasses import replace
 
 from bpfkeeperd import kernel
-from bpfkeeperd.churn import NOTHING, IdChange, Memory, OwnPins, at_start, before_start, follow
+from bpfkeeperd.churn import (
+    NOTHING,
+    IdChange,
+    Memory,
+    OwnPins,
+    at_start,
+    before_start,
+    follow,
+    with_owners,
+)
 from bpfkeeperd.conflicts import conflict_ids
 from bpfkeeperd.desired import Desired
 from bpfkeeperd.errors import KeeperError
@@ -140,7 +149,7 @@ def followed(
     memory = replace(memory, conflicts=conflict_ids(observed))
     layout = Layout(desired.manifest.pin_root)
     formers = {name: wanted.former for name, wanted in desired.maps.items() if wanted.former}
-    return follow(
+    memory, changes = follow(
         memory,
         pinned,
         boot_id=kernel.boot_id(),
@@ -150,6 +159,12 @@ def followed(
         formers=formers,
         renamed=renamed,
     )
+    owners = {
+        found.source or name: found.rights.uid if found.rights else 0
+        for name, found in observed.maps.items()
+        if not found.fault
+    }
+    return with_owners(memory, owners), changes
 
 
 def _pinned_at(memory: Memory, pinned: Mapping[str, int], layout: Layout) -> dict[str, float]:

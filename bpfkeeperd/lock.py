@@ -4,11 +4,11 @@ import fcntl
 import os
 import time
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Self
 
-from bpfkeeperd.errors import BusyError, PinRootError
+from bpfkeeperd.errors import BusyError, KernelError, PinRootError, errno_text
 
 
 class RootLock:
@@ -28,21 +28,28 @@ class RootLock:
         try:
             fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
-            raise PinRootError(f"cannot open pin root {self.root}: {error.strerror}") from None
-        if not _flock(fd, fcntl.LOCK_EX, patience_seconds=0.2):  # `status` holds it for a moment
+            why = errno_text(error.errno or 0)
+            raise PinRootError(f"cannot open pin root {self.root}: {why}") from None
+        try:
+            # `status` holds it for a moment
+            if _flock(fd, self.root, fcntl.LOCK_EX, patience_seconds=0.2):
+                return fd
+        except BaseException:
             os.close(fd)
-            raise BusyError(
-                f"another keeper holds the pin root {self.root}: use `bpfkeeperd reload`, or stop"
-                " it first"
-            ) from None
-        return fd
+            raise
+        os.close(fd)
+        raise BusyError(
+            f"another keeper holds the pin root {self.root}: use `bpfkeeperd reload`, or stop"
+            " it first"
+        )
 
     def refresh(self) -> None:
         """Holds the directory that is at the pin root now."""
         try:
             now = os.stat(self.root)
         except OSError as error:
-            raise PinRootError(f"cannot look at pin root {self.root}: {error.strerror}") from None
+            why = errno_text(error.errno or 0)
+            raise PinRootError(f"cannot look at pin root {self.root}: {why}") from None
         if not os.path.samestat(now, os.fstat(self._fd)):
             fd = self._acquire()
             os.close(self._fd)
@@ -85,7 +92,11 @@ def reading(directory: str) -> Iterator[int | None]:
     A directory that is not there, or not for this user, cannot be in use: there is nothing to wait
     for.
     """
-    yield from _locked(directory, fcntl.LOCK_SH, patience_seconds=30)
+    try:
+        opened = _open(directory)
+    except OSError:
+        opened = None
+    yield from _locked(directory, opened, fcntl.LOCK_SH, patience_seconds=30)
 
 
 @contextmanager
@@ -97,7 +108,7 @@ def try_reading(directory: str) -> Iterator[bool]:
         yield True
         return
     try:
-        yield _flock(fd, fcntl.LOCK_SH, patience_seconds=0)
+        yield _flock(fd, directory, fcntl.LOCK_SH, patience_seconds=0)
     finally:
         os.close(fd)
 
@@ -108,38 +119,53 @@ def writing(directory: str) -> Iterator[int | None]:
 
     What it gives is for `letting_look`.
     """
-    yield from _locked(directory, fcntl.LOCK_EX, patience_seconds=1)
+    try:
+        opened = _open(directory)
+    except OSError as error:
+        raise KernelError(f"open {directory}", error.errno or 0) from None
+    yield from _locked(directory, opened, fcntl.LOCK_EX, patience_seconds=1)
 
 
 @contextmanager
 def letting_look(lock: int | None) -> Iterator[None]:
     """Lets readers in while a reload does nothing but wait."""
     if lock is not None:
-        fcntl.flock(lock, fcntl.LOCK_SH)
+        with suppress(OSError):  # then they wait
+            fcntl.flock(lock, fcntl.LOCK_SH)
     try:
         yield
     finally:
         if lock is not None:
-            _flock(lock, fcntl.LOCK_EX, patience_seconds=1)
+            _flock(lock, "the own directory", fcntl.LOCK_EX, patience_seconds=1)
+
+
+def _open(directory: str) -> int | None:
+    """None: it is not there."""
+    try:
+        return os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
 
 
 def _locked(
-    directory: str, operation: int, patience_seconds: float
+    directory: str, fd: int | None, operation: int, patience_seconds: float
 ) -> Generator[int | None, None, None]:
-    try:
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError:
+    if fd is None:
         yield None
         return
     try:
-        _flock(fd, operation, patience_seconds)
+        _flock(fd, directory, operation, patience_seconds)
         yield fd
     finally:
         os.close(fd)
 
 
-def _flock(fd: int, operation: int, patience_seconds: float) -> bool:
-    """Whether the lock could be had in time."""
+def _flock(fd: int, name: str, operation: int, patience_seconds: float) -> bool:
+    """Whether the lock could be had in time.
+
+    Raises:
+        KernelError: for another reason than that somebody has it.
+    """
     deadline = time.monotonic() + patience_seconds
     while True:
         try:
@@ -148,5 +174,7 @@ def _flock(fd: int, operation: int, patience_seconds: float) -> bool:
             if time.monotonic() > deadline:
                 return False
             time.sleep(0.01)
+        except OSError as error:
+            raise KernelError(f"lock {name}", error.errno or 0) from None
         else:
             return True

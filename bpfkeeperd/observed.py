@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from bpfkeeperd.layout import LinkKey, StubKey
+from bpfkeeperd.pinrights import Rights
 from bpfkeeperd.state import InnerInfo, LinkInfo, MapInfo, Neighbour, ProgramInfo
 from bpfkeeperd.targets import Target
 
@@ -31,6 +32,8 @@ class ObservedMap:
     """Of a map-in-map, where it is known."""
     astray: tuple[int, ...] = ()
     """Places in the wanted contents of what is not there as wanted, of entries that are watched."""
+    rights: Rights | None = None
+    """Of its pin."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from bpfkeeperd.actions import (
     RestoreLink,
     RestoreMap,
     RestoreProgram,
+    SetRights,
     Swap,
 )
 from bpfkeeperd.compare import differences, layout_differences, pattern_differences
@@ -58,6 +59,7 @@ def plan(desired: Desired, observed: Observed, *, force: bool = False) -> Plan:
             break
     leave_out_entries(draft)
     write_entries(draft)
+    _set_rights(draft)
     orphans = _orphan_links(draft)
     places = ordered_places(desired.attachments)
     for wanted_object in desired.objects.values():
@@ -65,7 +67,8 @@ def plan(desired: Desired, observed: Observed, *, force: bool = False) -> Plan:
             _decide_attachment(draft, wanted_object, attachment, orphans, places)
     _restore_held_links(draft)
     restore_stubs(draft)
-    draft.restores += [RestoreProgram(*place) for place in observed.unpinned_programs]
+    # First: the record of a filter is another pin of its program.
+    draft.restores[:0] = [RestoreProgram(*place) for place in observed.unpinned_programs]
     changes, removals = group(draft, orphans)
     return Plan(
         restores=tuple(draft.restores),
@@ -124,6 +127,16 @@ def serves(info: LinkInfo, attachment: Attachment, target_id: int | str | None) 
         and (not rules.typed or info.attach_type == attachment.hook.attach_type)
         and (not info.detail or attachment.detail == "" or info.detail in attachment.details)
     )
+
+
+def _set_rights(draft: Draft) -> None:
+    """Pins that stay and are not as the manifest wants them; new ones come with their rights."""
+    for name, wanted in draft.desired.maps.items():
+        found = draft.found(name).rights
+        if wanted.rights and found and name not in draft.refused_maps and not draft.makes(name):
+            rights = wanted.rights.over(found)
+            if rights != found:
+                draft.rights[name] = SetRights(wanted, found, rights)
 
 
 def _decide_map(draft: Draft, wanted: WantedMap) -> None:

@@ -218,6 +218,7 @@ def _pinned_status(
         made=record.made,
         last_change=record.last_change,
         stored_id=found.stored_id or None,
+        pin=found.rights,
     )
 
 

@@ -9,6 +9,7 @@ from enum import StrEnum
 
 from bpfkeeperd.entries import MismatchPolicy
 from bpfkeeperd.hooks import Hook
+from bpfkeeperd.pinrights import Rights
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +227,8 @@ class MapStatus:
     about."""
     other_pins: tuple[str, ...] = ()
     """Where else it is pinned; looked for only where that is shown."""
+    pin: Rights | None = None
+    """Whose the pin is; None while there is none."""
 
 
 @dataclass(frozen=True, slots=True)

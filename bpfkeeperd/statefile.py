@@ -108,6 +108,7 @@ def _encode_record(record: MapRecord) -> Mapping[str, object]:
     optional = {
         "since": record.since,
         "past_id": record.past_id,
+        "owner": record.owner,
         "last_change": last and {"reason": last.reason, "old_id": last.old_id, "at": last.at},
     }
     return encoded | {name: value for name, value in optional.items() if value}
@@ -155,6 +156,7 @@ def _decode_record(record: Mapping[str, Any]) -> MapRecord:
         if last is not None
         else None,
         past_id=int(record.get("past_id", 0)),
+        owner=int(record.get("owner", 0)),
     )
 
 

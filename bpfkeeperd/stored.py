@@ -9,15 +9,9 @@ from bpfkeeperd.desired import Desired
 from bpfkeeperd.errors import KernelError
 from bpfkeeperd.fdstore import Kept, StoredKind, object_id, store_name
 from bpfkeeperd.held import Held
-from bpfkeeperd.hooks import KINDS, HookKind
+from bpfkeeperd.hooks import STORED_LINKS
 from bpfkeeperd.kernel import PinKind
 from bpfkeeperd.layout import Layout
-
-_LASTING_KINDS = (HookKind.CGROUP, HookKind.XDP, HookKind.TCX, HookKind.NETKIT, HookKind.NETNS)
-STORED_LINKS = frozenset().union(*(KINDS[kind].link_types for kind in _LASTING_KINDS))
-"""Types of links that are stored: the kernel detaches them when it is told to (BPF_LINK_DETACH),
-whoever holds them, so that no descriptor far away can keep one attached that is to go; and each
-runs its program directly, not by way of a stub whose array would need a descriptor, too."""
 
 
 class Stored:

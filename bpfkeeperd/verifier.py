@@ -10,6 +10,14 @@ _REFUSED = re.compile(
 _NOT_CREATED = re.compile(
     r"^libbpf: map '(?P<map>[^']*)': failed to create: .*\(-(?P<errno>\d+)\)$", re.M
 )
+_NOT_FILLED = re.compile(
+    r"^libbpf: (?:map '(?P<named>[^']*)': failed to freeze as read-only|"
+    r"Error setting initial map\((?P<initial>[^)]*)\) contents|"
+    r"Error freezing map\((?P<frozen>[^)]*)\) as read-only|"
+    r"map '(?P<slot>[^']*)': failed to initialize slot).*",
+    re.M,
+)
+"""libbpf says after it that the map could not be created."""
 _NOISE = re.compile(
     r"processed \d+ insns|verification time|stack depth|peak_states|"
     r"failed to load object|failed to load program|BPF program load failed|"
@@ -22,7 +30,7 @@ _SOURCE_LINE = re.compile(r"^; ")
 
 def refused_map(log: str) -> tuple[str, int] | None:
     """The map that the kernel did not create, and the errno; None when it was something else."""
-    found = _NOT_CREATED.search(log)
+    found = None if _NOT_FILLED.search(log) else _NOT_CREATED.search(log)
     return (found["map"], int(found["errno"])) if found else None
 
 

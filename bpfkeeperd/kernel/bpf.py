@@ -31,6 +31,11 @@ def checked(result: int, action: str, remedy: str = "") -> int:
     return result
 
 
+def needs_admin(result: int) -> str:
+    """What helps against the errno of a call that takes CAP_SYS_ADMIN."""
+    return "it takes CAP_SYS_ADMIN" if result == -errno.EPERM else ""
+
+
 @contextmanager
 def holding(fd: int) -> Iterator[int]:
     """Closes a descriptor at the end of the block."""
@@ -61,7 +66,15 @@ def pinned(path: str, kind: PinKind) -> int | None:
     fd: int = lib.bpf_obj_get(os.fsencode(path))
     if fd == -errno.ENOENT:
         return None
-    checked(fd, f"open the pin {path}")
+    return kind_checked(checked(fd, f"open the pin {path}"), kind, path)
+
+
+def kind_checked(fd: int, kind: PinKind, path: str) -> int:
+    """A descriptor of what is pinned at a path, which is closed if it is of another kind.
+
+    Raises:
+        KernelError: EINVAL.
+    """
     actual = lib.keeper_kind(fd)
     if actual == kind:
         return fd
@@ -95,6 +108,12 @@ def rename(source: str, path: str) -> None:
     """Gives a pin another name in one step; an existing one is an error, never replaced."""
     result = lib.keeper_rename(os.fsencode(source), os.fsencode(path))
     checked(result, f"rename the pin {source} to {path}")
+
+
+def link(source: str, path: str) -> None:
+    """Gives a pin a second name; an existing one is an error, never replaced."""
+    result = lib.keeper_link(os.fsencode(source), os.fsencode(path))
+    checked(result, f"pin at {path}")
 
 
 def map_info(fd: int) -> MapInfo:
@@ -199,7 +218,7 @@ def map_by_id(map_id: int) -> int | None:
     fd: int = lib.bpf_map_get_fd_by_id(map_id)
     if fd == -errno.ENOENT:
         return None
-    return checked(fd, f"open the map with ID {map_id}")
+    return checked(fd, f"open the map with ID {map_id}", needs_admin(fd))
 
 
 def map_lives(map_id: int) -> bool:
@@ -222,7 +241,7 @@ def program_by_id(program_id: int) -> int | None:
     fd: int = lib.bpf_prog_get_fd_by_id(program_id)
     if fd == -errno.ENOENT:
         return None
-    return checked(fd, f"open the program with ID {program_id}")
+    return checked(fd, f"open the program with ID {program_id}", needs_admin(fd))
 
 
 def map_create(

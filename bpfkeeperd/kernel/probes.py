@@ -55,6 +55,8 @@ class Answer:
     """None: nobody can tell without attaching."""
     reason: str = ""
     """Why it cannot, or why that cannot be told."""
+    refused: bool = False
+    """This process may not ask, and so not attach either."""
 
 
 _YES = Answer(True)
@@ -228,6 +230,7 @@ def _not_allowed(error: int) -> Answer:
     return Answer(
         None,
         f"asking is not allowed ({errno_text(error)}): it takes CAP_BPF, PERFMON and NET_ADMIN",
+        refused=True,
     )
 
 

@@ -16,7 +16,8 @@ class Start(Protocol):
     """Starts a daemon of the test's world and waits until it is ready, if it is to be.
 
     ``pace`` are arguments of `bpfkeeperd.backoff.Pace`, ``sockets`` are passed as the service
-    manager passes them, under these names, and ``store`` is what it keeps.
+    manager passes them, under these names, ``store`` is what it keeps, ``prefix`` a program that
+    runs the daemon, and ``code`` runs in the place of `bpfkeeperd.__main__`.
     """
 
     def __call__(
@@ -29,6 +30,8 @@ class Start(Protocol):
         sockets: Sequence[tuple[str, socket.socket]] = (),
         store: Store | None = None,
         options: Sequence[str] = (),
+        code: str = "",
+        prefix: Sequence[str] = (),
     ) -> DaemonProcess: ...
 
 
@@ -45,6 +48,8 @@ def start(world: World) -> Iterator[Start]:
             sockets: Sequence[tuple[str, socket.socket]] = (),
             store: Store | None = None,
             options: Sequence[str] = (),
+            code: str = "",
+            prefix: Sequence[str] = (),
         ) -> DaemonProcess:
             daemon = DaemonProcess(
                 world,
@@ -54,6 +59,8 @@ def start(world: World) -> Iterator[Start]:
                 sockets=sockets,
                 store=store,
                 options=options,
+                code=code,
+                prefix=prefix,
             )
             stack.enter_context(daemon)
             if ready:

@@ -41,11 +41,14 @@ def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
 
 
-def cli(world: World, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs one command on the world's manifest."""
+def cli(
+    world: World, *arguments: str, prefix: Sequence[str] = ()
+) -> subprocess.CompletedProcess[str]:
+    """Runs one command on the world's manifest; ``prefix`` is a program that runs it."""
     command, *options = arguments
+    program = [*prefix, sys.executable, "-m", "bpfkeeperd", command]
     return subprocess.run(
-        [sys.executable, "-m", "bpfkeeperd", command, "-c", str(world.manifest_file), *options],
+        [*program, "-c", str(world.manifest_file), *options],
         cwd=ROOT,
         env=environment(),
         capture_output=True,
@@ -156,14 +159,17 @@ class DaemonProcess:
         sockets: Sequence[tuple[str, socket.socket]] = (),
         store: Store | None = None,
         options: Sequence[str] = (),
+        code: str = "",
+        prefix: Sequence[str] = (),
     ) -> None:
         self._world = world
+        self._prefix = prefix
         self.notifications = Notifications(store)
         self._log = world.directory / f"daemon-{uuid.uuid4().hex}.log"
-        code = ["-m", "bpfkeeperd"]
+        program = ["-c", code] if code else ["-m", "bpfkeeperd"]
         if look_seconds is not None or pace:
-            code = ["-c", _LOOK_OFTEN.format(seconds=look_seconds or 30, pace=pace)]
-        command = [sys.executable, *code, "run", "-c", str(world.manifest_file)]
+            program = ["-c", _LOOK_OFTEN.format(seconds=look_seconds or 30, pace=pace)]
+        command = [*prefix, sys.executable, *program, "run", "-c", str(world.manifest_file)]
         command += options
         passed = [(name, each.fileno()) for name, each in sockets]
         passed += store.passed if store else []
@@ -222,7 +228,7 @@ class DaemonProcess:
 
     def reload(self, *options: str) -> subprocess.CompletedProcess[str]:
         """One reload by the command line, to its end."""
-        return cli(self._world, "reload", "--wait", *options)
+        return cli(self._world, "reload", "--wait", *options, prefix=self._prefix)
 
     def stop(self) -> int:
         """Ends it as the service manager does; the exit code."""
