@@ -17,7 +17,7 @@ TESTS ?=
 # packages; `make deb` needs the programs that make packages besides.
 INSTALL_PACKAGES := $(PACKAGES) python3-setuptools python3-cffi python3-yaml python3-pyelftools \
 	python3-prometheus-client python3-systemd
-DEB_PACKAGES := $(PACKAGES) python3-setuptools python3-cffi debhelper dh-python dpkg-dev
+DEB_PACKAGES := $(PACKAGES) python3-setuptools python3-cffi build-essential debhelper dh-python
 
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # Root leaves no byte code behind in the checkout of somebody else.
@@ -106,19 +106,23 @@ clean: ## remove all that was built, and the environment
 	@find bpfkeeperd tests -name __pycache__ -prune -exec rm -rf {} +
 
 # Packages are installed for what is to run here, not for what is put in DESTDIR.
-install: $(if $(DESTDIR),,install-packages) build/library.stamp ## place everything below PREFIX (/usr/local), or DESTDIR and PREFIX
+install: $(if $(DESTDIR),,install-packages) build/library.stamp build/man.stamp ## place everything below PREFIX (/usr/local), or DESTDIR and PREFIX
 	install -d $(addprefix $(DESTDIR),$(LIBRARY) $(PREFIX)/bin $(UNITS) $(CATALOG) $(SHARE)/systemd \
 		$(SHARE)/prometheus $(SHARE)/grafana $(DOCS)/examples/bpf $(MAN)/man5 $(MAN)/man8 $(MANIFESTS)/conf.d)
 	rm -rf $(DESTDIR)$(LIBRARY)/bpfkeeperd
 	cp -r --no-preserve=ownership build/library/bpfkeeperd $(DESTDIR)$(LIBRARY)/
+	chmod -R u=rwX,go=rX $(DESTDIR)$(LIBRARY)
 	$(if $(DESTDIR),,$(PYTHON) -m compileall -q $(LIBRARY))
 	printf '%s\n' '#!$(PYTHON) -I' 'import sys' '' 'sys.path.insert(0, "$(LIBRARY)")' '' \
-		'from bpfkeeperd.__main__ import main' '' 'sys.exit(main())' >$(DESTDIR)$(PREFIX)/bin/bpfkeeperd
-	chmod 755 $(DESTDIR)$(PREFIX)/bin/bpfkeeperd
+		'from bpfkeeperd.__main__ import main' '' 'sys.exit(main())' | \
+		install -m 755 /dev/stdin $(DESTDIR)$(PREFIX)/bin/bpfkeeperd
 	install -m 644 systemd/*.service systemd/*.socket $(DESTDIR)$(UNITS)/
-	sed -i 's|/usr/bin/bpfkeeperd|$(PREFIX)/bin/bpfkeeperd|' $(DESTDIR)$(UNITS)/bpfkeeperd*
+	sed -i 's|/usr/bin/bpfkeeperd|$(PREFIX)/bin/bpfkeeperd|' $(DESTDIR)$(UNITS)/bpfkeeperd.service
 	$(foreach file,$(wildcard systemd/*.catalog),install -m 644 $(file) $(DESTDIR)$(CATALOG)/;)
 	$(foreach file,$(wildcard systemd/drop-ins/*.conf),install -m 644 $(file) $(DESTDIR)$(SHARE)/systemd/;)
+	sed 's|/usr/share/|$(PREFIX)/share/|' build/man/bpfkeeperd.8 | \
+		install -m 644 /dev/stdin $(DESTDIR)$(MAN)/man8/bpfkeeperd.8
+	install -m 644 build/man/bpfkeeperd.yaml.5 $(DESTDIR)$(MAN)/man5/
 	if [ -e systemd/drop-ins/preserve.conf ] && $(PRESERVES); then \
 		install -D -m 644 systemd/drop-ins/preserve.conf $(DESTDIR)$(UNITS)/bpfkeeperd.service.d/preserve.conf; \
 	fi
@@ -138,19 +142,30 @@ uninstall: ## remove what `make install` placed, but the manifest; programs stay
 		$(DESTDIR)$(UNITS)/bpfkeeperd-metrics.socket $(DESTDIR)$(CATALOG)/bpfkeeperd.catalog \
 		$(DESTDIR)$(MAN)/man5/bpfkeeperd.yaml.5 $(DESTDIR)$(MAN)/man8/bpfkeeperd.8
 
-build/library.stamp: $(BUILD) $(wildcard bpfkeeperd/*.py bpfkeeperd/*.pyi bpfkeeperd/kernel/*.py bpf/*)
+.PHONY: man
+man: build/man.stamp ## make the manual pages in build/man/
+
+build/man.stamp: $(wildcard bpfkeeperd/_build/*.py bpfkeeperd/*.py)
 	@mkdir -p build
-	$(PYTHON) -W ignore bpfkeeperd/_build/backend.py library build/library
+	PYTHONPATH=. $(PYTHON) -B bpfkeeperd/_build/manpages.py build/man
 	@touch $@
 
-# A copy of the tracked files, or where there is no git of all that is not built, so that nothing of
-# the checkout gets into the package or the other way round.
+# The folders, too: a module that is removed changes nothing else.
+build/library.stamp: $(BUILD) bpfkeeperd bpfkeeperd/kernel $(wildcard bpfkeeperd/*.py bpfkeeperd/*.pyi bpfkeeperd/kernel/*.py bpf/*)
+	@mkdir -p build
+	$(PYTHON) -B -W ignore bpfkeeperd/_build/backend.py library build/library
+	@touch $@
+
+# A copy of the files that git does not ignore, or where there is no git of all that is not built, so
+# that nothing else of the checkout gets into the package, or the other way round.
 deb: deb-packages ## make a Debian package in dist/
 	@rm -rf build/deb && mkdir -p $(DEB_TREE) dist
-	@if git ls-files --error-unmatch Makefile >/dev/null 2>&1; then git ls-files -z; else \
+	@if git ls-files --error-unmatch Makefile >/dev/null 2>&1; then \
+		git ls-files -z --cached --others --exclude-standard; \
+	else \
 		find . \( -name .git -o -name __pycache__ $(foreach name,$(BUILT),-o -path './$(name)') \) -prune \
 			-o -type f -print0; \
-	fi | tar --create --null --files-from=- | tar --extract --directory=$(DEB_TREE)
+	fi | tar --create --ignore-failed-read --null --files-from=- | tar --extract --directory=$(DEB_TREE)
 	@cp -r config/debian $(DEB_TREE)/debian
 	@printf 'bpfkeeperd (%s) unstable; urgency=medium\n\n  * What is new stands in CHANGELOG.md.\n\n -- %s  %s\n' \
 		'$(DEB_VERSION)' "$$(sed -n 's/^Maintainer: //p' config/debian/control)" \

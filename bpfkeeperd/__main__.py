@@ -14,7 +14,8 @@ DEFAULT_CONFIG = "/etc/bpfkeeperd/bpfkeeperd.yaml"
 Command = Callable[[argparse.Namespace], int]
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_line() -> argparse.ArgumentParser:
+    """What is understood on the command line; the manual page is made of it, too."""
     parser = argparse.ArgumentParser(
         prog="bpfkeeperd",
         description="Keeps pinned eBPF maps alive, under the same ID and with their contents,"
@@ -168,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    options = _parser().parse_args(arguments)
+    options = command_line().parse_args(arguments)
     _raise_descriptor_limit()
     try:
         run: Command = options.run
