@@ -213,8 +213,9 @@ def test_a_reload_that_is_rejected_fails_and_keeps(drive: Drive) -> None:
     assert "rejected" in units.show("StatusText") and "keeping 4 maps" in units.show("StatusText")
     (found,) = units.entries(since, MESSAGE_ID=MessageId.RELOAD_REJECTED)
     assert found["BPFKEEPERD_RESULT"] == "rejected"
-    drive.check()
+    drive.check_served()
     drive.write()
+    drive.check()
     systemctl("reload", UNIT)
     assert "rejected" not in units.show("StatusText")
     drive.check()
