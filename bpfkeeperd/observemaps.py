@@ -1,6 +1,5 @@
 """What is under the names of kept maps; what others put there is not opened."""
 
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
