@@ -8,6 +8,8 @@ PACKAGES := clang llvm libbpf-dev libelf-dev zlib1g-dev libsystemd-dev pkg-confi
 
 # What only `make test-kernels` needs. virtiofsd is part of qemu-system-common on some releases.
 GUEST_PACKAGES := qemu-system-x86 qemu-system-common busybox-static cpio
+# What only `make test-systemd` needs.
+NSPAWN_PACKAGES := systemd-container
 KERNELS ?=
 TESTS ?=
 
@@ -50,7 +52,7 @@ DEB_VERSION ?= $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' bpfkeeperd/__init
 DEB_TREE := build/deb/bpfkeeperd
 
 .PHONY: help setup run demo-clean test test-errno test-kernels guest-packages lint fuzz soak bench clean packages objects \
-	install uninstall install-packages deb deb-packages test-deb
+	install uninstall install-packages deb deb-packages test-deb test-systemd nspawn-packages
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -68,10 +70,13 @@ test: lint ## every check and test; kernel tests need root
 	$(AS_ROOT) .venv/bin/python -m pytest -p no:cacheprovider
 
 test-errno: setup ## each call of bpf(2) and of bpffs fails with each of five errnos; some 15 minutes
-	$(AS_ROOT) env ERRNO_EVERY=1 .venv/bin/python -m pytest -p no:cacheprovider tests/kernel/test_errno.py
+	$(AS_ROOT) env ERRNO_STRIDE=0 .venv/bin/python -m pytest -p no:cacheprovider tests/kernel/test_errno.py
 
 test-kernels: setup guest-packages ## tests on other kernels, in qemu: KERNELS="6.1 6.12 6.12+lockdown" TESTS=FILES
 	@$(AS_ROOT) .venv/bin/python -m tests.guests $(if $(KERNELS),--kernels "$(KERNELS)") $(TESTS)
+
+test-systemd: setup deb-packages nspawn-packages ## the package's service in a systemd booted for it: TESTS=FILES
+	@$(AS_ROOT) .venv/bin/python -m tests.systemd $(TESTS)
 
 test-deb: setup deb-packages ## install, upgrade and purge the Debian package in a root of its own
 	$(AS_ROOT) .venv/bin/python -m pytest -p no:cacheprovider tests/package
@@ -182,7 +187,8 @@ guest-packages: WANTED := $(GUEST_PACKAGES)
 guest-packages: OPTIONAL := virtiofsd
 install-packages: WANTED := $(INSTALL_PACKAGES)
 deb-packages: WANTED := $(DEB_PACKAGES)
-packages guest-packages install-packages deb-packages:
+nspawn-packages: WANTED := $(NSPAWN_PACKAGES)
+packages guest-packages install-packages deb-packages nspawn-packages:
 	@command -v dpkg-query >/dev/null || { \
 		echo "not Debian or Ubuntu: install the equivalents of: $(WANTED)"; exit 0; }; \
 	installed=$$(dpkg-query -W -f='$${Package} $${db:Status-Status}\n' $(WANTED) 2>/dev/null | \

@@ -38,7 +38,8 @@ def run(options: Namespace) -> int:
             options.config, state_directory(options), run_directory(options), options.textfile
         ).run()
     except ManifestError as error:
-        service.log.error("%s", error)
+        values = service.fields(service.MessageId.RELOAD_REJECTED, result="rejected")
+        service.log.error("%s", error, extra=values)
         return CONFIG
     except KeeperError as error:
         service.log.error("%s", error)

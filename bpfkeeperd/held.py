@@ -88,6 +88,10 @@ class Held:
         held = self._programs.get(place)
         return held[1] if held else None
 
+    def program_by_id(self, program_id: int) -> int | None:
+        """The held descriptor of a program by its ID; it stays this object's."""
+        return next((fd for held_id, fd in self._programs.values() if held_id == program_id), None)
+
     def program_info(self, place: ProgramPlace) -> ProgramInfo | None:
         """Of a program that is held, pinned or not."""
         held = self._programs.get(place)

@@ -26,6 +26,8 @@ _VERBS = {
     "OBJ_PIN": ("pin",),
     "OBJ_GET": ("open the pin", "read the pin"),
     "OBJ_GET_INFO_BY_FD": (
+        "open the pin",
+        "attach",
         "read the BTF",
         "info",
         "swap",

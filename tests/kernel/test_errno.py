@@ -19,7 +19,8 @@ from tests.errno.scenarios import SCENARIOS
 from tests.errno.shim import build
 from tests.scenario import World
 
-EVERY = "ERRNO_EVERY"
+STRIDE = "ERRNO_STRIDE"
+"""Environment: every how manieth call fails, with one errno; 0: each one with each errno."""
 ONLY = "ERRNO_ONLY"
 """Environment: numbers of calls, to look at those alone."""
 
@@ -69,7 +70,7 @@ def test_calls_fail(
         "cgroup": str(world.cgroup),
         "netns": netns,
         "objects": built(world, name, netns),
-        "every": bool(os.environ.get(EVERY)),
+        "stride": int(os.environ.get(STRIDE, "17")),
         "only": [int(number) for number in os.environ.get(ONLY, "").split()],
     }
     done = subprocess.run(

@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from tests.activation import passing_descriptors
+from tests.machine import IN_GUEST
 from tests.scenario import World
 from tests.system.store import Store
 
@@ -114,6 +115,37 @@ class Notifications:
         self._socket.close()
 
 
+class Running(Protocol):
+    """What is used of a `subprocess.Popen`."""
+
+    @property
+    def pid(self) -> int: ...
+
+    def poll(self) -> int | None: ...
+
+    def wait(self, timeout: float | None = None) -> int: ...
+
+
+def _spawn(
+    command: Sequence[str], variables: Mapping[str, str], log: Path, fds: Sequence[int]
+) -> Running:
+    """Starts a daemon; in a guest of `tests.systemd` as its unit says, else as a child."""
+    if IN_GUEST and not fds:
+        from tests.systemd.asservice import Service
+
+        return Service(command, variables, log)
+    with log.open("wb") as file:
+        return subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**environment(), **variables},
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            pass_fds=fds,
+        )
+
+
 class DaemonProcess:
     """A daemon of the world's manifest; a context manager that ends it, by SIGKILL if need be."""
 
@@ -141,20 +173,12 @@ class DaemonProcess:
         command += options
         passed = [(name, each.fileno()) for name, each in sockets]
         passed += store.passed if store else []
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                passing_descriptors(command, passed) if passed else command,
-                cwd=ROOT,
-                env={
-                    **environment(),
-                    "NOTIFY_SOCKET": self.notifications.address,
-                    **(variables or {}),
-                },
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                pass_fds=[fd for _, fd in passed],
-            )
+        self._process = _spawn(
+            passing_descriptors(command, passed) if passed else command,
+            {"NOTIFY_SOCKET": self.notifications.address, **(variables or {})},
+            self._log,
+            [fd for _, fd in passed],
+        )
 
     @property
     def pid(self) -> int:
