@@ -28,6 +28,10 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("-c", "--config", default=DEFAULT_CONFIG, metavar="FILE", help=text)
     common.add_argument("--state-dir", metavar="DIR", help="default: /var/lib/bpfkeeperd")
     common.add_argument("--run-dir", metavar="DIR", help="default: /run/bpfkeeperd")
+    text = "take files, too, that this user can change; repeatable"
+    common.add_argument(
+        "--trust", action="append", default=[], type=_user, metavar="USER", help=text
+    )
     common.add_argument("-v", "--verbose", action="store_true", help="verifier logs in full")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -67,6 +71,15 @@ def _parser() -> argparse.ArgumentParser:
     command("schema", commands.schema, "Print the manifest's JSON Schema, for editors.")
     _add_explain(subparsers)
     return parser
+
+
+def _user(text: str) -> int:
+    from bpfkeeperd.trust import user_id
+
+    found = user_id(text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"there is no user {text!r}")
+    return found
 
 
 def _add_textfile(sub: argparse.ArgumentParser) -> None:

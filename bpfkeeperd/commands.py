@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # what a command needs is imported by that command, and takes
     from bpfkeeperd.entries import Manifest
     from bpfkeeperd.fullness import Counts
     from bpfkeeperd.state import MapStatus, Outcome, Status
+    from bpfkeeperd.trust import Trust
     from bpfkeeperd.verify import Judged
 
 OK, FAILED, BAD_MANIFEST, CHANGES, CONFIG = 0, 1, 2, 3, 78
@@ -35,7 +36,11 @@ def run(options: Namespace) -> int:
     service.set_up_log(10 if options.verbose else 20)
     try:
         served = Daemon(
-            options.config, state_directory(options), run_directory(options), options.textfile
+            options.config,
+            state_directory(options),
+            run_directory(options),
+            options.textfile,
+            trust_of(options),
         ).run()
     except ManifestError as error:
         service.log.error("%s", error)
@@ -49,25 +54,26 @@ def run(options: Namespace) -> int:
 def check(options: Namespace) -> int:
     from bpfkeeperd.check import check_manifest
 
-    report = check_manifest(options.config)
+    report = check_manifest(options.config, trust_of(options))
     print(json.dumps(asdict(report), indent=2) if options.json else report)
     return FAILED if report.faults or report.metrics_fault else OK
 
 
 def plan(options: Namespace) -> int:
     from bpfkeeperd.keeper import look
-    from bpfkeeperd.layout import Layout
     from bpfkeeperd.lock import reading
     from bpfkeeperd.manifest import read_manifest
+    from bpfkeeperd.pinroot import open_own
 
-    manifest = read_manifest(options.config)
+    trust = trust_of(options)
+    manifest = read_manifest(options.config, trust)
     judged: tuple[Judged, ...] = ()
-    with reading(Layout(manifest.pin_root).own):
-        seen = look(manifest, _memory(options, manifest.pin_root), force=options.force)
+    with reading(open_own(manifest.pin_root)):
+        seen = look(manifest, _memory(options, manifest.pin_root), trust, force=options.force)
         if options.verify:
             from bpfkeeperd.verify import verify
 
-            judged = verify(manifest, seen)
+            judged = verify(manifest, seen, trust)
     if options.json:
         print(json.dumps(_plan_rows(seen.plan, judged if options.verify else None), indent=2))
     else:
@@ -129,7 +135,7 @@ def apply(options: Namespace) -> int:
 
     # As Ctrl-C: what is on trial is rolled back.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    keeper = Keeper(options.config, state_directory(options), failpoint())
+    keeper = Keeper(options.config, state_directory(options), failpoint(), trust=trust_of(options))
     try:
         outcome, changes = keeper.reload(force=options.force)
     finally:
@@ -230,7 +236,7 @@ def _watch_maps(options: Namespace) -> int:
             counting.follow(found.maps)
             return found
 
-        watch_maps(options.config, look, counting.read, options.watch)
+        watch_maps(options.config, look, counting.read, options.watch, trust_of(options))
     return OK
 
 
@@ -243,7 +249,7 @@ def metrics(options: Namespace) -> int:
         check_textfile(options.textfile)
     snapshot, _ = _look(options)
     with Instruments(lambda: snapshot) as instruments:
-        instruments.follow(read_manifest(options.config))
+        instruments.follow(read_manifest(options.config, trust_of(options)))
         instruments.open_allocator()
         instruments.wait(_SLOW_FIGURES_SECONDS)
         text, _ = instruments.metrics.render(process=False)
@@ -264,7 +270,7 @@ def dump(options: Namespace) -> int:
         raise KeeperError(f"cannot dump map {options.map}: standard output is closed")
     # C waits for the output, where no handler of Python would run; there is nothing to undo.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    with kernel.holding(open_map(options.map, options.config)) as fd:
+    with kernel.holding(open_map(options.map, options.config, trust_of(options))) as fd:
         note = dump(fd, options.map, sys.stdout.fileno(), style, options.limit)
     if note:
         print(f"map {options.map}: {note}", file=sys.stderr)
@@ -274,7 +280,7 @@ def dump(options: Namespace) -> int:
 def wait(options: Namespace) -> int:
     from bpfkeeperd.follow import next_id, pin_path
 
-    path = pin_path(options.map, options.config)
+    path = pin_path(options.map, options.config, trust_of(options))
     if not os.path.lexists(path):
         print(f"bpfkeeperd: waiting: no map is pinned as {path} yet", file=sys.stderr)
     found = next_id(path, known=options.id, timeout_seconds=options.timeout)
@@ -288,22 +294,24 @@ def wait(options: Namespace) -> int:
 
 def unload(options: Namespace) -> int:
     from contextlib import closing
+    from functools import partial
 
     from bpfkeeperd.layout import Layout
     from bpfkeeperd.ledger import Ledger
     from bpfkeeperd.lock import RootLock
     from bpfkeeperd.manifest import read_manifest
-    from bpfkeeperd.observe import check_pin_root
+    from bpfkeeperd.pinroot import check_pin_root, open_root
     from bpfkeeperd.steps import no_failpoint
     from bpfkeeperd.unload import pinned_maps
     from bpfkeeperd.unload import unload as take_down
 
-    root = read_manifest(options.config).pin_root
-    if not check_pin_root(root):
+    trust = trust_of(options)
+    root = read_manifest(options.config, trust).pin_root
+    if not check_pin_root(root, trust):
         print("nothing is loaded")
         return OK
     try:
-        lock = RootLock(root)
+        lock = RootLock(root, partial(open_root, trust=trust))
     except BusyError:
         raise BusyError("a daemon keeps this pin root: stop it first, then unload") from None
     with lock, closing(Ledger(state_directory(options), Layout(root), no_failpoint)) as ledger:
@@ -344,12 +352,12 @@ def explain_errno(options: Namespace) -> int:
 
 def _look(options: Namespace) -> "tuple[Status, list[str]]":
     """The status of now, and what the manifest wants and cannot be had."""
-    from bpfkeeperd.layout import Layout
     from bpfkeeperd.lock import reading
     from bpfkeeperd.manifest import read_manifest
+    from bpfkeeperd.pinroot import open_own
 
-    manifest = read_manifest(options.config)
-    with reading(Layout(manifest.pin_root).own):
+    manifest = read_manifest(options.config, trust_of(options))
+    with reading(open_own(manifest.pin_root)):
         return _look_at(manifest, options)
 
 
@@ -363,7 +371,7 @@ def _look_at(manifest: "Manifest", options: Namespace) -> "tuple[Status, list[st
     from bpfkeeperd.state import HealStatus, ReloadStatus
 
     memory = _memory(options, manifest.pin_root)
-    seen = look(manifest, memory, withhold=True)
+    seen = look(manifest, memory, trust_of(options), withhold=True)
     now = snapshot(
         seen.desired,
         seen.observed,
@@ -382,7 +390,7 @@ def _who_keeps(options: Namespace) -> str:
     from bpfkeeperd.lock import is_held
     from bpfkeeperd.manifest import read_manifest
 
-    root = read_manifest(options.config).pin_root
+    root = read_manifest(options.config, trust_of(options)).pin_root
     return f"a daemon keeps {root}" if is_held(root) else f"no daemon keeps {root}"
 
 
@@ -402,6 +410,12 @@ def _counts(maps: "Iterable[MapStatus]") -> "Counts":
             return counting.read()
         except KeeperError as error:
             return Counts(problem=str(error))
+
+
+def trust_of(options: Namespace) -> "Trust":
+    from bpfkeeperd.trust import Trust
+
+    return Trust(frozenset(options.trust))
 
 
 def state_directory(options: Namespace) -> str:

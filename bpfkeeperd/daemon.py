@@ -22,6 +22,7 @@ from bpfkeeperd.service import MessageId, fields, log
 from bpfkeeperd.state import Outcome, ReloadResult
 from bpfkeeperd.steps import OnStep, Step, failpoint
 from bpfkeeperd.textfile import check_textfile, write_textfile
+from bpfkeeperd.trust import NOBODY_ELSE, Trust
 from bpfkeeperd.watch import Watch
 
 if TYPE_CHECKING:  # it brings ssl with it, which the daemon does without when nobody wants it
@@ -44,6 +45,7 @@ class Daemon:
         state_directory: str,
         run_directory: str,
         textfile: str | None = None,
+        trust: Trust = NOBODY_ELSE,
     ) -> None:
         if textfile:
             check_textfile(textfile)
@@ -71,7 +73,7 @@ class Daemon:
         self._wake_reader.setblocking(False)
         self._wake_writer.setblocking(False)
         on_step = _alive_at_each(failpoint())
-        self._keeper = Keeper(manifest_file, state_directory, on_step, self._pause)
+        self._keeper = Keeper(manifest_file, state_directory, on_step, self._pause, trust)
         self._control_path = control_path(run_directory, manifest_file)
 
     def run(self) -> bool:

@@ -2,13 +2,12 @@
 
 import functools
 import os
-import stat
 from collections.abc import Callable, Iterable, Mapping
 
 from bpfkeeperd import kernel
 from bpfkeeperd.desired import Desired
 from bpfkeeperd.directories import pins_below
-from bpfkeeperd.errors import KernelError, PinRootError
+from bpfkeeperd.errors import KernelError
 from bpfkeeperd.held import Held
 from bpfkeeperd.homes import without_strangers
 from bpfkeeperd.layout import OBJECT_NAMESPACE, OWN_DIRECTORY, Layout, LinkKey, escape
@@ -22,69 +21,6 @@ from bpfkeeperd.state import LinkInfo, MapInfo, ProgramInfo
 
 LoadedPrograms = dict[str, dict[str, dict[str, ProgramInfo]]]
 """Escaped object name, digest, escaped program name."""
-
-
-def check_pin_root(root: str) -> bool:
-    """Whether a pin root is there; False when it still has to be made, on a bpffs.
-
-    Raises:
-        PinRootError: it is not on a bpffs, or the keeper's directory in it is somebody else's.
-    """
-    try:
-        found = os.stat(root)
-    except FileNotFoundError:
-        parent = os.path.dirname(root)
-        if kernel.is_bpffs(parent):
-            return False
-        raise PinRootError(
-            f"pin root {root} is not there, and {parent} is not on a bpffs:"
-            f" mount -t bpf bpf {_mount_point(root)}"
-        ) from None
-    except PermissionError:
-        raise PinRootError(f"cannot look into pin root {root}: it takes root") from None
-    except OSError as error:
-        raise PinRootError(f"cannot look at pin root {root}: {error.strerror}") from None
-    if not stat.S_ISDIR(found.st_mode):
-        raise PinRootError(f"pin root {root} is not a directory")
-    if not kernel.is_bpffs(root):
-        raise PinRootError(
-            f"pin root {root} is not on a bpffs: mount -t bpf bpf {_mount_point(root)}"
-        )
-    own = f"{root}/{OWN_DIRECTORY}"
-    try:
-        owner = os.lstat(own)
-    except FileNotFoundError:
-        return True
-    except PermissionError:
-        raise PinRootError(f"cannot look into pin root {root}: it takes root") from None
-    if not stat.S_ISDIR(owner.st_mode) or owner.st_uid != os.geteuid() or owner.st_mode & 0o022:
-        raise PinRootError(
-            f"{own} is not a directory of this user alone ({stat.filemode(owner.st_mode)}, user"
-            f" {owner.st_uid}): run as that user, or move it away if nobody knows it"
-        )
-    return True
-
-
-def make_pin_root(root: str) -> None:
-    """Makes a pin root one level below a bpffs, as libbpf does.
-
-    Raises:
-        PinRootError: as `check_pin_root`, or it cannot be made.
-    """
-    if check_pin_root(root):
-        return
-    try:
-        os.mkdir(root, 0o700)
-    except OSError as error:
-        raise PinRootError(f"cannot make pin root {root}: {error.strerror}") from None
-
-
-def _mount_point(root: str) -> str:
-    """Where one can be mounted: a directory that is there, as far as it can be told."""
-    if root.startswith("/sys/fs/bpf"):
-        return "/sys/fs/bpf"
-    parent = os.path.dirname(root)
-    return parent if os.path.isdir(parent) and not os.path.isdir(root) else root
 
 
 def observe(desired: Desired, layout: Layout, held: Held, last_ids: Mapping[str, int]) -> Observed:

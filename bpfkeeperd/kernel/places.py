@@ -15,9 +15,11 @@ from bpfkeeperd.errors import KernelError
 BPFFS_MAGIC = 0xCAFE4A11
 
 
-def is_bpffs(path: str) -> bool:
-    """Whether a path is on a bpffs; False too when it is not there."""
-    return bool(lib.keeper_fs_magic(os.fsencode(path)) == BPFFS_MAGIC)
+def is_bpffs(place: str | int) -> bool:
+    """Whether a path, or what is open, is on a bpffs; False too when it is not there."""
+    if isinstance(place, int):
+        return bool(lib.keeper_fs_magic_of(place) == BPFFS_MAGIC)
+    return bool(lib.keeper_fs_magic(os.fsencode(place)) == BPFFS_MAGIC)
 
 
 def cgroup2_mount() -> str | None:
