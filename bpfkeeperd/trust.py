@@ -129,7 +129,7 @@ class Files:
         head, _, name = path.rpartition("/")
         where = self._walked.get(head) or self._walk(head)
         self._walked[head] = where
-        for _ in range(LINKS_MAX):
+        for _ in range(LINKS_MAX + 1):
             link = where.found.get(name)
             if link is None:
                 fd = self._open_here(where, name)

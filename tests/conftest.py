@@ -44,6 +44,7 @@ def pytest_sessionstart() -> None:
     Else daemons of other runs on this machine would wake up at each, and a tracefs could go away
     that another run found mounted.
     """
+    os.umask(0o022)  # files that a group can write to are not taken
     if os.geteuid() == 0:
         enter_mount_namespace()
         adopt_orphans()
