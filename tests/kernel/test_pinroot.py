@@ -5,14 +5,15 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+from bpfkeeperd import apply as apply_module
 from bpfkeeperd import keeper as keeper_module
 from bpfkeeperd import kernel
 from bpfkeeperd.errors import PinRootError
 from bpfkeeperd.pinroot import check_pin_root, make_own, make_pin_root, open_own, open_root
-from bpfkeeperd.plan import plan
 from bpfkeeperd.state import ReloadResult
 from bpfkeeperd.trust import Trust
 from tests.machine import inside_cgroup
@@ -154,29 +155,39 @@ def test_a_root_that_everybody_may_write_to(world: World) -> None:
 
 
 @pytest.mark.parametrize("owner", [0, ALICE])
+@pytest.mark.parametrize(
+    ("module", "name"), [(keeper_module, "plan"), (apply_module, "has_own")], ids=["plan", "apply"]
+)
 def test_planted_after_the_look(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: int
+    world: World,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    module: ModuleType,
+    name: str,
+    owner: int,
 ) -> None:
     """Between the look that finds no own directory and its making: a link to somewhere else."""
     world.put("one")
     world.write_counter("one")
     victim = tmp_path / "victim"
-    for name in ("staging", "links", "leftover"):
-        (victim / name).mkdir(parents=True)
-        (victim / name / "precious").touch()
+    for directory in ("staging", "links", "leftover"):
+        (victim / directory).mkdir(parents=True)
+        (victim / directory / "precious").touch()
     with world.keeper() as keeper:
+        really = getattr(module, name)
 
         def plant(*arguments: object, **options: object) -> object:
+            found = really(*arguments, **options)
             if not os.path.lexists(world.layout.own):
                 os.symlink(victim, world.layout.own)
                 os.chown(world.layout.own, owner, owner, follow_symlinks=False)
-            return plan(*arguments, **options)  # type: ignore[arg-type]
+            return found
 
-        monkeypatch.setattr(keeper_module, "plan", plant)
+        monkeypatch.setattr(module, name, plant)
         text = refused(world.reload(keeper))
         assert f"{world.layout.own} is not a directory of this user alone (lrwxrwxrwx" in text
         assert sorted(os.listdir(victim)) == ["leftover", "links", "staging"]
-        assert all((victim / name / "precious").exists() for name in os.listdir(victim))
+        assert all((victim / kept / "precious").exists() for kept in os.listdir(victim))
         monkeypatch.undo()
         os.unlink(world.layout.own)
         assert world.reload(keeper).result is ReloadResult.OK

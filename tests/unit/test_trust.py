@@ -92,6 +92,12 @@ def test_what_others_can_write_to(tree: Path, component: str, mode: int, why: st
     assert refusal(tree / "a/b/file") == f"{path} is writable by {why}"
 
 
+@needs_root
+def test_the_group_of_root_is_no_private_group(tree: Path) -> None:
+    (tree / "a/b/file").chmod(0o664)
+    assert refusal(tree / "a/b/file").startswith(f"{tree}/a/b/file is writable by group root")
+
+
 @pytest.mark.parametrize("component", ["a", "a/b", "a/b/file"])
 @needs_root
 def test_what_somebody_else_owns(tree: Path, component: str) -> None:
