@@ -8,13 +8,15 @@ from collections.abc import Callable, Sequence
 
 from bpfkeeperd import __version__, commands
 from bpfkeeperd.errors import KeeperError, ManifestError
+from bpfkeeperd.trust import Trust, user_id
 
 DEFAULT_CONFIG = "/etc/bpfkeeperd/bpfkeeperd.yaml"
 
 Command = Callable[[argparse.Namespace], int]
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_line() -> argparse.ArgumentParser:
+    """What is understood on the command line; the manual page is made of it, too."""
     parser = argparse.ArgumentParser(
         prog="bpfkeeperd",
         description="Keeps pinned eBPF maps alive, under the same ID and with their contents,"
@@ -68,14 +70,14 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--maps", action="store_true", help="also unpin the maps made here: CONTENTS ARE LOST"
     )
+    text = "Show what the daemon needs of this machine, and what it lacks; changes nothing."
+    command("doctor", commands.doctor, text, "json")
     command("schema", commands.schema, "Print the manifest's JSON Schema, for editors.")
     _add_explain(subparsers)
     return parser
 
 
 def _user(text: str) -> int:
-    from bpfkeeperd.trust import user_id
-
     found = user_id(text)
     if found is None:
         raise argparse.ArgumentTypeError(f"there is no user {text!r}")
@@ -96,6 +98,12 @@ def _add_plan(sub: argparse.ArgumentParser) -> None:
 
 def _add_reload(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--wait", action="store_true", help="wait, and say what came of it")
+    sub.add_argument(
+        "--keep-pinned",
+        action="store_true",
+        help="where the service manager kept another map than is pinned, the pinned one is kept:"
+        " CONTENTS OF THE OTHER ARE LOST",
+    )
     sub.add_argument("-q", "--quiet", action="store_true", help="say nothing; the exit code tells")
     sub.add_argument(
         "--timeout", type=float, default=600, metavar="SECONDS", help="of --wait; default: 600"
@@ -173,8 +181,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    options = _parser().parse_args(arguments)
+    options = command_line().parse_args(arguments)
     _raise_descriptor_limit()
+    if "trust" in options:
+        options.trust = Trust(frozenset(options.trust))
     try:
         run: Command = options.run
         return run(options)

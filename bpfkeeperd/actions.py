@@ -8,6 +8,7 @@ from bpfkeeperd.hooks import SwapWay
 from bpfkeeperd.layout import LinkKey, StubKey, unescape
 from bpfkeeperd.maptypes import type_name
 from bpfkeeperd.observed import Foreign
+from bpfkeeperd.pinrights import Rights
 from bpfkeeperd.state import LinkInfo, MapInfo
 
 REPLACED = "replaced"
@@ -125,6 +126,21 @@ class RenameMap:
 
     def __str__(self) -> str:
         return f"rename map {self.source} to {self.map.name} (ID {self.info.id}, contents kept)"
+
+
+@dataclass(frozen=True, slots=True)
+class SetRights:
+    """Gives the pin of a kept map the owner, group and mode that the manifest wants."""
+
+    map: WantedMap
+    before: Rights
+    rights: Rights
+
+    def __str__(self) -> str:
+        return (
+            f"set owner {self.rights.who}, mode {self.rights.mode:04o} on map {self.map.name}"
+            f" (was {self.before.who} {self.before.mode:04o})"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,7 +284,7 @@ MapAction = Making | RenameMap
 LinkAction = Attach | Swap | Displace
 Removal = Detach | RemovePrograms | RemoveArray | RemoveStub
 Restore = RestoreMap | RestoreLink | RestoreProgram | RestoreStub
-Action = Restore | MapAction | LoadObject | LinkAction | WriteEntries | Removal
+Action = Restore | MapAction | LoadObject | LinkAction | WriteEntries | SetRights | Removal
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,6 +295,7 @@ class Change:
     loads: tuple[LoadObject, ...] = ()
     links: tuple[LinkAction, ...] = ()
     writes: tuple[WriteEntries, ...] = ()
+    rights: tuple[SetRights, ...] = ()
     removals: tuple[Removal, ...] = ()
     """Of what the change replaces; done last, when nothing can fail any more."""
     trials: tuple[Trial, ...] = ()
@@ -289,12 +306,19 @@ class Change:
         """Whom it concerns: its objects, else its maps, which are called so."""
         objects = dict.fromkeys(load.object.name for load in self.loads)
         objects |= dict.fromkeys(link.attachment.object for link in self.links)
-        maps = [action.map.name for action in (*self.maps, *self.writes)]
+        maps = [action.map.name for action in (*self.maps, *self.writes, *self.rights)]
         return ", ".join(objects or (f"map {name}" for name in dict.fromkeys(maps)))
 
     @property
     def actions(self) -> tuple[Action, ...]:
-        return (*self.maps, *self.loads, *self.links, *self.writes, *self.removals)
+        return (
+            *self.maps,
+            *self.loads,
+            *self.links,
+            *self.writes,
+            *self.rights,
+            *self.removals,
+        )
 
     @property
     def makes(self) -> tuple[Making, ...]:

@@ -13,6 +13,7 @@ from bpfkeeperd.hooks import NETKIT_PEER
 from bpfkeeperd.layout import LinkKey, StubKey, escape, is_array_name
 from bpfkeeperd.observed import Observed, ObservedLink, ObservedMap, ObservedStub, Place
 from bpfkeeperd.observestubs import through_stub
+from bpfkeeperd.pinrights import Rights
 from bpfkeeperd.state import LinkInfo, Neighbour, ProgramInfo
 from bpfkeeperd.targets import MapTarget, Target
 
@@ -38,6 +39,10 @@ class After:
     def made_map(self, name: str, fd: int) -> None:
         info = kernel.map_info(fd)
         self.maps[name] = ObservedMap(pinned=info, layouts=kernel.btf_layouts(*info.btf))
+
+    def has_rights(self, name: str, rights: Rights) -> None:
+        """What the pin of a map has now."""
+        self.maps[name] = replace(self.maps.get(name, self.before.maps[name]), rights=rights)
 
     def renamed(self, name: str) -> None:
         """A map that has its new name now."""

@@ -1,8 +1,9 @@
 """Carries out a plan. A change that fails is undone, the others go ahead; all of them are undone
 when a swap fails, or a program does not show that it works."""
 
+import itertools
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 
@@ -28,7 +29,18 @@ from bpfkeeperd.actions import (
 )
 from bpfkeeperd.after import After
 from bpfkeeperd.attachnet import end_netfilter_link
-from bpfkeeperd.directories import make_directory, make_parents, remove_empty, remove_tree, unlink
+from bpfkeeperd.directories import (
+    is_directory,
+    is_there,
+    make_directory,
+    make_parents,
+    names_in,
+    remove_directory,
+    remove_empty,
+    remove_tree,
+    rename,
+    unlink,
+)
 from bpfkeeperd.enact import Enactor, not_undone
 from bpfkeeperd.enactfilter import restore_record
 from bpfkeeperd.enactmaps import kept_map
@@ -40,7 +52,7 @@ from bpfkeeperd.hooks import CLSACT_LINK
 from bpfkeeperd.layout import Layout, LinkKey
 from bpfkeeperd.linkparts import make_link_directory
 from bpfkeeperd.load import Loaded, OpenObject, load_each
-from bpfkeeperd.marks import mark
+from bpfkeeperd.marks import mark, pin_marked
 from bpfkeeperd.observed import Observed
 from bpfkeeperd.pinnotes import write_note
 from bpfkeeperd.pinroot import has_own, make_own
@@ -127,8 +139,11 @@ def apply(
         _carry_out(trials, plan, open_object, applied, patience)
     else:
         applied.observed = observed
-    if own and not applied.failures and not plan.refusals and os.path.isdir(layout.leftover):
-        remove_tree(layout.leftover)
+    if own and not applied.failures and not plan.refusals:
+        try:
+            remove_tree(layout.leftover)
+        except KeeperError as error:
+            applied.failures.append(Failure(str(error)))
     return applied
 
 
@@ -146,7 +161,10 @@ def _carry_out(
     _make_changes(trials, plan, open_object, applied, patience)
     for removal in plan.removals if not applied.rolled_back else ():
         _remove(enactor, removal, applied)
-    remove_tree(layout.staging)
+    try:
+        remove_tree(layout.staging)
+    except KeeperError as error:  # the next reload does it
+        applied.failures.append(Failure(str(error)))
     applied.swapping_seconds = enactor.swaps.seconds
     applied.refusals += enactor.links.refused.values()
     applied.adopted |= enactor.links.adopted
@@ -164,14 +182,22 @@ def _sweep(layout: Layout, observed: Observed, on_step: OnStep) -> None:
     """
     for path in observed.empty_links:
         remove_empty(f"{layout.links}/{path}/", layout.links)
-    if os.path.isdir(layout.staging):
+    for name, digests in observed.programs.items():
+        if not digests:
+            remove_empty(f"{layout.objects}/{name}/", layout.objects)
+    if is_directory(layout.staging):
         on_step(Step.SWEEP_STAGING, layout.staging)
         for kind in ("maps", "stubs"):
             staged = f"{layout.staging}/{kind}"
-            if os.path.isdir(staged) and os.listdir(staged):
+            if names_in(staged):
                 make_directory(layout.leftover)
-                os.rename(staged, f"{layout.leftover}/{len(os.listdir(layout.leftover))}")
+                rename(staged, f"{layout.leftover}/{_free_number(names_in(layout.leftover))}")
         remove_tree(layout.staging)
+
+
+def _free_number(taken: Collection[str]) -> int:
+    """Rows of what was left over are counted; what was removed of them leaves gaps."""
+    return next(number for number in itertools.count() if str(number) not in taken)
 
 
 def _restore(enactor: Enactor, restore: Restore, applied: Applied) -> None:
@@ -191,11 +217,13 @@ def _restore(enactor: Enactor, restore: Restore, applied: Applied) -> None:
                     path = layout.map(wanted.name)
                     make_parents(Transaction(), path, layout.root)
                     # Another ID than the last one: somebody else's map stood there meanwhile.
-                    mark(layout, wanted.name, MapIdChange.REPLACED, fd)
-                    kernel.pin(fd, path)
+                    marked = mark(layout, wanted.name, MapIdChange.REPLACED, fd)
+                    if wanted.rights:
+                        enactor.on_step(Step.SET_RIGHTS, wanted.name)
+                    pin_marked(fd, marked, path, wanted.rights)
             case RestoreLink(key, info) if info.type == CLSACT_LINK:
                 enactor.on_step(Step.RESTORE_LINK, "/".join(key))
-                restore_record(layout, key, info)
+                restore_record(layout, key, info, held)
             case RestoreLink(key, info):
                 enactor.on_step(Step.RESTORE_LINK, "/".join(key))
                 fd = held.link_fd(key, info.id)
@@ -250,7 +278,7 @@ def _make_changes(
         except BaseException:
             enactor.reload.undo()
             raise
-        enactor.reload.settle()
+        applied.failures += map(Failure, enactor.reload.settle())
         for change in enacted:
             _settled(enactor, change, applied)
         applied.done += trials.notes
@@ -295,7 +323,7 @@ def _settled(enactor: Enactor, change: Change, applied: Applied) -> None:
     for action in change.maps:
         applied.took_place(action)
     links = [link for link in change.links if link not in enactor.links.refused]
-    done = (*change.maps, *change.loads, *links, *change.writes)
+    done = (*change.maps, *change.loads, *links, *change.writes, *change.rights)
     applied.done += map(str, done)
     for removal in change.removals:
         _remove(enactor, removal, applied)
@@ -315,7 +343,7 @@ def _remove(enactor: Enactor, removal: Removal, applied: Applied) -> None:
         match removal:
             case Detach(key):
                 enactor.on_step(Step.DETACH, "/".join(key))
-                if os.path.lexists(layout.attached_at(key)):
+                if is_there(layout.attached_at(key)):
                     note = detach_recorded(layout, key)
                     applied.notes += [note] if note else []
                 path = layout.link_at(key)
@@ -329,9 +357,9 @@ def _remove(enactor: Enactor, removal: Removal, applied: Applied) -> None:
                 path = f"{layout.objects}/{object_name}/{digest}"
                 for program in enactor.observed.programs[object_name][digest]:
                     unlink(f"{path}/{program}")
-                os.rmdir(path)
+                remove_directory(path)
                 if removal.last:
-                    os.rmdir(os.path.dirname(path))
+                    remove_directory(os.path.dirname(path))
             case RemoveArray(name):
                 enactor.on_step(Step.REMOVE_ARRAY, name)
                 unlink(layout.map(name))

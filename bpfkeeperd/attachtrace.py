@@ -195,6 +195,8 @@ def _remedy(attachment: Attachment, number: int) -> str:
             )
         case ((errno.ENOENT | errno.EOPNOTSUPP | errno.ENODEV), HookKind.PERF_EVENT):
             return "this machine does not count such events; cpu-clock is everywhere"
+        case ((errno.EACCES | errno.EPERM), HookKind.UPROBE):
+            return "uprobes take CAP_SYS_ADMIN; uprobe.multi takes CAP_PERFMON"
         case ((errno.EACCES | errno.EPERM), _):
             return "it takes CAP_PERFMON or CAP_SYS_ADMIN: see kernel.perf_event_paranoid"
         case _:

@@ -21,6 +21,8 @@ class MapRecord:
     last_change: LastChange | None = None
     past_id: int = 0
     """The last ID of an earlier boot, where ``id`` is 0."""
+    owner: int = 0
+    """The user who owned the pin when it was last seen, by the manifest of then; 0: root."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +46,20 @@ class Memory:
 
     adopted: Mapping[str, int] = field(default_factory=dict)
     """Attachments that somebody else made: object, program and target, with the link's ID."""
+    conflicts: Mapping[str, int] = field(default_factory=dict)
+    """Names under which the service manager kept another map than is pinned, with its ID."""
 
     def last_ids(self, boot_id: str) -> dict[str, int]:
         """The last ID of each name; none when they are from before this boot."""
         if boot_id != self.boot_id:
             return {}
         return {name: record.id for name, record in self.maps.items() if record.id}
+
+    def owners(self, boot_id: str) -> dict[str, int]:
+        """The users to whom pins were given since this boot, by the pin's name."""
+        if boot_id != self.boot_id:
+            return {}
+        return {name: record.owner for name, record in self.maps.items() if record.owner}
 
 
 OwnPins = Mapping[str, Mapping[int, MapIdChange]]
@@ -131,7 +141,9 @@ def follow(
             past = record.id or record.past_id
             maps[name] = replace(record, id=0, made=False, past_id=past)
     adopted = memory.adopted if same_boot else {}
-    return replace(memory, boot_id=boot_id, maps=maps, adopted=adopted), tuple(changes)
+    conflicts = memory.conflicts if same_boot else {}
+    known = replace(memory, boot_id=boot_id, maps=maps, adopted=adopted, conflicts=conflicts)
+    return known, tuple(changes)
 
 
 def _change(
@@ -201,3 +213,13 @@ def before_start(change: IdChange) -> IdChange:
 def at_start(change: IdChange) -> IdChange:
     """A change that a keeper made as it started: what was lost was lost before."""
     return before_start(change) if change.reason is MapIdChange.LOST else change
+
+
+def with_owners(memory: Memory, owners: Mapping[str, int]) -> Memory:
+    """Takes note of whom pins belong to, all of which were found to be right."""
+    different = {
+        name: replace(record, owner=owner)
+        for name, owner in owners.items()
+        if (record := memory.maps.get(name)) and record.owner != owner
+    }
+    return replace(memory, maps={**memory.maps, **different}) if different else memory

@@ -18,7 +18,6 @@ if TYPE_CHECKING:  # what a command needs is imported by that command, and takes
     from bpfkeeperd.entries import Manifest
     from bpfkeeperd.fullness import Counts
     from bpfkeeperd.state import MapStatus, Outcome, Status
-    from bpfkeeperd.trust import Trust
     from bpfkeeperd.verify import Judged
 
 OK, FAILED, BAD_MANIFEST, CHANGES, CONFIG = 0, 1, 2, 3, 78
@@ -35,13 +34,8 @@ def run(options: Namespace) -> int:
 
     service.set_up_log(10 if options.verbose else 20)
     try:
-        served = Daemon(
-            options.config,
-            state_directory(options),
-            run_directory(options),
-            options.textfile,
-            trust_of(options),
-        ).run()
+        places = state_directory(options), run_directory(options)
+        served = Daemon(options.config, *places, options.textfile, options.trust).run()
     except ManifestError as error:
         service.log.error("%s", error)
         return CONFIG
@@ -54,7 +48,7 @@ def run(options: Namespace) -> int:
 def check(options: Namespace) -> int:
     from bpfkeeperd.check import check_manifest
 
-    report = check_manifest(options.config, trust_of(options))
+    report = check_manifest(options.config, options.trust)
     print(json.dumps(asdict(report), indent=2) if options.json else report)
     return FAILED if report.faults or report.metrics_fault else OK
 
@@ -65,15 +59,16 @@ def plan(options: Namespace) -> int:
     from bpfkeeperd.manifest import read_manifest
     from bpfkeeperd.pinroot import open_own
 
-    trust = trust_of(options)
-    manifest = read_manifest(options.config, trust)
+    manifest = read_manifest(options.config, options.trust)
     judged: tuple[Judged, ...] = ()
     with reading(open_own(manifest.pin_root)):
-        seen = look(manifest, _memory(options, manifest.pin_root), trust, force=options.force)
+        seen = look(
+            manifest, _memory(options, manifest.pin_root), options.trust, force=options.force
+        )
         if options.verify:
             from bpfkeeperd.verify import verify
 
-            judged = verify(manifest, seen, trust)
+            judged = verify(manifest, seen, options.trust)
     if options.json:
         print(json.dumps(_plan_rows(seen.plan, judged if options.verify else None), indent=2))
     else:
@@ -135,7 +130,7 @@ def apply(options: Namespace) -> int:
 
     # As Ctrl-C: what is on trial is rolled back.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    keeper = Keeper(options.config, state_directory(options), failpoint(), trust=trust_of(options))
+    keeper = Keeper(options.config, state_directory(options), failpoint(), trust=options.trust)
     try:
         outcome, changes = keeper.reload(force=options.force)
     finally:
@@ -149,7 +144,11 @@ def reload(options: Namespace) -> int:
 
     path = control_path(run_directory(options), options.config)
     outcome = request_reload(
-        path, force=options.force, wait=options.wait, timeout_seconds=options.timeout
+        path,
+        force=options.force,
+        keep_pinned=options.keep_pinned,
+        wait=options.wait,
+        timeout_seconds=options.timeout,
     )
     if outcome is None:
         if not options.quiet:
@@ -196,6 +195,7 @@ def status(options: Namespace) -> int:
     if options.json:
         problems = [*refused, counts.problem] if counts.problem else refused
         found = {**asdict(snapshot), "maps": map_rows(snapshot.maps, counts), "problems": problems}
+        found["daemon_lacks"] = _daemon_lacks(options)
         print(json.dumps(found, indent=2))
     else:
         kept, screen = _who_keeps(options), screen_of(sys.stdout)
@@ -236,7 +236,7 @@ def _watch_maps(options: Namespace) -> int:
             counting.follow(found.maps)
             return found
 
-        watch_maps(options.config, look, counting.read, options.watch, trust_of(options))
+        watch_maps(options.config, look, counting.read, options.watch, options.trust)
     return OK
 
 
@@ -249,7 +249,7 @@ def metrics(options: Namespace) -> int:
         check_textfile(options.textfile)
     snapshot, _ = _look(options)
     with Instruments(lambda: snapshot) as instruments:
-        instruments.follow(read_manifest(options.config, trust_of(options)))
+        instruments.follow(read_manifest(options.config, options.trust))
         instruments.open_allocator()
         instruments.wait(_SLOW_FIGURES_SECONDS)
         text, _ = instruments.metrics.render(process=False)
@@ -270,7 +270,7 @@ def dump(options: Namespace) -> int:
         raise KeeperError(f"cannot dump map {options.map}: standard output is closed")
     # C waits for the output, where no handler of Python would run; there is nothing to undo.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    with kernel.holding(open_map(options.map, options.config, trust_of(options))) as fd:
+    with kernel.holding(open_map(options.map, options.config, options.trust)) as fd:
         note = dump(fd, options.map, sys.stdout.fileno(), style, options.limit)
     if note:
         print(f"map {options.map}: {note}", file=sys.stderr)
@@ -280,7 +280,7 @@ def dump(options: Namespace) -> int:
 def wait(options: Namespace) -> int:
     from bpfkeeperd.follow import next_id, pin_path
 
-    path = pin_path(options.map, options.config, trust_of(options))
+    path = pin_path(options.map, options.config, options.trust)
     if not os.path.lexists(path):
         print(f"bpfkeeperd: waiting: no map is pinned as {path} yet", file=sys.stderr)
     found = next_id(path, known=options.id, timeout_seconds=options.timeout)
@@ -305,13 +305,12 @@ def unload(options: Namespace) -> int:
     from bpfkeeperd.unload import pinned_maps
     from bpfkeeperd.unload import unload as take_down
 
-    trust = trust_of(options)
-    root = read_manifest(options.config, trust).pin_root
-    if not check_pin_root(root, trust):
+    root = read_manifest(options.config, options.trust).pin_root
+    if not check_pin_root(root, options.trust):
         print("nothing is loaded")
         return OK
     try:
-        lock = RootLock(root, partial(open_root, trust=trust))
+        lock = RootLock(root, partial(open_root, trust=options.trust))
     except BusyError:
         raise BusyError("a daemon keeps this pin root: stop it first, then unload") from None
     with lock, closing(Ledger(state_directory(options), Layout(root), no_failpoint)) as ledger:
@@ -327,6 +326,22 @@ def unload(options: Namespace) -> int:
         why = "made by somebody else" if options.maps else "--maps unpins those made here"
         print(f"maps that stay pinned, with their contents: {', '.join(left)} ({why})")
     return OK
+
+
+def doctor(options: Namespace) -> int:
+    from bpfkeeperd.doctortable import doctor_text
+    from bpfkeeperd.examine import examine
+    from bpfkeeperd.judge import is_fit, rows
+    from bpfkeeperd.terminal import screen_of
+
+    found = examine(options.config, state_directory(options), run_directory(options), options.trust)
+    judged = rows(found)
+    if options.json:
+        checks = [asdict(row) for row in judged]
+        print(json.dumps({"fit": is_fit(judged), "checks": checks}, indent=2))
+    else:
+        print(doctor_text(judged, screen_of(sys.stdout)))
+    return OK if is_fit(judged) else FAILED
 
 
 def schema(options: Namespace) -> int:
@@ -356,7 +371,7 @@ def _look(options: Namespace) -> "tuple[Status, list[str]]":
     from bpfkeeperd.manifest import read_manifest
     from bpfkeeperd.pinroot import open_own
 
-    manifest = read_manifest(options.config, trust_of(options))
+    manifest = read_manifest(options.config, options.trust)
     with reading(open_own(manifest.pin_root)):
         return _look_at(manifest, options)
 
@@ -371,7 +386,7 @@ def _look_at(manifest: "Manifest", options: Namespace) -> "tuple[Status, list[st
     from bpfkeeperd.state import HealStatus, ReloadStatus
 
     memory = _memory(options, manifest.pin_root)
-    seen = look(manifest, memory, trust_of(options), withhold=True)
+    seen = look(manifest, memory, options.trust, withhold=True)
     now = snapshot(
         seen.desired,
         seen.observed,
@@ -390,8 +405,21 @@ def _who_keeps(options: Namespace) -> str:
     from bpfkeeperd.lock import is_held
     from bpfkeeperd.manifest import read_manifest
 
-    root = read_manifest(options.config, trust_of(options)).pin_root
-    return f"a daemon keeps {root}" if is_held(root) else f"no daemon keeps {root}"
+    root = read_manifest(options.config, options.trust).pin_root
+    lacking = _daemon_lacks(options)
+    without = f" without {', '.join(lacking)} (see bpfkeeperd doctor)" if lacking else ""
+    return f"a daemon keeps {root}{without}" if is_held(root) else f"no daemon keeps {root}"
+
+
+def _daemon_lacks(options: Namespace) -> list[str]:
+    """The capabilities that the daemon would have a use for, and does not have."""
+    from bpfkeeperd.capabilities import lacking
+    from bpfkeeperd.control import control_path, daemon_process
+    from bpfkeeperd.kernel import effective_capabilities
+
+    pid = daemon_process(control_path(run_directory(options), options.config))
+    held = effective_capabilities(pid) if pid else None
+    return [one.name for one in lacking(held)] if held is not None else []
 
 
 def _memory(options: Namespace, pin_root: str) -> "Memory":
@@ -410,12 +438,6 @@ def _counts(maps: "Iterable[MapStatus]") -> "Counts":
             return counting.read()
         except KeeperError as error:
             return Counts(problem=str(error))
-
-
-def trust_of(options: Namespace) -> "Trust":
-    from bpfkeeperd.trust import Trust
-
-    return Trust(frozenset(options.trust))
 
 
 def state_directory(options: Namespace) -> str:

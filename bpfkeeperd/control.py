@@ -138,7 +138,9 @@ def answer(client: socket.socket, outcome: Outcome) -> None:
     client.close()
 
 
-def request_reload(path: str, *, force: bool, wait: bool, timeout_seconds: float) -> Outcome | None:
+def request_reload(
+    path: str, *, force: bool, keep_pinned: bool = False, wait: bool, timeout_seconds: float
+) -> Outcome | None:
     """Has the daemon reload; its outcome, or None when not waiting for it.
 
     Raises:
@@ -162,19 +164,26 @@ def request_reload(path: str, *, force: bool, wait: bool, timeout_seconds: float
             text = f"cannot reach the daemon at {path}: {error.strerror}{remedy}"
             raise KeeperError(text) from None
         try:
-            client.send(json.dumps({"command": "reload", "force": force, "wait": wait}).encode())
+            request = {"command": "reload", "force": force, "keep_pinned": keep_pinned}
+            client.send(json.dumps({**request, "wait": wait}).encode())
             data = client.recv(16 << 20) if wait else b""
         except TimeoutError:
             raise KeeperError(
                 f"the daemon gave no answer within {timeout_seconds:g} s: the reload may still be"
                 " under way"
             ) from None
+        except (ConnectionResetError, BrokenPipeError):  # it died before it read the request
+            data = b""
+            wait = True
         except OSError as error:
             raise KeeperError(f"cannot talk to the daemon: {error.strerror}") from None
     if not wait:
         return None
     if not data:
-        raise KeeperError("the daemon ended before the reload was over")
+        raise KeeperError(
+            "the daemon ended before the reload was over: what came of it is in its log; what is"
+            " pinned and attached stays: start it, or reload again when it is back"
+        )
     return _decode(json.loads(data))
 
 
@@ -190,3 +199,18 @@ def _decode(data: Mapping[str, Any]) -> Outcome:
         rolled_back=data["rolled_back"],
         swapping_seconds=data["swapping_seconds"],
     )
+
+
+def daemon_process(path: str) -> int | None:
+    """The process that listens; None where nobody does, or this user may not ask."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK) as client:
+        try:
+            address, directory = _reachable(path)
+            try:
+                client.connect(address)  # and goes again, which the daemon takes for no request
+            finally:
+                os.close(directory)
+        except OSError:
+            return None
+        peer = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
+        return int(_PEER.unpack(peer)[0]) or None

@@ -1,5 +1,6 @@
 """The daemon: one loop that waits for signals, requests and the next look."""
 
+import faulthandler
 import gc
 import math
 import select
@@ -9,17 +10,21 @@ import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from bpfkeeperd import service
+from bpfkeeperd import kernel, service
+from bpfkeeperd.capabilities import lacking_text
 from bpfkeeperd.churn import IdChange
 from bpfkeeperd.control import ControlServer, answer, control_path, read_request
 from bpfkeeperd.entries import TlsEntry
 from bpfkeeperd.errors import KeeperError
+from bpfkeeperd.fdstore import FdStore
 from bpfkeeperd.httpserver import MetricsServer
 from bpfkeeperd.instruments import Instruments
 from bpfkeeperd.journal import DriftLog, log_changes, log_healed, log_outcome
 from bpfkeeperd.keeper import Keeper
+from bpfkeeperd.notify import Notifier, watchdog_seconds
 from bpfkeeperd.service import MessageId, fields, log
 from bpfkeeperd.state import Outcome, ReloadResult
+from bpfkeeperd.statusline import status_line
 from bpfkeeperd.steps import OnStep, Step, failpoint
 from bpfkeeperd.textfile import check_textfile, write_textfile
 from bpfkeeperd.trust import NOBODY_ELSE, Trust
@@ -32,6 +37,8 @@ LOOK_SECONDS = 30.0
 """How often the daemon looks for drift."""
 TEXTFILE_SECONDS = 15.0
 """How often metrics are written to a file."""
+STORE_AGAIN_SECONDS = 0.2
+"""When the service manager is told again what it was too busy for."""
 REQUEST_SECONDS = 5.0
 """How long a client of the control socket may take to send its request."""
 
@@ -53,6 +60,7 @@ class Daemon:
         self._told_alive = 0.0
         self._reload_asked = False
         self._force = False
+        self._keep_pinned = False
         self._clients: dict[int, tuple[socket.socket, float]] = {}  # that said nothing yet
         self._waiting: list[socket.socket] = []  # for the next reload's outcome
         self._told: list[socket.socket] = []  # for that of the one under way
@@ -69,10 +77,15 @@ class Daemon:
         self._textfile = textfile
         self._textfile_at: float | None = None
         self._textfile_problem = ""
+        self._store: FdStore | None = None
+        self._store_at: float | None = None
+        self._left_out = 0
+        self._applied_at = 0.0
         self._wake_reader, self._wake_writer = socket.socketpair()
         self._wake_reader.setblocking(False)
         self._wake_writer.setblocking(False)
-        on_step = _alive_at_each(failpoint())
+        self._notifier = service.notifier()
+        on_step = _alive_at_each(failpoint(), self._notifier)
         self._keeper = Keeper(manifest_file, state_directory, on_step, self._pause, trust)
         self._control_path = control_path(run_directory, manifest_file)
 
@@ -82,11 +95,20 @@ class Daemon:
         False: the manifest names what its objects do not have, there was nothing to serve.
         """
         with ExitStack() as stack:
+            stack.callback(self._notifier.close)
             stack.callback(self._keeper.close)
+            faulthandler.enable()  # an expired watchdog ends this process with SIGABRT
             self._catch_signals()
             control = stack.enter_context(ControlServer(self._control_path))
             for note in self._keeper.notes:
                 log.warning("%s", note)
+            passed = service.passed_descriptors()
+            self._metrics_socket = passed.metrics
+            self._store = FdStore(self._notifier, passed.stored, service.store_room())
+            for name, fds in passed.stored.items():
+                self._keeper.stored.put(name, fds)
+            if lacking := lacking_text(kernel.effective_capabilities() or 0):
+                log.warning("%s", lacking)
             outcome = self._reload()
             if outcome.result is ReloadResult.REJECTED:
                 self._tell(outcome)
@@ -95,16 +117,15 @@ class Daemon:
             self._instruments.follow(self._keeper.manifest)
             self._watch = self._open_watch(stack)
             stack.callback(self._end_metrics)
-            self._metrics_socket = service.metrics_socket()
             self._serve_metrics()
             gc.collect()
             gc.freeze()  # what is there now stays: no need to look at it again and again
-            service.notify_ready(outcome.summary)
+            self._notifier.ready(self._status_line(outcome))
             self._tell(outcome)
             self._instruments.open_allocator_soon()
             self._write_textfile()
             self._loop(control)
-            service.notify_stopping()
+            self._notifier.stopping()
             log.info("stopped; programs stay attached and maps stay pinned")
         return True
 
@@ -121,7 +142,7 @@ class Daemon:
         """
         if time.monotonic() - self._told_alive > 1:
             self._told_alive = time.monotonic()
-            service.notify_long_work()
+            self._notifier.long_work()
         if not self._stopping and select.select([self._wake_reader], [], [], seconds)[0]:
             self._wake_reader.recv(4096)
         return not self._stopping
@@ -155,14 +176,20 @@ class Daemon:
         is taken, or a certificate wrong, the daemon goes on without, and tries again with every
         look."""
         manifest = self._keeper.manifest
-        listen = self._metrics_socket or manifest.metrics_listen
-        if listen is None or self._metrics or not self._instruments:
+        inherited = self._metrics_socket
+        if self._metrics and not self._metrics.alive:
+            log.error("the metrics server ended by a fault of its own: it is started again")
+            self._metrics.close()
+            self._metrics = None
+        if not (inherited or manifest.metrics_listen) or self._metrics or not self._instruments:
             return
         try:
             certificates = _certificates(manifest.metrics_tls)
             render = self._instruments.metrics.render
+            listen = inherited.dup() if inherited else manifest.metrics_listen
+            assert listen
             self._metrics = MetricsServer(listen, render, certificates)
-        except KeeperError as error:
+        except (KeeperError, OSError) as error:
             if str(error) != self._metrics_problem:
                 self._metrics_problem = str(error)
                 log.error("no metrics are served: %s", error)
@@ -194,18 +221,18 @@ class Daemon:
     def _end_metrics(self) -> None:
         if self._metrics:
             self._metrics.close()
-        elif self._metrics_socket:
+        if self._metrics_socket:
             self._metrics_socket.close()
 
     def _loop(self, control: ControlServer) -> None:
-        watchdog = service.watchdog_seconds()
+        watchdog = watchdog_seconds()
         tick = min(LOOK_SECONDS, watchdog / 2) if watchdog else LOOK_SECONDS
         next_look = time.monotonic() + LOOK_SECONDS
         while not self._stopping:
             if self._reload_asked:
-                service.notify_reloading()
+                self._notifier.reloading()
                 outcome = self._reload()
-                service.notify_ready(outcome.summary)
+                self._notifier.ready(self._status_line(outcome))
                 self._tell(outcome)
                 self._measure()
                 next_look = time.monotonic() + LOOK_SECONDS
@@ -216,10 +243,11 @@ class Daemon:
                 next_look = time.monotonic() + LOOK_SECONDS
             if self._textfile_at is not None and time.monotonic() >= self._textfile_at:
                 self._write_textfile()
-            if watchdog:
-                service.notify_watchdog()
+            if self._store_at is not None and time.monotonic() >= self._store_at:
+                self._store_kept()
+            self._notifier.watchdog()
             wake_at = self._watch.wake_at if self._watch else None
-            due_at = (next_look, self._heal_at, wake_at, self._textfile_at)
+            due_at = (next_look, self._heal_at, wake_at, self._textfile_at, self._store_at)
             dues = [due for due in due_at if due is not None]
             timeout = max(0.0, min(tick, min(dues) - time.monotonic()))
             if self._clients:
@@ -256,6 +284,7 @@ class Daemon:
             return
         self._reload_asked = True
         self._force = self._force or request.get("force") is True
+        self._keep_pinned = self._keep_pinned or request.get("keep_pinned") is True
         if request.get("wait") is True:
             self._waiting.append(client)
         else:
@@ -263,10 +292,14 @@ class Daemon:
 
     def _reload(self) -> Outcome:
         """One reload for everybody who asked before it began."""
-        force = self._force
-        self._reload_asked, self._force = False, False
+        manifest, force, keep_pinned = self._keeper.manifest, self._force, self._keep_pinned
+        self._reload_asked, self._force, self._keep_pinned = False, False, False
         self._told, self._waiting = self._waiting, []
-        outcome, self._id_changes = self._keeper.reload(force=force)
+        outcome, self._id_changes = self._keeper.reload(force=force, keep_pinned=keep_pinned)
+        self._store_kept()
+        new = self._keeper.manifest is not manifest and not outcome.rolled_back
+        if new or outcome.result is ReloadResult.OK:
+            self._applied_at = time.time()
         self._look_problem = ""
         self._heal_at = None
         self._drift.reloaded(self._keeper.status)
@@ -279,8 +312,30 @@ class Daemon:
         for client in self._told:
             answer(client, outcome)
         self._told = []
-        log_outcome(outcome)
+        log_outcome(outcome, self._keeper.status)
         log_changes(self._id_changes)
+
+    def _status_line(self, outcome: Outcome) -> str:
+        at = time.strftime("%Y-%m-%d %H:%M", time.localtime(self._applied_at))
+        return status_line(outcome, self._keeper.status, at if self._applied_at else "")
+
+    def _store_kept(self) -> None:
+        """Has the service manager keep what is kept now; what it has no time for, a little later.
+        Nothing is taken from it before a reload has told what is kept."""
+        self._store_at = None
+        if self._store is None or self._keeper.desired is None:
+            return
+        wanted = self._keeper.kept()
+        if not self._store.follow(wanted, self._keeper.stored.names):
+            self._store_at = time.monotonic() + STORE_AGAIN_SECONDS
+        left_out = self._store.left_out(wanted)
+        if left_out and left_out != self._left_out:
+            log.warning(
+                "the service manager keeps no descriptor of %d maps and links: there is no room for"
+                " more (FileDescriptorStoreMax=, and 7000 at the most); their pins keep them",
+                left_out,
+            )
+        self._left_out = left_out
 
     def _is_look_due(self, now: float) -> bool:
         """Whether something was noticed, or is to be put right now that was left for later."""
@@ -293,6 +348,7 @@ class Daemon:
         self._heal_at = None
         try:
             healed = self._keeper.heal(started)
+            self._store_kept()
         except (KeeperError, OSError) as error:
             if str(error) != self._look_problem:
                 self._look_problem = str(error)
@@ -321,16 +377,22 @@ def _certificates(tls: TlsEntry | None) -> "Certificates | None":
     return Certificates(tls)
 
 
-def _alive_at_each(on_step: OnStep) -> OnStep:
-    """Lets the service manager know during a long reload that something is going on."""
+def _alive_at_each(on_step: OnStep, notifier: Notifier) -> OnStep:
+    """Lets the service manager know during a long reload that something is going on.
+
+    Objects are loaded in threads, and the loop waits for the next that is done: from the first load
+    on it can take long until something can be said again.
+    """
     last = time.monotonic()
 
     def alive(step: Step, subject: object) -> None:
         nonlocal last
         on_step(step, subject)
         now = time.monotonic()
-        if now - last > 1:
+        if step is Step.LOAD_OBJECT:
+            notifier.load_begins()
+        elif now - last > 1:
             last = now
-            service.notify_long_work()
+            notifier.long_work()
 
     return alive

@@ -11,6 +11,7 @@ from bpfkeeperd.hooks import PROG_TYPE_SCHED_CLS, Hook, HookKind, hook_of_sectio
 from bpfkeeperd.hooks import STRUCT_OPS as STRUCT_OPS_HOOK
 from bpfkeeperd.layout import LinkKey, escape, filter_handle, unescape
 from bpfkeeperd.maptypes import PROG_ARRAY, STRUCT_OPS
+from bpfkeeperd.pinrights import NO_RIGHTS, WantedRights
 from bpfkeeperd.progtypes import ProgramKind
 from bpfkeeperd.state import MapSpec, ObjectSpec
 from bpfkeeperd.targets import (
@@ -174,6 +175,8 @@ class WantedMap:
     """An object fills it with programs of its own."""
     count_nonzero: bool = False
     """Of an array: its slots that are not zero are counted."""
+    rights: WantedRights = NO_RIGHTS
+    """Of its pin."""
 
     @property
     def fillers(self) -> tuple[str, ...]:

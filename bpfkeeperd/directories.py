@@ -1,22 +1,86 @@
 """Pins and directories of the keeper's own: made for this user alone, removed without following."""
 
 import contextlib
+import errno
 import functools
 import os
 import stat
+from collections.abc import Iterator
 
-from bpfkeeperd.errors import KernelError
+from bpfkeeperd.errors import KeeperError, KernelError
+from bpfkeeperd.pinrights import Rights
 from bpfkeeperd.transaction import Transaction
+
+
+@contextlib.contextmanager
+def doing(action: str) -> Iterator[None]:
+    """Has a system call that fails in a block be told by what it was to do."""
+    try:
+        yield
+    except OSError as error:
+        raise KernelError(action, error.errno or 0) from None
+
+
+def make_new_directory(path: str) -> None:
+    with doing(f"make directory {path}"):
+        os.mkdir(path, 0o700)
 
 
 def make_directory(path: str) -> None:
     """Makes one directory; it may be there."""
-    try:
+    with doing(f"make directory {path}"), contextlib.suppress(FileExistsError):
         os.mkdir(path, 0o700)
-    except FileExistsError:
-        pass
-    except OSError as error:
-        raise KernelError(f"make directory {path}", error.errno or 0) from None
+
+
+def is_directory(path: str) -> bool:
+    """Whether there is one.
+
+    Raises:
+        KernelError: nobody can tell, for another reason than that nothing is there.
+    """
+    with doing(f"look at {path}"), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        return stat.S_ISDIR(os.stat(path).st_mode)  # tc makes symbolic links to directories
+    return False
+
+
+def is_there(path: str) -> bool:
+    """Whether anything has this name; raises as `is_directory`."""
+    return status_of(path) is not None
+
+
+def status_of(path: str) -> os.stat_result | None:
+    """Of a pin or directory; None where nothing is. Raises as `is_directory`."""
+    with (
+        doing(f"look at {path}"),
+        contextlib.suppress(FileNotFoundError, NotADirectoryError),
+    ):
+        return os.lstat(path)
+    return None
+
+
+def names_in(directory: str) -> list[str]:
+    """All names in a directory; none without it."""
+    with doing(f"read {directory}"), contextlib.suppress(FileNotFoundError):
+        return os.listdir(directory)
+    return []
+
+
+def rename(source: str, path: str) -> None:
+    """In one step, over whatever has the name."""
+    with doing(f"rename {source} to {path}"):
+        os.rename(source, path)
+
+
+def link(path: str, other: str) -> None:
+    """Gives a pin another name beside the one it has."""
+    with doing(f"link {path} to {other}"):
+        os.link(path, other)
+
+
+def remove_directory(path: str) -> None:
+    """Removes an empty directory."""
+    with doing(f"remove directory {path}"):
+        os.rmdir(path)
 
 
 def make_parents(transaction: Transaction, path: str, top: str) -> None:
@@ -24,58 +88,110 @@ def make_parents(transaction: Transaction, path: str, top: str) -> None:
     parts = path.removeprefix(f"{top}/").split("/")[:-1]
     for depth in range(1, len(parts) + 1):
         directory = f"{top}/{'/'.join(parts[:depth])}"
-        if not os.path.isdir(directory):
+        if not is_directory(directory):
             make_directory(directory)
-            transaction.on_undo(functools.partial(os.rmdir, directory))
+            transaction.on_undo(functools.partial(remove_directory, directory))
 
 
 def exchange(transaction: Transaction, staged: str, path: str, aside: str) -> None:
     """A staged pin takes the place of another, which stays aside until nothing can fail."""
-    os.link(path, aside)
+    link(path, aside)
     transaction.on_undo(lambda: unlink(aside))
-    os.rename(staged, path)
-    transaction.on_undo(lambda: os.rename(aside, path))
+    rename(staged, path)
+    transaction.on_undo(lambda: rename(aside, path))
 
 
-def take_rights(staged: str, path: str) -> None:
-    """Gives a staged pin the owner and mode of the one whose place it is to take, so that who could
-    open that can open this."""
-    found = os.stat(path, follow_symlinks=False)
-    os.chown(staged, found.st_uid, found.st_gid, follow_symlinks=False)
-    os.chmod(staged, stat.S_IMODE(found.st_mode))
+def rights_of(path: str) -> Rights:
+    """Who owns a pin, and its mode. Symbolic links are not followed."""
+    with doing(f"look at {path}"):
+        return _rights(os.lstat(path))
+
+
+def set_rights(path: str, rights: Rights, before: Rights | None = None) -> None:
+    """Gives a pin its owner, group and mode; on the way nobody has more than before or after.
+
+    Symbolic links are not followed. With ``before`` the pin has to have these rights.
+
+    Raises:
+        KernelError: it cannot be done; how far it came is not told.
+        KeeperError: it has other rights than ``before``.
+    """
+    try:
+        fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            found = _rights(os.fstat(fd))
+            if before not in (None, found):
+                raise KeeperError(
+                    f"the pin {path} was changed while the reload went on: reload again"
+                )
+            there = f"/proc/self/fd/{fd}"
+            mode = found.mode
+            if (rights.uid, rights.gid) != (found.uid, found.gid):
+                if mode != (mode := mode & rights.mode):
+                    os.chmod(there, mode)
+                os.chown(there, rights.uid, rights.gid)
+            if mode != rights.mode:
+                os.chmod(there, rights.mode)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        what = f"set owner {rights.who}, mode {rights.mode:04o} on the pin {path}"
+        remedy = "it takes CAP_CHOWN or CAP_FOWNER" if error.errno == errno.EPERM else ""
+        raise KernelError(what, error.errno or 0, remedy) from None
+
+
+def check_usable(path: str) -> None:
+    """A keeper must not shut itself out of a pin.
+
+    Raises:
+        KernelError: this process may not read and write it.
+    """
+    if not os.access(path, os.R_OK | os.W_OK, effective_ids=True):
+        remedy = "this process could not open it any more: leave owner out, or add CAP_DAC_OVERRIDE"
+        raise KernelError(f"give away the pin {path}", errno.EACCES, remedy)
+
+
+def _rights(found: os.stat_result) -> Rights:
+    return Rights(found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode))
 
 
 def pins_below(directory: str, depth: int) -> list[str]:
     """The pins in a directory and those under it, by their paths from there; none without it."""
     found = []
-    try:
-        with os.scandir(directory) as entries:
-            for entry in entries:
-                if not entry.is_dir(follow_symlinks=False):
-                    found.append(entry.name)
-                elif depth > 1:
-                    below = pins_below(entry.path, depth - 1)
-                    found += [f"{entry.name}/{name}" for name in below]
-    except FileNotFoundError:
-        return []
+    with (
+        doing(f"read {directory}"),
+        contextlib.suppress(FileNotFoundError),
+        os.scandir(directory) as entries,
+    ):
+        for entry in entries:
+            if not entry.is_dir(follow_symlinks=False):
+                found.append(entry.name)
+            elif depth > 1:
+                below = pins_below(entry.path, depth - 1)
+                found += [f"{entry.name}/{name}" for name in below]
     return found
 
 
 def unlink(path: str) -> None:
     """Removes a pin; it may be gone."""
-    with contextlib.suppress(FileNotFoundError):
+    with doing(f"remove {path}"), contextlib.suppress(FileNotFoundError):
         os.unlink(path)
 
 
 def remove_tree(path: str) -> None:
-    """Removes a directory of pins. Symbolic links are removed, not followed."""
-    with os.scandir(path) as entries:
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                remove_tree(entry.path)
-            else:
-                os.unlink(entry.path)
-    os.rmdir(path)
+    """Removes a directory of pins, if it is there. Symbolic links are removed, not followed."""
+    with doing(f"read {path}"):
+        try:
+            with os.scandir(path) as found:
+                entries = list(found)
+        except FileNotFoundError:
+            return
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            remove_tree(entry.path)
+        else:
+            unlink(entry.path)
+    remove_directory(path)
 
 
 def remove_empty(path: str, top: str) -> None:

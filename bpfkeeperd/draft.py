@@ -10,6 +10,7 @@ from bpfkeeperd.actions import (
     RenameMap,
     Restore,
     RestoreMap,
+    SetRights,
     WriteEntries,
 )
 from bpfkeeperd.desired import Desired
@@ -29,6 +30,7 @@ class Draft:
     observed: Observed
     map_actions: dict[str, MapAction] = field(default_factory=dict)
     writes: dict[str, WriteEntries] = field(default_factory=dict)
+    rights: dict[str, SetRights] = field(default_factory=dict)
     refused_maps: dict[str, str] = field(default_factory=dict)
     held_objects: dict[str, str] = field(default_factory=dict)
     """Held back, with everything they have left as it is."""

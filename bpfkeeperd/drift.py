@@ -21,6 +21,7 @@ from bpfkeeperd.actions import (
     RestoreMap,
     RestoreProgram,
     RestoreStub,
+    SetRights,
     Swap,
     WriteEntries,
 )
@@ -30,6 +31,7 @@ KINDS = (
     "map_missing",
     "map_differs",
     "map_pin_lost",
+    "map_pin_rights",
     "entries_differ",
     "program_pin_lost",
     "object_not_loaded",
@@ -90,6 +92,8 @@ def kind_of(action: Action) -> str:
             return "map_missing"
         case RecreateMap() | RenewMap() | RenameMap():
             return "map_differs"
+        case SetRights():
+            return "map_pin_rights"
         case WriteEntries():
             return "entries_differ"
         case LoadObject():

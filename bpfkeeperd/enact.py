@@ -19,7 +19,13 @@ from bpfkeeperd.actions import (
 )
 from bpfkeeperd.adopt import adoptable, pin_adopted
 from bpfkeeperd.after import After
-from bpfkeeperd.directories import make_directory, remove_tree
+from bpfkeeperd.directories import (
+    make_directory,
+    make_new_directory,
+    remove_directory,
+    remove_tree,
+    rename,
+)
 from bpfkeeperd.enactfilter import FilterEnactor
 from bpfkeeperd.enactlinks import LinkEnactor
 from bpfkeeperd.enactmaps import MapEnactor
@@ -102,6 +108,8 @@ class Enactor:
         self._enact_links(transaction, change.links, loaded)
         for write in change.writes:
             self.maps.write(transaction, write, loaded)
+        for rights in change.rights:  # of a pin that gets another name, before it has that
+            self.maps.set_rights(transaction, rights)
         for map_action in change.maps:
             match map_action:
                 case RecreateMap() | RenewMap():
@@ -149,13 +157,13 @@ class Enactor:
         directory = f"{self.layout.objects}/{name}/{wanted.digest}"
         staged = self._is_staged(load)
         self.on_step(Step.STAGE_PROGRAMS if staged else Step.PIN_PROGRAMS, wanted.name)
-        if name not in self.observed.programs:
+        if not self.observed.programs.get(name):
             parent = os.path.dirname(directory)
             make_directory(parent)
-            transaction.on_undo(lambda: os.rmdir(parent))
+            transaction.on_undo(lambda: remove_directory(parent))
         if staged:
             directory = f"{self.layout.staging}/programs/{name}"
-        os.mkdir(directory, 0o700)
+        make_new_directory(directory)
         transaction.on_undo(lambda: remove_tree(directory))
         opened = loaded.objects[wanted.name]
         programs = {
@@ -174,10 +182,10 @@ class Enactor:
         aside = f"{self.layout.staging}/old_programs/{escape(wanted.name)}"
         staged = f"{self.layout.staging}/programs/{escape(wanted.name)}"
         if self._is_pinned(load):
-            os.rename(path, aside)
-            transaction.on_undo(lambda: os.rename(aside, path))
-        os.rename(staged, path)
-        transaction.on_undo(lambda: os.rename(path, staged))
+            rename(path, aside)
+            transaction.on_undo(lambda: rename(aside, path))
+        rename(staged, path)
+        transaction.on_undo(lambda: rename(path, staged))
 
 
 def not_undone(failed: list[str]) -> str:

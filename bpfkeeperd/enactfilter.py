@@ -9,14 +9,24 @@ import errno
 import functools
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from bpfkeeperd import kernel
 from bpfkeeperd.actions import Swap
 from bpfkeeperd.after import After
+from bpfkeeperd.byid import program_by_id
 from bpfkeeperd.desired import Attachment, netns_of
-from bpfkeeperd.directories import exchange, make_directory, remove_empty, unlink
+from bpfkeeperd.directories import (
+    exchange,
+    is_there,
+    make_directory,
+    remove_empty,
+    rename,
+    unlink,
+)
 from bpfkeeperd.errors import KeeperError, KernelError
+from bpfkeeperd.held import Held
 from bpfkeeperd.hooks import CLSACT_LINK, HookKind
 from bpfkeeperd.layout import Layout, LinkKey, escape
 from bpfkeeperd.observed import ObservedLink
@@ -142,15 +152,22 @@ _EGRESS = 47
 """BPF_TCX_EGRESS of ``enum bpf_attach_type``, which stands for filters as well."""
 
 
-def restore_record(layout: Layout, key: LinkKey, info: LinkInfo) -> None:
+def restore_record(layout: Layout, key: LinkKey, info: LinkInfo, held: Held) -> None:
     """Makes the record of a filter that is there anew."""
-    program = kernel.program_by_id(info.prog_id)
-    if program is None:
-        raise KeeperError(f"program ID {info.prog_id} went away: reload again")
-    note = PinNote(netns_inode(netns_of(key) or None), info.target_id)
-    with kernel.holding(program):
+    with ExitStack() as stack:
+        program = held.program_by_id(info.prog_id)
+        if program is None:
+            program = program_by_id(layout, info.prog_id)
+            if program is None:
+                raise KeeperError(f"program ID {info.prog_id} went away: reload again")
+            stack.callback(os.close, program)
+        note = PinNote(netns_inode(netns_of(key) or None), info.target_id)
         transaction = Transaction()
-        _write(layout, transaction, key, program, note)
+        try:
+            _write(layout, transaction, key, program, note)
+        except KeeperError:
+            transaction.undo()
+            raise
         transaction.settle()
 
 
@@ -203,12 +220,12 @@ def _write(
     kernel.pin(prog_fd, staged)
     transaction.on_undo(lambda: unlink(staged))
     write_note(staged, note)
-    if os.path.lexists(path):
+    if is_there(path):
         aside = f"{staged}-old"
         exchange(transaction, staged, path, aside)
         transaction.on_success(lambda: unlink(aside))
     else:
-        os.rename(staged, path)
+        rename(staged, path)
         transaction.on_undo(lambda: unlink(path))
 
 

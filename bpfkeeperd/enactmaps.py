@@ -7,9 +7,28 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from bpfkeeperd import kernel
-from bpfkeeperd.actions import CreateMap, Making, RecreateMap, RenameMap, RenewMap, WriteEntries
+from bpfkeeperd.actions import (
+    CreateMap,
+    Making,
+    RecreateMap,
+    RenameMap,
+    RenewMap,
+    SetRights,
+    WriteEntries,
+)
 from bpfkeeperd.after import After
-from bpfkeeperd.directories import exchange, make_parents, remove_empty, take_rights, unlink
+from bpfkeeperd.byid import map_by_id, program_by_id
+from bpfkeeperd.directories import (
+    check_usable,
+    exchange,
+    link,
+    make_parents,
+    remove_empty,
+    rename,
+    rights_of,
+    set_rights,
+    unlink,
+)
 from bpfkeeperd.entries import Content, InterfaceRef
 from bpfkeeperd.errors import KeeperError, KernelError
 from bpfkeeperd.fill import Resolver, fill
@@ -19,7 +38,7 @@ from bpfkeeperd.inner import slots
 from bpfkeeperd.layout import Layout, escape
 from bpfkeeperd.load import Loaded
 from bpfkeeperd.maptypes import BY_NUMBER, CPUMAP, DEVMAP, DEVMAP_HASH, PROG_ARRAY, type_name
-from bpfkeeperd.marks import mark
+from bpfkeeperd.marks import mark, pin_marked
 from bpfkeeperd.observed import Observed, ObservedMap
 from bpfkeeperd.state import MapIdChange, MapInfo
 from bpfkeeperd.steps import OnStep, Step
@@ -30,6 +49,10 @@ _REASONS = {
     RecreateMap: MapIdChange.RECREATED,
     RenewMap: MapIdChange.RENEWED,
 }
+
+
+ById = Callable[[int, bool], int | None]
+"""The ID of a program, or of a map (True), to a descriptor; None when it is gone."""
 
 
 @dataclass(slots=True)
@@ -79,8 +102,14 @@ class MapEnactor:
         if isinstance(action, CreateMap):
             path = self.layout.map(name)
             make_parents(transaction, path, self.layout.root)
-        else:
-            path = self.layout.staged_map(name)
+            if action.map.rights:
+                self.on_step(Step.SET_RIGHTS, name)
+            rights = pin_marked(fd, marked, path, action.map.rights)
+            transaction.on_undo(lambda: unlink(path))
+            self.after.made_map(name, fd)
+            self.after.has_rights(name, rights)
+            return
+        path = self.layout.staged_map(name)
         kernel.pin(fd, path)
         transaction.on_undo(lambda: unlink(path))
         self.after.made_map(name, fd)
@@ -107,7 +136,7 @@ class MapEnactor:
         resolver = self._resolver(transaction, loaded)
         for place in action.places:
             content = wanted.contents[place]
-            put_back = way_back(transaction, fd, content)
+            put_back = way_back(transaction, fd, content, self._by_id)
             fill(fd, wanted.spec, [content], resolver)
             transaction.on_undo(put_back)
         self.after.wrote(wanted.name, action.places)
@@ -131,15 +160,37 @@ class MapEnactor:
         aside = f"{self.layout.staging}/old_maps/{escape(name)}"
         if isinstance(action, RenewMap) and action.source:
             former = self.layout.map(action.source)
-            take_rights(staged, former)
+            self._take_rights(action, staged, former)
             make_parents(transaction, path, self.layout.root)
-            os.link(staged, path)  # not renamed: nothing that came meanwhile is replaced
+            link(staged, path)  # not renamed: nothing that came meanwhile is replaced
             transaction.on_undo(lambda: unlink(path))
-            os.rename(former, aside)
-            transaction.on_undo(lambda: os.rename(aside, former))
+            rename(former, aside)
+            transaction.on_undo(lambda: rename(aside, former))
             return
-        take_rights(staged, path)
+        self._take_rights(action, staged, path)
         exchange(transaction, staged, path, aside)
+
+    def _take_rights(self, action: RecreateMap | RenewMap, staged: str, former: str) -> None:
+        """A staged pin gets the rights of the one whose place it takes, so that who could open that
+        can open this, as far as the manifest does not say otherwise."""
+        wanted, name = action.map.rights, action.map.name
+        rights = wanted.over(rights_of(former))
+        if wanted:
+            self.on_step(Step.SET_RIGHTS, name)
+        set_rights(staged, rights)
+        if wanted:
+            check_usable(staged)
+        self.after.has_rights(name, rights)
+
+    def set_rights(self, transaction: Transaction, action: SetRights) -> None:
+        """What is pinned stays; only who may open it changes."""
+        name = action.map.name
+        self.on_step(Step.SET_RIGHTS, name)
+        path = self.layout.map(self.observed.maps[name].source or name)
+        transaction.on_undo(lambda: set_rights(path, action.before))
+        set_rights(path, action.rights, action.before)
+        check_usable(path)
+        self.after.has_rights(name, action.rights)
 
     def kept_fd(self, transaction: Transaction, name: str) -> int:
         """The descriptor of a kept map: the held one when it is the pinned one."""
@@ -169,8 +220,16 @@ class MapEnactor:
             program_fd=functools.cache(program_fd), map_fd=self.opener(transaction, loaded)
         )
 
+    def _by_id(self, number: int, outer: bool) -> int | None:
+        """What a slot of a map of maps (``outer``), or of programs, names."""
+        if outer:
+            return map_by_id(self.layout, self.observed.maps, number)
+        return program_by_id(self.layout, number)
 
-def way_back(transaction: Transaction, fd: int, content: Content) -> Callable[[], None]:
+
+def way_back(
+    transaction: Transaction, fd: int, content: Content, by_id: ById
+) -> Callable[[], None]:
     """Reads an entry, and returns what puts it back once it was written."""
     key, info = content.key, kernel.map_info(fd)
     if key is None:
@@ -182,7 +241,7 @@ def way_back(transaction: Transaction, fd: int, content: Content) -> Callable[[]
     try:
         there = type_name(info.type) != "lpm_trie" or key in kernel.map_keys(fd, info.key_size)
         before = kernel.map_lookup(fd, key, size) if there else None
-        written = _as_written(transaction, info, before) if before else None
+        written = _as_written(transaction, info, before, by_id) if before else None
     except KernelError:  # it cannot be read, and so not be put back
         return lambda: None
     netns = content.value.netns if isinstance(content.value, InterfaceRef) else None
@@ -197,7 +256,7 @@ def way_back(transaction: Transaction, fd: int, content: Content) -> Callable[[]
     return put_back
 
 
-def _as_written(transaction: Transaction, info: MapInfo, read: bytes) -> bytes | None:
+def _as_written(transaction: Transaction, info: MapInfo, read: bytes, by_id: ById) -> bytes | None:
     """A value as it has to be written: where an ID is read, a descriptor; None for nothing.
 
     The descriptor is held from now on: the entry may be all that keeps what it names.
@@ -210,7 +269,7 @@ def _as_written(transaction: Transaction, info: MapInfo, read: bytes) -> bytes |
     if at and not any(read[:at]):
         return None
     number = int.from_bytes(read[at : at + 4], sys.byteorder)
-    opened = (kernel.map_by_id if outer else kernel.program_by_id)(number) if number else None
+    opened = by_id(number, outer) if number else None
     if opened is None:
         return read
     return read[:at] + transaction.close_later(opened).to_bytes(4, sys.byteorder)

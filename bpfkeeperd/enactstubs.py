@@ -9,9 +9,18 @@ from dataclasses import dataclass, field
 
 from bpfkeeperd import kernel
 from bpfkeeperd.after import After
+from bpfkeeperd.byid import program_by_id
 from bpfkeeperd.desired import Attachment
-from bpfkeeperd.directories import make_directory, remove_empty, remove_tree
-from bpfkeeperd.errors import KeeperError, KernelError
+from bpfkeeperd.directories import (
+    is_directory,
+    is_there,
+    make_directory,
+    make_new_directory,
+    remove_empty,
+    remove_tree,
+    rename,
+)
+from bpfkeeperd.errors import PASSING, KeeperError, KernelError
 from bpfkeeperd.held import Held
 from bpfkeeperd.layout import Layout, StubKey
 from bpfkeeperd.maptypes import PROG_ARRAY
@@ -91,7 +100,7 @@ class StubEnactor:
                     f"cannot swap the program of {attachment}: somebody else wrote the slot of its"
                     " stub meanwhile: reload again"
                 )
-            old = kernel.program_by_id(running) if running else None
+            old = program_by_id(self.layout, running) if running else None
             if old is not None:
                 transaction.close_later(old)
             self.on_step(Step.SWAP, attachment)
@@ -134,6 +143,8 @@ class StubEnactor:
             )
         except KernelError as error:
             why = "the kernel does not have such programs called: leave out swap: exact"
+            if error.errno in PASSING:
+                why = f"cannot {error.action}"
             raise KernelError(f"make a stub for {attachment}", error.errno, why) from None
         self._put(transaction, key, stub, slot)
         self._done(transaction, key, stub, slot, kernel.program_info(prog_fd))
@@ -144,7 +155,7 @@ class StubEnactor:
         number, path = kernel.program_info(stub).id, self.layout.stub_at(key)
         staged = f"{self.layout.staging}/stubs/new{number}"
         make_directory(f"{self.layout.staging}/stubs")
-        os.mkdir(staged, 0o700)
+        make_new_directory(staged)
         with ExitStack() as cleanup:
             cleanup.callback(remove_tree, staged)
             kernel.pin(slot, f"{staged}/slot")
@@ -152,20 +163,20 @@ class StubEnactor:
             cleanup.pop_all()
         transaction.on_undo(lambda: remove_tree(staged))
         self._make_parents(transaction, path)
-        if os.path.isdir(path):
+        if is_directory(path):
             aside = f"{self.layout.staging}/stubs/old{number}"
-            os.rename(path, aside)
-            transaction.on_undo(lambda: os.rename(aside, path))
-        os.rename(staged, path)
-        transaction.on_undo(lambda: os.rename(path, staged))
+            rename(path, aside)
+            transaction.on_undo(lambda: rename(aside, path))
+        rename(staged, path)
+        transaction.on_undo(lambda: rename(path, staged))
 
     def _move(self, transaction: Transaction, former: StubKey, key: StubKey) -> None:
         """A stub goes along with the links that another program takes over."""
         self.on_step(Step.MOVE_STUB, "/".join(former))
         source, path = self.layout.stub_at(former), self.layout.stub_at(key)
         self._make_parents(transaction, path)
-        os.rename(source, path)
-        transaction.on_undo(lambda: os.rename(path, source))
+        rename(source, path)
+        transaction.on_undo(lambda: rename(path, source))
         transaction.on_success(lambda: remove_empty(source, self.layout.own))
         self.after.gone_stubs.add(former)
 
@@ -213,13 +224,13 @@ def restore_stub(layout: Layout, held: Held, key: StubKey) -> None:
     for directory in (layout.stubs, os.path.dirname(path), path):
         make_directory(directory)
     for name, fd in zip(("stub", "slot"), fds, strict=True):
-        if not os.path.lexists(f"{path}/{name}"):
+        if not is_there(f"{path}/{name}"):
             kernel.pin(fd, f"{path}/{name}")
 
 
 def remove_stub(layout: Layout, key: StubKey) -> None:
     """Lets go of a stub."""
     path = layout.stub_at(key)
-    if os.path.isdir(path):
+    if is_directory(path):
         remove_tree(path)
     remove_empty(path, layout.own)

@@ -1,7 +1,6 @@
 """Programs are swapped for others, each way with the way back."""
 
 import errno
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,10 +10,11 @@ from bpfkeeperd import kernel
 from bpfkeeperd.actions import LinkAction, Swap
 from bpfkeeperd.attach import MapOpener, create_link
 from bpfkeeperd.attachnet import Around, end_netfilter_link, note_netns
+from bpfkeeperd.byid import map_by_id, program_by_id
 from bpfkeeperd.desired import Attachment
-from bpfkeeperd.directories import exchange, make_parents, remove_empty, unlink
+from bpfkeeperd.directories import exchange, make_parents, remove_empty, rename, unlink
 from bpfkeeperd.enactfilter import FilterEnactor
-from bpfkeeperd.errors import KeeperError, KernelError, error_text
+from bpfkeeperd.errors import KeeperError, KernelError, errno_text, error_text
 from bpfkeeperd.hooks import CLSACT_LINK, SOCKMAP_ATTACHED, HookKind, SwapWay
 from bpfkeeperd.linkparts import LinkParts
 from bpfkeeperd.load import Loaded
@@ -206,10 +206,10 @@ class SwapEnactor:
         if former == path:
             exchange(transaction, staged, path, aside)
         else:
-            os.rename(staged, path)
-            transaction.on_undo(lambda: os.rename(path, staged))
-            os.rename(former, aside)
-            transaction.on_undo(lambda: os.rename(aside, former))
+            rename(staged, path)
+            transaction.on_undo(lambda: rename(path, staged))
+            rename(former, aside)
+            transaction.on_undo(lambda: rename(aside, former))
             transaction.on_success(lambda: remove_empty(former, self.parts.layout.links))
         # The pin last: the kernel takes a link down later when its last pin goes, and at once, for
         # which a probe waits 0.1 s, when its last descriptor does.
@@ -287,14 +287,15 @@ class SwapEnactor:
             top = layout.links
             source = layout.link_at(action.key)
             path = self.parts.link_place(transaction, attachment.key)
-        os.rename(source, path)
-        transaction.on_undo(lambda: os.rename(path, source))
+        rename(source, path)
+        transaction.on_undo(lambda: rename(path, source))
         transaction.on_success(lambda: remove_empty(source, top))
         # Held under its former name, it would pass for a link that lost its pin.
         transaction.on_success(lambda: self.parts.held.drop_link(action.key))
 
     def _old_functions_fd(self, action: Swap) -> int:
-        old = kernel.map_by_id(action.link.target_id)
+        observed = self.parts.observed
+        old = map_by_id(self.parts.layout, observed.maps, action.link.target_id)
         if old is None:
             raise KeeperError(f"the map of {action.attachment} went away: reload again")
         return self.parts.reload.close_later(old)
@@ -308,20 +309,17 @@ class SwapEnactor:
         wanted = (known.stub if known else 0) or action.link.prog_id
         if wanted in self._old_programs:
             return self._old_programs[wanted]
+        why = "it went away: reload again"
         try:
-            fd = kernel.program_by_id(wanted)
-        except KernelError:  # EPERM without CAP_SYS_ADMIN: it is pinned too, if it is ours
-            fd = None
-            for object_name, digests in self.parts.observed.programs.items():
-                for digest, programs in digests.items():
-                    for name, info in programs.items():
-                        if info.id == wanted:
-                            path = f"{self.parts.layout.objects}/{object_name}/{digest}/{name}"
-                            fd = kernel.pinned(path, kernel.PinKind.PROGRAM)
+            fd = program_by_id(self.parts.layout, wanted)
+        except KernelError as error:
+            fd, why = None, errno_text(error.errno)
+            if error.errno == errno.EPERM:
+                why += ": it takes CAP_SYS_ADMIN"
         if fd is None:
             raise KeeperError(
                 f"cannot open program ID {wanted}, which {action.attachment} runs now, to be able"
-                " to swap back: it takes CAP_SYS_ADMIN"
+                f" to swap back: {why}"
             )
         self._old_programs[wanted] = self.parts.reload.close_later(fd)
         return fd

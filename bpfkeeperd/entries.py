@@ -6,6 +6,7 @@ from enum import StrEnum
 
 from bpfkeeperd.errors import Mark
 from bpfkeeperd.nodes import Node
+from bpfkeeperd.pinrights import NO_RIGHTS, WantedRights
 from bpfkeeperd.shapes import Shape
 from bpfkeeperd.targets import CgroupTarget, InterfaceTarget, Target
 
@@ -210,6 +211,21 @@ class MapDefinition:
 
 
 @dataclass(frozen=True, slots=True)
+class PinEntry:
+    """What is said of the rights of a pin; None: nothing."""
+
+    owner: str | None = None
+    """A name, or a number in digits."""
+    group: str | None = None
+    mode: int | None = None
+    marks: Mapping[str, Mark] = field(default_factory=dict, compare=False)
+    """Where each of its fields stands."""
+
+
+NO_PIN = PinEntry()
+
+
+@dataclass(frozen=True, slots=True)
 class MapEntry:
     name: str
     """The pin name."""
@@ -224,6 +240,7 @@ class MapEntry:
     """The pin name under which the map was known before."""
     count_nonzero: bool = False
     """Of an array: its slots that are not zero are counted."""
+    pin: PinEntry = NO_PIN
     mark: Mark = field(default=NOWHERE, compare=False)
     marks: Mapping[str, Mark] = field(default_factory=dict, compare=False)
     """Where each of its fields stands."""
@@ -259,6 +276,11 @@ class Manifest:
     """For maps without an entry of their own."""
     heal: bool = True
     """What drifts is put right without a reload."""
+    pin: PinEntry = NO_PIN
+    """For maps whose entry does not say it."""
+    uids: Mapping[str, int] = field(default_factory=dict)
+    """Of the users that own pins here, by what is written: see `accounts.with_accounts`."""
+    gids: Mapping[str, int] = field(default_factory=dict)
     maps: Mapping[str, MapEntry] = field(default_factory=dict)
     objects: Mapping[str, ObjectEntry] = field(default_factory=dict)
 
@@ -266,3 +288,18 @@ class Manifest:
         """The policy of a map, by its pin name."""
         entry = self.maps.get(map_name)
         return entry.on_mismatch if entry else self.on_mismatch
+
+    def rights(self, map_name: str) -> WantedRights:
+        """Of a map's pin, by its name."""
+        entry = self.maps.get(map_name)
+        own = entry.pin if entry else self.pin
+        if own is self.pin is NO_PIN:
+            return NO_RIGHTS
+        owner, group = own.owner or self.pin.owner, own.group or self.pin.group
+        return WantedRights(
+            uid=self.uids[owner] if owner else None,
+            gid=self.gids[group] if group else None,
+            mode=self.pin.mode if own.mode is None else own.mode,
+            owner=owner or "",
+            group=group or "",
+        )

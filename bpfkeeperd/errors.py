@@ -8,6 +8,15 @@ ENOTSUPP = 524
 """The kernel's internal "operation not supported"; it leaks to user space and has no strerror."""
 
 
+PASSING = frozenset(
+    {
+        *(errno.ENOMEM, errno.ENOSPC, errno.EMFILE, errno.ENFILE),
+        *(errno.EAGAIN, errno.EINTR, errno.EBUSY),
+    }
+)
+"""What is no property of the kernel or of what was asked for: it may go well the next time."""
+
+
 def errno_text(number: int) -> str:
     """The text of an errno with its name, 524 included: ``Invalid argument (EINVAL)``."""
     if number == ENOTSUPP:
@@ -114,5 +123,5 @@ class ManifestError(KeeperError):
 def error_text(error: KeeperError | OSError) -> str:
     """What went wrong with something of the keeper's own, also where the system said it."""
     if isinstance(error, OSError):
-        return f"cannot change {error.filename}: {error.strerror}"
+        return f"cannot change {error.filename}: {errno_text(error.errno or 0)}"
     return str(error)

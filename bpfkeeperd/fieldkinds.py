@@ -16,6 +16,8 @@ class Text:
     """The normal form of a text, or what is wrong with it."""
     pattern: str = ""
     """For the schema only: what an editor can see without the check."""
+    digits: bool = False
+    """For the schema only: it can be digits without quotes, which an editor takes for a number."""
 
 
 @dataclass(frozen=True, slots=True)

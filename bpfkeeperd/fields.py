@@ -28,7 +28,16 @@ from bpfkeeperd.fieldkinds import (
 from bpfkeeperd.fieldsattach import PROGRAM
 from bpfkeeperd.mapflags import MAP_FLAGS
 from bpfkeeperd.maptypes import MAP_TYPES
-from bpfkeeperd.values import Fault, elf_map_name, listen, pin_name, pin_root, sha256
+from bpfkeeperd.values import (
+    Fault,
+    account,
+    elf_map_name,
+    listen,
+    pin_mode,
+    pin_name,
+    pin_root,
+    sha256,
+)
 
 VERSION = 1
 
@@ -46,8 +55,26 @@ _POLICY_DOC = (
     " holds back what uses the map, `recreate` makes a new map and loses the contents."
 )
 
+_ACCOUNT = Text(account, r"^[^\s:/]+$", digits=True)
+
+PIN = Struct(
+    (
+        Field("owner", _ACCOUNT, "The user who owns the pin: a name, or a number."),
+        Field("group", _ACCOUNT, "The group of the pin: a name, or a number."),
+        Field(
+            "mode",
+            Text(pin_mode, "^0?[0246]{3}$", digits=True),
+            "Who may read and write the map by the pin, as in `chmod`: three or four octal digits.",
+        ),
+    ),
+    example='pin: {group: GROUP, mode: "0640"}',
+)
+
 DEFAULTS = Struct(
-    (Field("on_mismatch", _POLICY, _POLICY_DOC, default=MismatchPolicy.FAIL),),
+    (
+        Field("on_mismatch", _POLICY, _POLICY_DOC, default=MismatchPolicy.FAIL),
+        Field("pin", PIN, "Owner, group and mode of the pins of all maps, field by field."),
+    ),
     example="defaults: {on_mismatch: fail}",
 )
 
@@ -196,7 +223,7 @@ INNER_MAP = Struct(
     (replace(_DEFINITION[0], required=True), *_DEFINITION[1:]),
     example="inner: {type: hash, key: u32, value: u64, max_entries: 100}",
     elsewhere=dict.fromkeys(
-        ("entries", "enforce", "count"),
+        ("entries", "enforce", "count", "pin"),
         "an inner map that is kept is a map of its own: write it under maps, and name it here",
     ),
 )
@@ -235,6 +262,12 @@ MAP = Struct(
             Text(pin_name),
             "The name under which the map is pinned now: it gets the new one, ID and contents"
             " stay.",
+        ),
+        Field(
+            "pin",
+            PIN,
+            "Owner, group and mode of the pin. What is neither here nor in `defaults.pin` stays as"
+            " it is; a new pin belongs to root alone.",
         ),
     ),
     example="{on_mismatch: fail}",

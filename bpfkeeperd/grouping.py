@@ -27,6 +27,7 @@ def group(
     removals = _removals(draft, orphans)
     groups = _components(draft)
     changes = []
+    renamed, rights = draft.map_actions.keys(), dict(draft.rights)
     for maps, objects in groups:
         loads = [draft.loads[name] for name in objects if name in draft.loads]
         changed = [name for name in objects if name in draft.loads or draft.links.get(name)]
@@ -36,11 +37,14 @@ def group(
             loads=tuple(loads),
             links=_in_order(action for name in objects for action in draft.links.get(name, ())),
             writes=tuple(draft.writes[name] for name in maps if name in draft.writes),
+            rights=tuple(rights.pop(name) for name in maps if name in renamed & rights.keys()),
             removals=tuple(own),
             trials=tuple(trial for name in objects for trial in _trials(draft, name)),
         )
         if change.actions:
             changes.append(change)
+    # Where a map keeps its name, nothing else depends on the rights of its pin.
+    changes += [Change(rights=(action,)) for action in rights.values()]
     return tuple(changes), tuple(removal for rest in removals.values() for removal in rest)
 
 

@@ -23,6 +23,7 @@ from bpfkeeperd.actions import (
     RestoreLink,
     RestoreProgram,
     RestoreStub,
+    SetRights,
     Swap,
     WriteEntries,
 )
@@ -42,7 +43,7 @@ class Subject:
     nobody fights over it."""
 
     kind: str
-    """``map``, ``entries``, ``object``, ``attachment`` or ``leftover``."""
+    """``map``, ``entries``, ``rights``, ``object``, ``attachment`` or ``leftover``."""
     name: str
     target_id: int | str | None = None
 
@@ -151,7 +152,7 @@ def _loaded_objects(change: Change) -> list[str]:
 
 
 def _apart(plan: Plan) -> tuple[list[Change], list[Removal]]:
-    """Changes of attachments and entries alone are taken apart: none needs another."""
+    """Changes of attachments, entries and rights alone are taken apart: none needs another."""
     apart: list[Change] = []
     left_over: list[Removal] = []
     for change in plan.changes:
@@ -160,6 +161,7 @@ def _apart(plan: Plan) -> tuple[list[Change], list[Removal]]:
             continue
         apart += [Change(links=(link,)) for link in change.links]
         apart += [Change(writes=(write,)) for write in change.writes]
+        apart += [Change(rights=(rights,)) for rights in change.rights]
         left_over += change.removals
     return apart, left_over
 
@@ -178,6 +180,8 @@ def _subject(action: Action, observed: Observed) -> Subject:
             return Subject("object", wanted.name)
         case WriteEntries(wanted_map):
             return Subject("entries", wanted_map.name)
+        case SetRights(wanted_map):
+            return Subject("rights", wanted_map.name)
         case Detach(key):
             link = observed.links.get(key)
             return Subject("leftover", _key_name(key), link.info.id if link else None)

@@ -6,6 +6,7 @@ map with its contents, a link with its program, and a program alive until the pi
 
 import os
 from collections.abc import Collection
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
 
@@ -24,16 +25,41 @@ class Held:
     """Maps by name, links and stubs by key, programs by place; a context manager that closes them
     all."""
 
-    __slots__ = ("_links", "_maps", "_notes", "_programs", "_stubs", "homes")
+    __slots__ = ("_links", "_maps", "_notes", "_programs", "_stubs", "homes", "undecided")
 
     def __init__(self) -> None:
         self._maps: dict[str, tuple[int, int]] = {}  # name: (map ID, descriptor)
-        self._links: dict[LinkKey, tuple[int, int]] = {}
+        self._links: dict[LinkKey, tuple[int, int, int]] = {}  # link ID, descriptor, type
         self._stubs: dict[StubKey, tuple[int, int, int]] = {}  # stub ID, its and its array's fd
         self._notes: dict[LinkKey, PinNote] = {}
         self._programs: dict[ProgramPlace, tuple[int, int]] = {}
         self.homes: dict[int, tuple[int, int]] = {}
         """Link ID to the network namespace (device, inode) that the link was found in."""
+        self.undecided: frozenset[str] = frozenset()
+        """Maps that came from the service manager, and are held whatever is pinned."""
+
+    def take_map(self, name: str, fd: int) -> None:
+        """Takes over a descriptor that the service manager kept under this name."""
+        self._maps[name] = (kernel.map_info(fd).id, fd)
+        self.undecided |= {name}
+
+    def take_link(self, key: LinkKey, fd: int) -> None:
+        """Takes over a descriptor that the service manager kept under this key."""
+        info = kernel.link_info(fd)
+        self._links[key] = (info.id, fd, info.type)
+
+    @property
+    def maps(self) -> dict[str, tuple[int, int]]:
+        """ID and descriptor of each map; the descriptors stay this object's."""
+        return dict(self._maps)
+
+    @property
+    def links(self) -> dict[LinkKey, tuple[int, int, int]]:
+        """ID, descriptor and type of each link; the descriptors stay this object's."""
+        return dict(self._links)
+
+    def undecided_ids(self) -> dict[str, int]:
+        return {name: self._maps[name][0] for name in self.undecided}
 
     def map_fd(self, name: str, map_id: int) -> int | None:
         """The held descriptor, if it is of this map; it stays this object's."""
@@ -62,6 +88,10 @@ class Held:
         held = self._programs.get(place)
         return held[1] if held else None
 
+    def program_by_id(self, program_id: int) -> int | None:
+        """The held descriptor of a program by its ID; it stays this object's."""
+        return next((fd for held_id, fd in self._programs.values() if held_id == program_id), None)
+
     def program_info(self, place: ProgramPlace) -> ProgramInfo | None:
         """Of a program that is held, pinned or not."""
         held = self._programs.get(place)
@@ -75,7 +105,9 @@ class Held:
     def link_infos(self, besides: Collection[LinkKey]) -> dict[LinkKey, LinkInfo]:
         """Of the held links that are not among those found pinned."""
         return {
-            key: kernel.link_info(fd) for key, (_, fd) in self._links.items() if key not in besides
+            key: kernel.link_info(held[1])
+            for key, held in self._links.items()
+            if key not in besides
         }
 
     def follow(
@@ -92,16 +124,18 @@ class Held:
         the manifest wants it (``differing``): nothing else may hold the former one. A link is let
         go by `drop_link`, when it is detached.
         """
-        for name in self._maps.keys() - observed.maps.keys() - set(settled):
+        for name in self._maps.keys() - observed.maps.keys() - set(settled) - self.undecided:
             os.close(self._maps.pop(name)[1])
         for name, found in observed.maps.items():
             held = self._maps.get(name)
             if found.pinned is None or (held and held[0] == found.pinned.id):
                 continue
-            if held and name in differing:
+            if held and (name in differing or name in self.undecided):
                 continue
             opened = kernel.pinned_map(layout.map(name))
-            if opened:
+            if opened and opened[1].id != found.pinned.id:  # the next look judges that one
+                os.close(opened[0])
+            elif opened:
                 if held:
                     os.close(held[1])
                 self._maps[name] = (opened[1].id, opened[0])
@@ -112,7 +146,7 @@ class Held:
             fd = kernel.pinned(layout.link_at(key), kernel.PinKind.LINK)
             if fd is not None:
                 self.drop_link(key)
-                self._links[key] = (link.info.id, fd)
+                self._links[key] = (link.info.id, fd, link.info.type)
                 if is_netfilter(key) and (noted := read_note(layout.link_at(key))):
                     self._notes[key] = noted
 
@@ -126,15 +160,17 @@ class Held:
             held = self._stubs.get(key)
             if not (stub.prog_id and stub.pinned) or (held and held[0] == stub.prog_id):
                 continue
-            opened = kernel.pinned(f"{layout.stub_at(key)}/stub", kernel.PinKind.PROGRAM)
-            slot = kernel.pinned(f"{layout.stub_at(key)}/slot", kernel.PinKind.MAP)
-            if opened is None or slot is None:
-                for fd in (opened, slot):
+            with ExitStack() as stack:
+                fds = list[int]()
+                for name, kind in (("stub", kernel.PinKind.PROGRAM), ("slot", kernel.PinKind.MAP)):
+                    fd = kernel.pinned(f"{layout.stub_at(key)}/{name}", kind)
                     if fd is not None:
-                        os.close(fd)
-                continue
-            self._drop_stub(key)
-            self._stubs[key] = (stub.prog_id, opened, slot)
+                        stack.callback(os.close, fd)
+                        fds.append(fd)
+                if len(fds) == 2:
+                    stack.pop_all()
+                    self._drop_stub(key)
+                    self._stubs[key] = (stub.prog_id, fds[0], fds[1])
 
     def _drop_stub(self, key: StubKey) -> None:
         held = self._stubs.pop(key, None)
@@ -169,8 +205,8 @@ class Held:
 
     def close(self) -> None:
         for held in (self._maps, self._links, self._programs):
-            for _, fd in held.values():
-                os.close(fd)
+            for each in held.values():
+                os.close(each[1])
         self._programs.clear()
         for key in list(self._stubs):
             self._drop_stub(key)

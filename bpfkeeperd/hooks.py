@@ -237,6 +237,12 @@ KINDS: Mapping[HookKind, KindRules] = {
 }
 """The one table of how attachments are made and swapped."""
 
+_LASTING = (HookKind.CGROUP, HookKind.XDP, HookKind.TCX, HookKind.NETKIT, HookKind.NETNS)
+STORED_LINKS = frozenset().union(*(KINDS[kind].link_types for kind in _LASTING))
+"""Types of links of which the service manager keeps a descriptor: the kernel detaches them when it
+is told to (BPF_LINK_DETACH), whoever holds them, so that none is kept that is to go; and each runs
+its program itself, not through a stub, whose array would need a descriptor, too."""
+
 
 @dataclass(frozen=True, slots=True)
 class Hook:

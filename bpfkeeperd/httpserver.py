@@ -130,6 +130,11 @@ class MetricsServer:
         scheme = "https" if self._certificates else "http"
         return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}/metrics"
 
+    @property
+    def alive(self) -> bool:
+        """Whether it serves; False after a fault of its own, and when it was closed."""
+        return self._thread.is_alive()
+
     def close(self) -> None:
         """Stops serving and frees the port; a second call does nothing."""
         with contextlib.suppress(OSError):

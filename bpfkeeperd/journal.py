@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from bpfkeeperd.churn import IdChange
 from bpfkeeperd.healer import Healed
 from bpfkeeperd.service import MessageId, fields, log
-from bpfkeeperd.state import Difference, Outcome, ReloadResult, Status
+from bpfkeeperd.state import Difference, MapStatus, Outcome, ReloadResult, Status
 
 DIFFERENCES_MAX = 20
 """Logged one by one of what is found at once."""
 
 
-def log_outcome(outcome: Outcome) -> None:
+def log_outcome(outcome: Outcome, status: Status) -> None:
     for line in outcome.done:
         log.info("%s", line)
     for note in outcome.notes:
@@ -20,8 +20,15 @@ def log_outcome(outcome: Outcome) -> None:
         log.error("%s", failure.message)
         if failure.detail:
             log.debug("%s", failure.detail)
+    conflicts = {_conflict_text(found): found for found in status.maps if found.stored_id}
     for refusal in outcome.refusals:
-        log.error("%s", refusal)
+        if refusal not in conflicts:
+            log.error("%s", refusal)
+    for text, found in conflicts.items():
+        values = fields(
+            MessageId.MAP_CONFLICT, map=found.name, pinned_id=found.id, stored_id=found.stored_id
+        )
+        log.error("%s", text, extra=values)
     values = fields(
         {
             ReloadResult.OK: MessageId.RELOAD_OK,
@@ -33,6 +40,10 @@ def log_outcome(outcome: Outcome) -> None:
     )
     level = log.info if outcome.result is ReloadResult.OK else log.error
     level("%s", outcome.summary, extra=values)
+
+
+def _conflict_text(found: MapStatus) -> str:
+    return f"map {found.name}: {found.problem}"
 
 
 def log_changes(changes: tuple[IdChange, ...]) -> None:

@@ -8,14 +8,17 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 from bpfkeeperd import kernel
+from bpfkeeperd.accounts import with_accounts
 from bpfkeeperd.actions import Plan
 from bpfkeeperd.apply import Applied, apply, together
 from bpfkeeperd.churn import IdChange, Memory
 from bpfkeeperd.compare import Machine
+from bpfkeeperd.conflicts import undecided, with_conflicts
 from bpfkeeperd.desired import Desired, ObjectSource, WantedObject
 from bpfkeeperd.drift import differences
 from bpfkeeperd.entries import Manifest
 from bpfkeeperd.errors import KeeperError, ManifestError
+from bpfkeeperd.fdstore import Kept
 from bpfkeeperd.healer import Healed, Healer, read_for_healing
 from bpfkeeperd.held import Held
 from bpfkeeperd.hooks import Hook
@@ -36,6 +39,7 @@ from bpfkeeperd.snapshot import status
 from bpfkeeperd.sources import Sources, Specs, lacking_hooks, read_sources
 from bpfkeeperd.state import Failure, Outcome, ReloadResult, ReloadStatus, Status
 from bpfkeeperd.steps import OnStep
+from bpfkeeperd.stored import Stored, kept
 from bpfkeeperd.trial import Patience, Pause, sleep
 from bpfkeeperd.trust import NOBODY_ELSE, Trust
 from bpfkeeperd.watch import Places, places
@@ -80,12 +84,18 @@ def look(
         desired = with_matches(desired)
     check_pin_root(manifest.pin_root, trust)
     with Held() as held:
-        last_ids = memory.last_ids(kernel.boot_id())
-        layout = Layout(manifest.pin_root)
-        observed = observe(desired, layout, held, last_ids)
+        boot, layout = kernel.boot_id(), Layout(manifest.pin_root)
+        observed = observe(desired, layout, held, memory.last_ids(boot), memory.owners(boot))
         observed = with_foreign(desired, layout, observed, everywhere=True)
+    observed = with_conflicts(observed, _alive(memory.conflicts))
     todo = plan(desired, observed, force=force)
     return Look(desired, observed, todo, followed(memory, desired, observed, marked(layout))[0])
+
+
+def _alive(conflicts: Mapping[str, int]) -> dict[str, int]:
+    """Without those whose map is gone with the service manager's descriptor; as far as it may be
+    told, which takes CAP_SYS_ADMIN."""
+    return {name: map_id for name, map_id in conflicts.items() if kernel.map_lives(map_id)}
 
 
 class Keeper:
@@ -139,14 +149,21 @@ class Keeper:
         self._settled: Desired | None = None  # what is healed: as the last reload left it
         self._machine: Machine | None = None  # as of the last reload
         self._healer = Healer()
+        self.stored = Stored()
+        """What the service manager kept, until the first reload takes it over."""
         self.places: Places | None = None
         """Where something that concerns the keeper can change, as of the last look."""
 
-    def reload(self, *, force: bool = False) -> tuple[Outcome, tuple[IdChange, ...]]:
-        """One reload, from the manifest to the state file. Never raises a `KeeperError`."""
+    def reload(
+        self, *, force: bool = False, keep_pinned: bool = False
+    ) -> tuple[Outcome, tuple[IdChange, ...]]:
+        """One reload, from the manifest to the state file. Never raises a `KeeperError`.
+
+        ``keep_pinned`` lets go of the maps that the service manager kept beside pinned ones.
+        """
         started = time.monotonic()
         try:
-            outcome = self._reload(force)
+            outcome = self._reload(force, keep_pinned)
         except ManifestError as error:
             kept = sum(found.id is not None for found in self.status.maps)
             failures = (Failure(str(error)),)
@@ -162,7 +179,7 @@ class Keeper:
         self.status = replace(self.status, reloads=self._reload_status())
         return outcome, self._ledger.tell()
 
-    def _reload(self, force: bool) -> Outcome:
+    def _reload(self, force: bool, keep_pinned: bool) -> Outcome:
         manifest = self._read_manifest()
         if manifest.pin_root != self.manifest.pin_root:
             raise KeeperError(
@@ -179,10 +196,12 @@ class Keeper:
             make_pin_root(manifest.pin_root, self._trust)
             self._lock.refresh()
             with writing(open_own(self._layout.root)) as lock:
-                observed = self._observe(desired)
+                notes = self.stored.give(self._held, self._layout, desired, self._ledger.memory)
+                observed = self._observe(desired, keep_pinned=keep_pinned)
                 self._ledger.note_before(desired, observed)
                 todo = plan(desired, observed, force=force)
                 applied = self._apply(todo, observed, sources, lock)
+                applied.notes += notes
         if manifest.metrics_listen != self.manifest.metrics_listen:
             applied.notes.append("metrics.listen has changed: it takes effect with a restart")
         withheld = {}
@@ -226,7 +245,7 @@ class Keeper:
         if texts != self._texts:
             manifest = parse_manifest(texts)
             self._texts, self._parsed = texts, manifest
-        return self._parsed
+        return with_accounts(self._parsed)
 
     def _in_force(self, desired: Desired, lacking: Mapping[Hook, str]) -> Desired:
         """What a reload left: of an object that could not be loaded, what was loaded before."""
@@ -307,9 +326,14 @@ class Keeper:
         self._take_stock(desired, Applied(observed=observed), todo, settled)
         return self._ledger.tell()
 
-    def _observe(self, desired: Desired) -> Observed:
-        last_ids = self._ledger.memory.last_ids(kernel.boot_id())
-        observed = observe(desired, self._layout, self._held, last_ids)
+    def _observe(self, desired: Desired, *, keep_pinned: bool = False) -> Observed:
+        memory, boot = self._ledger.memory, kernel.boot_id()
+        last_ids, owners = memory.last_ids(boot), memory.owners(boot)
+        observed = observe(desired, self._layout, self._held, last_ids, owners)
+        if stored := self._held.undecided_ids():
+            if not keep_pinned:
+                observed = with_conflicts(observed, stored, self._ledger.pinned_here)
+            self._held.undecided = undecided(observed, stored, unread=bool(desired.faults))
         # What is known of others is looked at again; else only those who attach have to know.
         observed = with_foreign(desired, self._layout, observed, everywhere=self._foreign)
         self._foreign = bool(observed.foreign)
@@ -373,8 +397,14 @@ class Keeper:
             self._last_result,
         )
 
+    def kept(self) -> Kept:
+        """What the service manager is to keep for the next start; the descriptors stay the
+        keeper's."""
+        return kept(self._held, self._layout, self._ledger.memory)
+
     def close(self) -> None:
         """Lets go of the descriptors and of the pin root; what is pinned and attached stays."""
+        self.stored.close()
         self._held.close()
         self._ledger.close()
         self._lock.close()

@@ -7,7 +7,17 @@ from contextlib import suppress
 from dataclasses import replace
 
 from bpfkeeperd import kernel
-from bpfkeeperd.churn import NOTHING, IdChange, Memory, OwnPins, at_start, before_start, follow
+from bpfkeeperd.churn import (
+    NOTHING,
+    IdChange,
+    Memory,
+    OwnPins,
+    at_start,
+    before_start,
+    follow,
+    with_owners,
+)
+from bpfkeeperd.conflicts import conflict_ids
 from bpfkeeperd.desired import Desired
 from bpfkeeperd.errors import KeeperError
 from bpfkeeperd.layout import Layout, escape, unescape
@@ -34,6 +44,16 @@ class Ledger:
         self._written = self.memory
         self._started = False
         self._unsaid: list[IdChange] = []
+
+    def pinned_here(self, name: str, map_id: int) -> bool:
+        """Whether a map is under a name by the keeper's doing, or with its knowledge.
+
+        Raises:
+            KernelError: a mark cannot be read.
+        """
+        if self.memory.last_ids(kernel.boot_id()).get(name) == map_id:
+            return True
+        return map_id in marked(self._layout).get(escape(name), {})
 
     def note_before(self, desired: Desired, observed: Observed) -> None:
         """Counts what happened since the last look, before anything is done about it.
@@ -124,11 +144,12 @@ def followed(
     pinned = {
         found.source or name: found.pinned.id
         for name, found in observed.maps.items()
-        if found.pinned
+        if found.pinned and not found.stored_id  # until that is decided, nothing changed
     }
+    memory = replace(memory, conflicts=conflict_ids(observed))
     layout = Layout(desired.manifest.pin_root)
     formers = {name: wanted.former for name, wanted in desired.maps.items() if wanted.former}
-    return follow(
+    memory, changes = follow(
         memory,
         pinned,
         boot_id=kernel.boot_id(),
@@ -138,6 +159,12 @@ def followed(
         formers=formers,
         renamed=renamed,
     )
+    owners = {
+        found.source or name: found.rights.uid if found.rights else 0
+        for name, found in observed.maps.items()
+        if not found.fault
+    }
+    return with_owners(memory, owners), changes
 
 
 def _pinned_at(memory: Memory, pinned: Mapping[str, int], layout: Layout) -> dict[str, float]:

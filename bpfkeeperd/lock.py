@@ -7,11 +7,12 @@ import fcntl
 import os
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Self
 
-from bpfkeeperd.errors import BusyError, PinRootError
+from bpfkeeperd.errors import BusyError, KernelError, PinRootError, errno_text
+from bpfkeeperd.layout import OWN_DIRECTORY
 
 
 class RootLock:
@@ -30,21 +31,27 @@ class RootLock:
 
     def _acquire(self) -> int:
         fd = self._open_root(self.root)
-        if not _flock(fd, fcntl.LOCK_EX, patience_seconds=0.2):  # `status` holds it for a moment
+        try:
+            # `status` holds it for a moment
+            if _flock(fd, self.root, fcntl.LOCK_EX, patience_seconds=0.2):
+                return fd
+        except BaseException:
             os.close(fd)
-            raise BusyError(
-                f"another keeper holds the pin root {self.root}: use `bpfkeeperd reload`, or stop"
-                " it first"
-            ) from None
-        return fd
+            raise
+        os.close(fd)
+        raise BusyError(
+            f"another keeper holds the pin root {self.root}: use `bpfkeeperd reload`, or stop"
+            " it first"
+        )
 
     def refresh(self) -> None:
         """Holds the directory that is at the pin root now."""
         try:
-            now = os.stat(self.root)
+            same = os.path.samestat(os.stat(self.root), os.fstat(self._fd))
         except OSError as error:
-            raise PinRootError(f"cannot look at pin root {self.root}: {error.strerror}") from None
-        if not os.path.samestat(now, os.fstat(self._fd)):
+            why = errno_text(error.errno or 0)
+            raise PinRootError(f"cannot look at pin root {self.root}: {why}") from None
+        if not same:
             fd = self._acquire()
             os.close(self._fd)
             self._fd = fd
@@ -96,7 +103,7 @@ def try_reading(directory: int | None) -> Iterator[bool]:
         yield True
         return
     try:
-        yield _flock(directory, fcntl.LOCK_SH, patience_seconds=0)
+        yield _flock(directory, OWN_DIRECTORY, fcntl.LOCK_SH, patience_seconds=0)
     finally:
         os.close(directory)
 
@@ -114,12 +121,14 @@ def writing(directory: int | None) -> Iterator[int | None]:
 def letting_look(lock: int | None) -> Iterator[None]:
     """Lets readers in while a reload does nothing but wait."""
     if lock is not None:
-        fcntl.flock(lock, fcntl.LOCK_SH)
+        with suppress(OSError):  # then they wait
+            fcntl.flock(lock, fcntl.LOCK_SH)
     try:
         yield
     finally:
         if lock is not None:
-            _flock(lock, fcntl.LOCK_EX, patience_seconds=1)
+            with suppress(KernelError):  # a reader that hangs is not waited for either
+                _flock(lock, "", fcntl.LOCK_EX, patience_seconds=1)
 
 
 def _locked(
@@ -129,14 +138,18 @@ def _locked(
         yield None
         return
     try:
-        _flock(directory, operation, patience_seconds)
+        _flock(directory, OWN_DIRECTORY, operation, patience_seconds)
         yield directory
     finally:
         os.close(directory)
 
 
-def _flock(fd: int, operation: int, patience_seconds: float) -> bool:
-    """Whether the lock could be had in time."""
+def _flock(fd: int, name: str, operation: int, patience_seconds: float) -> bool:
+    """Whether the lock could be had in time.
+
+    Raises:
+        KernelError: for another reason than that somebody has it.
+    """
     deadline = time.monotonic() + patience_seconds
     while True:
         try:
@@ -145,5 +158,7 @@ def _flock(fd: int, operation: int, patience_seconds: float) -> bool:
             if time.monotonic() > deadline:
                 return False
             time.sleep(0.01)
+        except OSError as error:
+            raise KernelError(f"lock {name}", error.errno or 0) from None
         else:
             return True

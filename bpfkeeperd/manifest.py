@@ -5,6 +5,7 @@ import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 
 from bpfkeeperd import fields
+from bpfkeeperd.accounts import with_accounts
 from bpfkeeperd.decode import Member, Record, Value, decode
 from bpfkeeperd.decodetargets import TARGET_MAKERS
 from bpfkeeperd.desired import target_name
@@ -21,7 +22,7 @@ from bpfkeeperd.errors import KeeperError, ManifestError, Mark, UntrustedError
 from bpfkeeperd.fieldkinds import Struct
 from bpfkeeperd.healthentry import health_entry
 from bpfkeeperd.nodes import Faults, MappingNode, Node, Place, ScalarNode
-from bpfkeeperd.ownmaps import map_entries
+from bpfkeeperd.ownmaps import map_entries, pin_entry
 from bpfkeeperd.targets import CgroupTarget, InterfaceTarget, Target
 from bpfkeeperd.trust import NOBODY_ELSE, Files, Trust
 from bpfkeeperd.values import absolute, host_and_port, short, shown
@@ -32,7 +33,7 @@ DROP_IN_DIRECTORY = "conf.d"
 
 def read_manifest(path: str, trust: Trust = NOBODY_ELSE) -> Manifest:
     """The manifest at a path, with the drop-ins ``conf.d/*.yaml`` beside it merged by name."""
-    return parse_manifest(read_files(path, trust))
+    return with_accounts(parse_manifest(read_files(path, trust)))
 
 
 def read_files(path: str, trust: Trust = NOBODY_ELSE) -> list[tuple[str, bytes]]:
@@ -95,6 +96,7 @@ def parse_manifest(sources: Sequence[tuple[str, bytes]]) -> Manifest:
         metrics_tls=_tls(metrics.fields.get("tls"), sources[0][0]),
         on_mismatch=policy,
         heal=main.number("heal") != 0,
+        pin=pin_entry(main.record("defaults").record("pin")),
         maps=map_entries(
             _merged("map", [record.members("maps") for record in records], faults), policy, faults
         ),

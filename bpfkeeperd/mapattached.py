@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from bpfkeeperd import kernel
 from bpfkeeperd.desired import Attachment, Desired
-from bpfkeeperd.directories import exchange, make_directory, remove_empty, unlink
+from bpfkeeperd.directories import exchange, is_there, make_directory, remove_empty, unlink
 from bpfkeeperd.errors import KernelError
 from bpfkeeperd.hooks import HOOKS, SOCKMAP_ATTACHED, HookKind
 from bpfkeeperd.layout import Layout, LinkKey, unescape
@@ -39,7 +39,7 @@ def attach_to_map(
     for directory in (layout.attached, f"{layout.attached}/{key[0]}", os.path.dirname(path)):
         make_directory(directory)
     transaction.on_undo(lambda: remove_empty(path, layout.own))
-    if os.path.lexists(path):
+    if is_there(path):
         staged = f"{layout.staging}/links/new{program.id}"
         kernel.pin(stub, staged)
         transaction.on_undo(lambda: unlink(staged))

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 from bpfkeeperd.fullness import Counts, fill_ratio
 from bpfkeeperd.maptypes import type_name
+from bpfkeeperd.pinrights import Rights
 from bpfkeeperd.state import InnerStatus, LastChange, MapStatus
 
 
@@ -19,6 +20,7 @@ def map_rows(maps: Sequence[MapStatus], counts: Counts) -> list[dict[str, object
         {
             **_row(found, counts),
             "last_change": _change_row(found.last_change),
+            "pin": found.pin and _pin_row(found.pin),
             "inner": [_row(inner, counts) for inner in found.inner],
         }
         for found in maps
@@ -35,6 +37,10 @@ def _row(found: MapStatus | InnerStatus, counts: Counts) -> dict[str, object]:
         "counted_by": counts.way(found.id, found.type),
         "count_age_seconds": counts.ages_seconds.get(found.id or 0),
     }
+
+
+def _pin_row(pin: Rights) -> dict[str, object]:
+    return {"owner": pin.uid, "group": pin.gid, "mode": f"{pin.mode:04o}"}
 
 
 def _change_row(change: LastChange | None) -> dict[str, object] | None:

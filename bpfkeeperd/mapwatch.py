@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 
+from bpfkeeperd.accounts import with_accounts
 from bpfkeeperd.amounts import age
 from bpfkeeperd.celltext import shortened, visible, wrapped
 from bpfkeeperd.columns import Screen, Style
@@ -68,7 +69,7 @@ class MapWatch:
                 return False
             self._texts = texts
             self._trouble.pop("manifest", None)
-            self._manifest = parse_manifest(texts)
+            self._manifest = with_accounts(parse_manifest(texts))
         except KeeperError as error:
             self._trouble["manifest"] = str(error)
             return False

@@ -4,13 +4,21 @@ A keeper can be killed between the two. The mark is made first, so the next one 
 pin for somebody else's.
 """
 
-import contextlib
 import os
 
 from bpfkeeperd import kernel
 from bpfkeeperd.churn import OwnPins
-from bpfkeeperd.directories import make_directory, pins_below, remove_tree, unlink
+from bpfkeeperd.directories import (
+    check_usable,
+    make_directory,
+    pins_below,
+    remove_tree,
+    rights_of,
+    set_rights,
+    unlink,
+)
 from bpfkeeperd.layout import Layout, escape
+from bpfkeeperd.pinrights import Rights, WantedRights
 from bpfkeeperd.state import MapIdChange
 
 
@@ -23,6 +31,20 @@ def mark(layout: Layout, name: str, reason: MapIdChange, fd: int) -> str:
     unlink(path)
     kernel.pin(fd, path)
     return path
+
+
+def pin_marked(fd: int, marked: str, path: str, wanted: WantedRights) -> Rights:
+    """Pins a marked map under its name; nobody sees it there without the rights that are wanted.
+
+    Returns those that it has.
+    """
+    if wanted:
+        set_rights(marked, wanted.over(rights_of(marked)))
+        check_usable(marked)
+        kernel.link(marked, path)
+    else:
+        kernel.pin(fd, path)
+    return rights_of(path)
 
 
 def marked(layout: Layout) -> OwnPins:
@@ -45,5 +67,4 @@ def marked(layout: Layout) -> OwnPins:
 
 def remove_marks(layout: Layout) -> None:
     """The state file tells it now."""
-    with contextlib.suppress(FileNotFoundError):
-        remove_tree(layout.made)
+    remove_tree(layout.made)

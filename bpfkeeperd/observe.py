@@ -1,8 +1,6 @@
 """Looks at bpffs and the kernel; changes nothing."""
 
-import functools
-import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 
 from bpfkeeperd import kernel
 from bpfkeeperd.desired import Desired
@@ -10,24 +8,31 @@ from bpfkeeperd.directories import pins_below
 from bpfkeeperd.errors import KernelError
 from bpfkeeperd.held import Held
 from bpfkeeperd.homes import without_strangers
-from bpfkeeperd.layout import OBJECT_NAMESPACE, OWN_DIRECTORY, Layout, LinkKey, escape
+from bpfkeeperd.layout import OWN_DIRECTORY, Layout, LinkKey, escape
 from bpfkeeperd.mapattached import observe_attached
 from bpfkeeperd.observecontents import with_contents
-from bpfkeeperd.observed import Observed, ObservedLink, ObservedMap
+from bpfkeeperd.observed import Observed, ObservedLink
+from bpfkeeperd.observemaps import Known, LoadedPrograms, observe_maps, unpinned_names
 from bpfkeeperd.observenet import observe_filters, observe_orders, with_netns, with_peers
 from bpfkeeperd.observestubs import observe_stubs, through_stubs
 from bpfkeeperd.observetargets import observe_targets
-from bpfkeeperd.state import LinkInfo, MapInfo, ProgramInfo
+from bpfkeeperd.state import LinkInfo, ProgramInfo
 
-LoadedPrograms = dict[str, dict[str, dict[str, ProgramInfo]]]
-"""Escaped object name, digest, escaped program name."""
+NO_OWNERS: Mapping[str, int] = {}
 
 
-def observe(desired: Desired, layout: Layout, held: Held, last_ids: Mapping[str, int]) -> Observed:
+def observe(
+    desired: Desired,
+    layout: Layout,
+    held: Held,
+    last_ids: Mapping[str, int],
+    owners: Mapping[str, int] = NO_OWNERS,
+) -> Observed:
     """Everything that a plan needs to know.
 
     ``last_ids`` are the map IDs last seen under each name since this boot: a map whose pin is gone
-    may still be alive under one of them.
+    may still be alive under one of them. ``owners`` are the users that pins were given to, which
+    the manifest of now need not name any more.
 
     Raises:
         KernelError: bpffs cannot be read.
@@ -50,11 +55,7 @@ def observe(desired: Desired, layout: Layout, held: Held, last_ids: Mapping[str,
     links = with_netns(desired, layout, held, without_strangers(links, held))
     links |= observe_attached(desired, layout)
     stubs = observe_stubs(layout, held)
-    former = functools.partial(_former, desired, layout, programs, last_ids)
-    maps = {
-        name: _observe_map(layout, name, held, last_ids, former)
-        for name in (*desired.maps, *desired.unread_maps())
-    }
+    maps = observe_maps(Known(desired, layout, held, programs, last_ids, owners))
     maps = with_contents(desired, layout, held, Observed(maps=maps, programs=programs))
     attachments = [attachment.target for attachment in desired.attachments]
     unread = [target for _, _, target, _ in desired.unread_attachments()]
@@ -74,7 +75,7 @@ def observe(desired: Desired, layout: Layout, held: Held, last_ids: Mapping[str,
         stubs=stubs,
         targets=targets,
         orders=observe_orders(desired, targets),
-        map_names=_unpinned_names(maps.values(), programs),
+        map_names=unpinned_names(maps.values(), programs),
         empty_links=tuple(empty_links),
         arrays=tuple(
             f"{OWN_DIRECTORY}/arrays/{name}" for name in sorted(pins_below(layout.arrays, 2))
@@ -128,109 +129,3 @@ def _check_read(directory: str, pin: kernel.Pin) -> None:
     """A pin that cannot be read (no descriptor, no memory) must not pass for one that is dead."""
     if pin.error:
         raise KernelError(f"read the pin {directory}/{'/'.join(pin.path)}", pin.error)
-
-
-def _observe_map(
-    layout: Layout,
-    name: str,
-    held: Held,
-    last_ids: Mapping[str, int],
-    former: Callable[[str], str],
-) -> ObservedMap:
-    source = ""
-    try:
-        found = kernel.pinned_map(layout.map(name))
-        if found is None and (source := former(name)):
-            found = kernel.pinned_map(layout.map(source))
-    except KernelError as error:
-        return ObservedMap(fault=str(error))
-    if found:
-        fd, info = found
-        os.close(fd)
-        return ObservedMap(pinned=info, layouts=kernel.btf_layouts(*info.btf), source=source)
-    lost = held.map_info(name) or _alive(last_ids.get(name))
-    if lost is None and source:
-        lost = held.map_info(source) or _alive(last_ids.get(source))
-    if lost is None:
-        return ObservedMap()
-    return ObservedMap(lost=lost, layouts=kernel.btf_layouts(*lost.btf))
-
-
-def _former(
-    desired: Desired,
-    layout: Layout,
-    programs: LoadedPrograms,
-    last_ids: Mapping[str, int],
-    name: str,
-) -> str:
-    """The name that a map may still be pinned under, or was when its pin went.
-
-    tc pins a map of an object's own namespace below the hash of the object's file: a new file has
-    another place for it, where the map that the programs run on belongs.
-    """
-    wanted = desired.maps.get(name)
-    if wanted is None or wanted.former:
-        return wanted.former if wanted else ""
-    place = OBJECT_NAMESPACE.fullmatch(name)
-    if not place:
-        return ""
-    used = {
-        map_id
-        for user in wanted.users
-        for loaded in programs.get(escape(user), {}).values()
-        for program in loaded.values()
-        for map_id in program.map_ids
-    }
-    pinned = (f"tc/{other}/{place[2]}" for other in _names_in(f"{layout.root}/tc"))
-    for candidate in dict.fromkeys((*pinned, *last_ids)):
-        other = OBJECT_NAMESPACE.fullmatch(candidate)
-        if not other or other[2] != place[2] or candidate in desired.maps:
-            continue
-        found = kernel.pinned_map(layout.map(candidate))
-        if found:
-            os.close(found[0])
-        if (found[1].id if found else last_ids.get(candidate)) in used:
-            return candidate
-    return ""
-
-
-def _names_in(directory: str) -> list[str]:
-    try:
-        return sorted(os.listdir(directory))
-    except OSError:
-        return []
-
-
-def _alive(map_id: int | None) -> MapInfo | None:
-    """A map by its ID, when it is still there and may be asked for."""
-    if map_id is None:
-        return None
-    try:
-        fd = kernel.map_by_id(map_id)
-        if fd is None:
-            return None
-        with kernel.holding(fd):
-            return kernel.map_info(fd)
-    except KernelError:  # without CAP_SYS_ADMIN nobody can tell
-        return None
-
-
-def _unpinned_names(
-    maps: Iterable[ObservedMap], programs: Mapping[str, Mapping[str, Mapping[str, ProgramInfo]]]
-) -> dict[int, str]:
-    pinned = {found.pinned.id for found in maps if found.pinned}
-    used = {
-        map_id
-        for digests in programs.values()
-        for loaded in digests.values()
-        for program in loaded.values()
-        for map_id in program.map_ids
-    }
-    return {map_id: name for map_id in used - pinned if (name := _kernel_name(map_id))}
-
-
-@functools.lru_cache(maxsize=4096)
-def _kernel_name(map_id: int) -> str:
-    """A map's name by its ID, which is not used again before 2^31 more were given out."""
-    info = _alive(map_id)
-    return info.name if info else ""

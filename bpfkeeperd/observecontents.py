@@ -54,7 +54,9 @@ def _astray(layout: Layout, observed: Observed, held: Held, wanted: WantedMap) -
 
         def map_fd(name: str) -> int:
             lost = observed.maps[name].lost
-            by_id = kernel.map_by_id(lost.id) if lost else None
+            by_id = None
+            if lost and held.map_fd(name, lost.id) is None:
+                by_id = kernel.map_by_id(lost.id)
             fd, opened = kept_map(layout, observed, held, name) if by_id is None else (by_id, True)
             if opened:
                 stack.callback(os.close, fd)

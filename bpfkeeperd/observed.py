@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from bpfkeeperd.layout import LinkKey, StubKey
+from bpfkeeperd.pinrights import Rights
 from bpfkeeperd.state import InnerInfo, LinkInfo, MapInfo, Neighbour, ProgramInfo
 from bpfkeeperd.targets import Target
 
@@ -24,10 +25,15 @@ class ObservedMap:
     """Of key and value, of the map that is pinned or lost."""
     source: str = ""
     """It is pinned, but under this former name."""
+    stored_id: int = 0
+    """Another map that the service manager kept under this name, where nobody knows which of the
+    two is to stay; 0: there is none."""
     inner: InnerInfo | None = None
     """Of a map-in-map, where it is known."""
     astray: tuple[int, ...] = ()
     """Places in the wanted contents of what is not there as wanted, of entries that are watched."""
+    rights: Rights | None = None
+    """Of its pin."""
 
 
 @dataclass(frozen=True, slots=True)

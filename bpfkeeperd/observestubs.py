@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 from bpfkeeperd import kernel
+from bpfkeeperd.directories import names_in
 from bpfkeeperd.held import Held
 from bpfkeeperd.layout import Layout, LinkKey, StubKey
 from bpfkeeperd.observed import ObservedLink, ObservedStub
@@ -19,19 +20,22 @@ def observe_stubs(layout: Layout, held: Held) -> dict[StubKey, ObservedStub]:
         KernelError: bpffs cannot be read.
     """
     keys = held.stub_keys()
-    for object_name in _names_in(layout.stubs):
-        keys |= {(object_name, name) for name in _names_in(f"{layout.stubs}/{object_name}")}
+    for object_name in names_in(layout.stubs):
+        keys |= {(object_name, name) for name in names_in(f"{layout.stubs}/{object_name}")}
     return {key: observe_stub(layout, key, held) for key in sorted(keys)}
 
 
 def observe_stub(layout: Layout, key: StubKey, held: Held | None = None) -> ObservedStub:
     """One stub; what of it is not pinned may be held."""
     with ExitStack() as stack:
-        stub = kernel.pinned(f"{layout.stub_at(key)}/stub", kernel.PinKind.PROGRAM)
-        slot = kernel.pinned(f"{layout.stub_at(key)}/slot", kernel.PinKind.MAP)
-        for fd in (stub, slot):
+
+        def opened(name: str, kind: kernel.PinKind) -> int | None:
+            fd = kernel.pinned(f"{layout.stub_at(key)}/{name}", kind)
             if fd is not None:
                 stack.callback(os.close, fd)
+            return fd
+
+        stub, slot = opened("stub", kernel.PinKind.PROGRAM), opened("slot", kernel.PinKind.MAP)
         pinned = stub is not None and slot is not None
         if not pinned and held and (fds := held.stub_fds(key)):
             stub, slot = fds
@@ -63,10 +67,3 @@ def through_stub(link: ObservedLink, serves: Mapping[int, int]) -> ObservedLink:
     if stub not in serves:
         return link
     return replace(link, info=replace(link.info, prog_id=serves[stub]), stub=stub)
-
-
-def _names_in(directory: str) -> list[str]:
-    try:
-        return os.listdir(directory)
-    except FileNotFoundError:
-        return []

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from bpfkeeperd import contents, shapes
 from bpfkeeperd.decode import Member, Record
-from bpfkeeperd.entries import MapDefinition, MapEntry, MismatchPolicy, RawEntry
+from bpfkeeperd.entries import NO_PIN, MapDefinition, MapEntry, MismatchPolicy, PinEntry, RawEntry
 from bpfkeeperd.errors import Mark
 from bpfkeeperd.mapcolumns import OneOf, Size
 from bpfkeeperd.mapflags import MAP_FLAGS, NUMA_NODE
@@ -52,6 +52,19 @@ def map_entries(
     return entries
 
 
+def pin_entry(record: Record) -> PinEntry:
+    """What is said of a pin; `NO_PIN` where that is nothing."""
+    if not record.fields:
+        return NO_PIN
+    mode = record.text("mode")
+    return PinEntry(
+        owner=record.text("owner"),
+        group=record.text("group"),
+        mode=int(mode, 8) if mode else None,
+        marks={field: value.mark for field, value in record.fields.items()},
+    )
+
+
 def _record(member: Member) -> Record:
     return member.value.data if isinstance(member.value.data, Record) else Record({})
 
@@ -83,6 +96,7 @@ class _Reader:
             enforce=bool(record.number("enforce")),
             rename_from=record.text("rename_from"),
             count_nonzero=record.text("count") is not None,
+            pin=pin_entry(record.record("pin")),
             mark=member.mark,
             marks={field: value.mark for field, value in record.fields.items()},
         )

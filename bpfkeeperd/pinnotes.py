@@ -10,6 +10,8 @@ the year 2116.
 import os
 from typing import NamedTuple
 
+from bpfkeeperd.directories import doing, status_of
+
 _INDEX_BITS = 31
 
 
@@ -22,14 +24,19 @@ class PinNote(NamedTuple):
 
 def write_note(path: str, note: PinNote) -> None:
     number = note.netns << _INDEX_BITS | note.interface
-    os.utime(path, ns=(number, number))
+    with doing(f"note where the attachment of {path} is"):
+        os.utime(path, ns=(number, number))
 
 
 def read_note(path: str) -> PinNote | None:
-    """None: there is no such pin, or no note on it."""
-    try:
-        number = os.stat(path, follow_symlinks=False).st_mtime_ns
-    except OSError:
+    """None: there is no such pin, or no note on it.
+
+    Raises:
+        KernelError: nobody can tell.
+    """
+    found = status_of(path)
+    if found is None:
         return None
+    number = found.st_mtime_ns
     netns, index = number >> _INDEX_BITS, number & ((1 << _INDEX_BITS) - 1)
     return PinNote(netns, index) if netns >= 1 << 31 else None

@@ -5,12 +5,13 @@ directory is the keeper's because that is 0700, and because nobody else can exch
 above it. All of that is judged by the descriptor that is then locked.
 """
 
+import errno
 import os
 import stat
 
 from bpfkeeperd import kernel
 from bpfkeeperd.directories import make_directory
-from bpfkeeperd.errors import PinRootError, UntrustedError
+from bpfkeeperd.errors import PinRootError, UntrustedError, errno_text
 from bpfkeeperd.layout import OWN_DIRECTORY
 from bpfkeeperd.trust import NOBODY_ELSE, Files, Trust
 
@@ -26,7 +27,10 @@ def check_pin_root(root: str, trust: Trust = NOBODY_ELSE) -> bool:
     if fd is None:
         return False
     os.close(fd)
-    own = _open_own(root)
+    try:
+        own = _open_own(root)
+    except OSError as error:
+        raise _not_seen(f"{root}/{OWN_DIRECTORY}", error) from None
     if own is not None:
         os.close(own)
     return True
@@ -43,7 +47,8 @@ def make_pin_root(root: str, trust: Trust = NOBODY_ELSE) -> None:
     try:
         os.mkdir(root, 0o700)
     except OSError as error:
-        raise PinRootError(f"cannot make pin root {root}: {error.strerror}") from None
+        why = errno_text(error.errno or 0)
+        raise PinRootError(f"cannot make pin root {root}: {why}") from None
 
 
 def open_root(root: str, trust: Trust = NOBODY_ELSE) -> int:
@@ -54,7 +59,7 @@ def open_root(root: str, trust: Trust = NOBODY_ELSE) -> int:
     """
     fd = _open(root, trust, os.O_RDONLY)
     if fd is None:
-        raise PinRootError(f"cannot open pin root {root}: No such file or directory")
+        raise PinRootError(f"cannot open pin root {root}: {errno_text(errno.ENOENT)}")
     return fd
 
 
@@ -113,12 +118,10 @@ def _open(root: str, trust: Trust, flags: int) -> int | None:
                 f"pin root {root} is not there, and {parent} is not on a bpffs:"
                 f" mount -t bpf bpf {_mount_point(root)}"
             ) from None
-        except PermissionError:
-            raise PinRootError(f"cannot look into pin root {root}: it takes root") from None
         except NotADirectoryError:
             raise PinRootError(f"pin root {root} is not a directory") from None
         except OSError as error:
-            raise PinRootError(f"cannot look at pin root {root}: {error.strerror}") from None
+            raise _not_seen(root, error) from None
     if fd < 0:
         raise PinRootError(
             f"pin root {root} is not on a bpffs: mount -t bpf bpf {_mount_point(root)}"
@@ -137,10 +140,14 @@ def _open_bpffs(files: Files, path: str, flags: int) -> int:
         fd = files.open_directory(path, flags, what="pin in ")
     except UntrustedError as error:
         raise PinRootError(str(error)) from None
-    if kernel.is_bpffs(fd):
-        return fd
-    os.close(fd)
-    return -1
+    try:
+        found = fd if kernel.is_bpffs(fd) else -1
+    except BaseException:
+        os.close(fd)
+        raise
+    if found < 0:
+        os.close(fd)
+    return found
 
 
 def _open_own(root: str) -> int | None:
@@ -150,27 +157,39 @@ def _open_own(root: str) -> int | None:
         fd = os.open(own, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
-    except OSError:
+    except OSError as error:
         try:
-            found = os.lstat(own)
+            _judge_own(own, os.lstat(own))
         except (FileNotFoundError, NotADirectoryError):
             return None
-        raise PinRootError(_own_fault(own, found)) from None
-    found, on_bpffs = os.fstat(fd), kernel.is_bpffs(fd)
-    if on_bpffs and found.st_uid == os.geteuid() and not found.st_mode & 0o077:
-        return fd
-    os.close(fd)
-    if not on_bpffs:
-        raise PinRootError(f"{own} is not on a bpffs: unmount what is mounted there")
-    raise PinRootError(_own_fault(own, found))
+        raise _not_seen(own, error) from None
+    try:
+        _judge_own(own, os.fstat(fd))
+        if not kernel.is_bpffs(fd):
+            raise PinRootError(f"{own} is not on a bpffs: unmount what is mounted there")
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
 
-def _own_fault(own: str, found: os.stat_result) -> str:
-    what = f"{own} is not a directory of this user alone"
-    who = f"({stat.filemode(found.st_mode)}, user {found.st_uid})"
-    if stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid():
-        return f"{what} {who}: see who put what there, then chmod 0700 {own}"
-    return f"{what} {who}: run as that user, or move it away if nobody knows it"
+def _judge_own(own: str, found: os.stat_result) -> None:
+    is_ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
+    if is_ours and not found.st_mode & 0o077:
+        return
+    remedy = "run as that user, or move it away if nobody knows it"
+    if is_ours:
+        remedy = f"see who put what there, then chmod 0700 {own}"
+    raise PinRootError(
+        f"{own} is not a directory of this user alone ({stat.filemode(found.st_mode)}, user"
+        f" {found.st_uid}): {remedy}"
+    )
+
+
+def _not_seen(path: str, error: OSError) -> PinRootError:
+    takes_root = ": it takes root" if isinstance(error, PermissionError) else ""
+    why = errno_text(error.errno or 0)
+    return PinRootError(f"cannot look at pin root {path}: {why}{takes_root}")
 
 
 def _mount_point(root: str) -> str:

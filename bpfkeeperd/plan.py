@@ -18,9 +18,11 @@ from bpfkeeperd.actions import (
     RestoreLink,
     RestoreMap,
     RestoreProgram,
+    SetRights,
     Swap,
 )
 from bpfkeeperd.compare import differences, layout_differences, pattern_differences
+from bpfkeeperd.conflicts import conflict_text
 from bpfkeeperd.desired import Attachment, Desired, WantedMap, WantedObject, netns_of
 from bpfkeeperd.draft import Draft, hold_back
 from bpfkeeperd.entries import MismatchPolicy
@@ -57,6 +59,7 @@ def plan(desired: Desired, observed: Observed, *, force: bool = False) -> Plan:
             break
     leave_out_entries(draft)
     write_entries(draft)
+    _set_rights(draft)
     orphans = _orphan_links(draft)
     places = ordered_places(desired.attachments)
     for wanted_object in desired.objects.values():
@@ -125,10 +128,24 @@ def serves(info: LinkInfo, attachment: Attachment, target_id: int | str | None) 
     )
 
 
+def _set_rights(draft: Draft) -> None:
+    """Pins that stay and are not as the manifest wants them; new ones come with their rights."""
+    for name, wanted in draft.desired.maps.items():
+        found = draft.found(name).rights
+        if wanted.rights and found and name not in draft.refused_maps and not draft.makes(name):
+            rights = wanted.rights.over(found)
+            if rights != found:
+                draft.rights[name] = SetRights(wanted, found, rights)
+
+
 def _decide_map(draft: Draft, wanted: WantedMap) -> None:
     found = draft.found(wanted.name)
     if found.fault:
         draft.refused_maps[wanted.name] = found.fault
+        return
+    if found.pinned and found.stored_id:
+        path = f"{draft.desired.manifest.pin_root}/{found.source or wanted.name}"
+        draft.refused_maps[wanted.name] = conflict_text(found.pinned.id, found.stored_id, path)
         return
     current = found.pinned or found.lost
     if current is None:

@@ -7,6 +7,7 @@ from bpfkeeperd.compare import Machine, as_info, canonical, inner_differences, s
 from bpfkeeperd.contents import encode, enforce_refusal
 from bpfkeeperd.desired import WantedMap, WantedObject
 from bpfkeeperd.entries import (
+    NO_PIN,
     Content,
     Manifest,
     MapEntry,
@@ -14,10 +15,12 @@ from bpfkeeperd.entries import (
     ProgramRef,
 )
 from bpfkeeperd.errors import Mark, Problem
+from bpfkeeperd.layout import is_array_name
 from bpfkeeperd.maprules import violations
 from bpfkeeperd.maptypes import type_name
 from bpfkeeperd.nodes import Place
 from bpfkeeperd.ownmaps import nonzero_refusal, own_spec
+from bpfkeeperd.pinrights import NO_RIGHTS
 from bpfkeeperd.state import MapSpec
 from bpfkeeperd.suggest import did_you_mean
 
@@ -76,7 +79,15 @@ def wanted_maps(
         maps[entry.name] = _with_entry(maps[entry.name], entry, problems, is_guess=is_guess)
     for wanted_map in maps.values():
         problems += _dangling(wanted_map, maps, objects, manifest, known=all_known)
-    return maps
+    if manifest.pin is NO_PIN and all(entry.pin is NO_PIN for entry in manifest.maps.values()):
+        return maps
+    return {name: _with_rights(wanted_map, manifest) for name, wanted_map in maps.items()}
+
+
+def _with_rights(wanted: WantedMap, manifest: Manifest) -> WantedMap:
+    """Arrays that are kept for one object's programs alone are nobody else's to open."""
+    rights = NO_RIGHTS if is_array_name(wanted.name) else manifest.rights(wanted.name)
+    return replace(wanted, rights=rights) if rights else wanted
 
 
 def _violations(entry: MapEntry, spec: MapSpec, machine: Machine) -> list[Problem]:

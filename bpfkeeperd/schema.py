@@ -38,6 +38,8 @@ def json_schema() -> dict[str, object]:
 
 def _of(kind: Kind) -> Schema:
     match kind:
+        case Text(pattern=pattern, digits=True):
+            return {"type": ["string", "integer"], "pattern": pattern, "minimum": 0}
         case Text(pattern=pattern):
             return {"type": "string", "pattern": pattern} if pattern else _nonempty()
         case Integer(low=low, high=high) if low == high:

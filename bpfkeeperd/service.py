@@ -1,15 +1,18 @@
-"""The service manager: readiness, watchdog, journal. Only this module knows systemd.
+"""What systemd passes on, and the journal. Only this module knows systemd's own library.
 
-Everything here works outside systemd too: notifications go nowhere, the log goes to stderr.
+Everything here works outside systemd too: nothing is passed on, the log goes to stderr.
 """
 
 import logging
 import os
 import socket
+import stat
 import sys
-import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 
+from bpfkeeperd.notify import Notifier
 from systemd import daemon as sd_daemon
 
 log = logging.getLogger("bpfkeeperd")
@@ -26,6 +29,7 @@ class MessageId(StrEnum):
     HEALED = "41c7d0e6b8a24f3f9e5d6c2b1a0f9e83"
     HEAL_FAILED = "b2f85d1c6e3a47908c1d7e4f2a5b6c90"
     HEAL_GIVEN_UP = "e6a90c3d5b7f41d28f0a1c9e4d3b2a75"
+    MAP_CONFLICT = "3f8e61b7c94a4d05b2d7a0e85c16f93b"
 
 
 def set_up_log(level: int = logging.INFO) -> None:
@@ -60,52 +64,42 @@ def fields(message_id: MessageId, **values: object) -> dict[str, object]:
     return {"MESSAGE_ID": str(message_id), **own}
 
 
-def _notify(text: str) -> None:
-    try:
-        sd_daemon.notify(text)
-    except Exception as error:  # whatever is wrong with the socket, the maps come first
-        log.debug("cannot notify the service manager: %s", error)
-
-
-def notify_ready(status: str) -> None:
-    _notify(f"READY=1\nSTATUS={status}")
-
-
-def notify_reloading() -> None:
-    _notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}\nSTATUS=reloading")
-
-
-def notify_stopping() -> None:
-    _notify("STOPPING=1\nSTATUS=stopping; programs stay attached, maps stay pinned")
-
-
-def notify_watchdog() -> None:
-    _notify("WATCHDOG=1")
-
-
-def notify_long_work(seconds: int = 120) -> None:
-    """Asks for patience before a load that may take long."""
-    _notify(f"EXTEND_TIMEOUT_USEC={seconds * 1_000_000}\nWATCHDOG=1")
-
-
 METRICS_SOCKET_NAMES = ("bpfkeeperd-metrics", "bpfkeeperd-metrics.socket")
 """FileDescriptorName= of the socket unit, and the name that it has without that setting."""
 
 
-def metrics_socket() -> socket.socket | None:
-    """The socket that the service manager listens on for the metrics, if it passed one: the one of
-    that name, else the only listening TCP socket.
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """What the service manager passed to this process."""
+
+    metrics: socket.socket | None
+    """The socket that it listens on for the metrics: the one of that name, else the only listening
+    TCP socket."""
+    stored: Mapping[str, tuple[int, ...]]
+    """By name, descriptors that are no sockets: what it kept of a former start's."""
+
+
+def passed_descriptors() -> Passed:
+    """Takes over what the service manager passed; all of it is close-on-exec.
 
     To be called once: no child is to take the descriptors for its own, so the variables go. Other
-    descriptors are left as they are.
+    sockets are left as they are.
     """
     try:
         names = sd_daemon.listen_fds_with_names(unset_environment=False)
     except OSError as error:
-        log.warning("cannot take over the sockets of the service manager: %s", error.strerror)
-        return None
+        log.warning("cannot take over what the service manager passed: %s", error.strerror)
+        return Passed(None, {})
     for variable in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
         os.environ.pop(variable, None)  # libsystemd would leave them here, where children get them
+    stored: dict[str, tuple[int, ...]] = {}
+    for fd, name in names.items():
+        if name not in METRICS_SOCKET_NAMES and not stat.S_ISSOCK(os.fstat(fd).st_mode):
+            stored[name] = (*stored.get(name, ()), fd)
+    return Passed(_metrics_socket(names), stored)
+
+
+def _metrics_socket(names: Mapping[int, str]) -> socket.socket | None:
     found = [fd for fd, name in names.items() if name in METRICS_SOCKET_NAMES]
     found = found or [fd for fd in names if _listens_on_tcp(fd)]
     if len(found) > 1:
@@ -128,9 +122,13 @@ def _listens_on_tcp(fd: int) -> bool:
     return bool(sd_daemon.is_socket_inet(fd, type=socket.SOCK_STREAM, listening=1))
 
 
-def watchdog_seconds() -> float | None:
-    """How often the service manager wants to hear from this process; None: it does not care."""
-    usec, pid = os.environ.get("WATCHDOG_USEC", ""), os.environ.get("WATCHDOG_PID", "")
-    if not usec.isdigit() or (pid and pid != str(os.getpid())):
-        return None
-    return int(usec) / 1_000_000
+def store_room() -> int | None:
+    """How many descriptors the service manager keeps (FileDescriptorStoreMax=); None: it does not
+    say, as before systemd 254."""
+    text = os.environ.get("FDSTORE", "")
+    return int(text) if text.isascii() and text.isdecimal() else None
+
+
+def notifier() -> Notifier:
+    """Of the service manager that started this process, if one did."""
+    return Notifier(os.environ.get("NOTIFY_SOCKET", ""))

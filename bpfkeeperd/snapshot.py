@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from bpfkeeperd.churn import MapRecord, Memory
+from bpfkeeperd.conflicts import conflict_text
 from bpfkeeperd.desired import (
     REGISTERED,
     THE_KERNEL,
@@ -200,6 +201,7 @@ def _pinned_status(
     pin_name, info = found.source or name, found.pinned
     assert info is not None
     record = memory.maps.get(pin_name, UNKNOWN)
+    path = layout.map(pin_name)
     return MapStatus(
         name=name,
         id=info.id,
@@ -211,9 +213,12 @@ def _pinned_status(
         reuses=reuses,
         changes=record.changes,
         flags=info.flags,
-        path=layout.map(pin_name),
+        problem=conflict_text(info.id, found.stored_id, path) if found.stored_id else "",
+        path=path,
         made=record.made,
         last_change=record.last_change,
+        stored_id=found.stored_id or None,
+        pin=found.rights,
     )
 
 

@@ -9,6 +9,7 @@ from enum import StrEnum
 
 from bpfkeeperd.entries import MismatchPolicy
 from bpfkeeperd.hooks import Hook
+from bpfkeeperd.pinrights import Rights
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,8 +222,13 @@ class MapStatus:
     last_change: LastChange | None = None
     count_nonzero: bool = False
     """The slots of an array that are not zero are counted."""
+    stored_id: int | None = None
+    """Another map that the service manager kept under this name, and that somebody has to decide
+    about."""
     other_pins: tuple[str, ...] = ()
     """Where else it is pinned; looked for only where that is shown."""
+    pin: Rights | None = None
+    """Whose the pin is; None while there is none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,6 +94,7 @@ def _encode(memory: Memory) -> Mapping[str, object]:
         "boot_id": memory.boot_id,
         "maps": {name: _encode_record(record) for name, record in memory.maps.items()},
         "adopted": dict(memory.adopted),
+        "conflicts": dict(memory.conflicts),
         "withheld": {
             name: {"digest": version.digest, "reason": version.reason}
             for name, version in memory.withheld.items()
@@ -107,6 +108,7 @@ def _encode_record(record: MapRecord) -> Mapping[str, object]:
     optional = {
         "since": record.since,
         "past_id": record.past_id,
+        "owner": record.owner,
         "last_change": last and {"reason": last.reason, "old_id": last.old_id, "at": last.at},
     }
     return encoded | {name: value for name, value in optional.items() if value}
@@ -132,7 +134,11 @@ def _decode(data: Mapping[str, object]) -> Memory:
         str(name): Withheld(str(version["digest"]), str(version["reason"]))
         for name, version in versions.items()
     }
-    return Memory(str(data["boot_id"]), maps, withheld, links)
+    conflicts = data.get("conflicts", {})
+    if not isinstance(conflicts, dict):
+        raise ValueError("conflicts is no object")
+    stored = {str(name): int(map_id) for name, map_id in conflicts.items()}
+    return Memory(str(data["boot_id"]), maps, withheld, links, stored)
 
 
 def _decode_record(record: Mapping[str, Any]) -> MapRecord:
@@ -150,6 +156,7 @@ def _decode_record(record: Mapping[str, Any]) -> MapRecord:
         if last is not None
         else None,
         past_id=int(record.get("past_id", 0)),
+        owner=int(record.get("owner", 0)),
     )
 
 

@@ -21,6 +21,7 @@ class Step(StrEnum):
     FILL_MAP = "fill_map"
     PIN_MAP = "pin_map"
     STAGE_MAP = "stage_map"
+    SET_RIGHTS = "set_rights"
     PIN_PROGRAMS = "pin_programs"
     STAGE_PROGRAMS = "stage_programs"
     CARRY_DATA = "carry_data"

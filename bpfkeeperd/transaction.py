@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 
-from bpfkeeperd.errors import KeeperError
+from bpfkeeperd.errors import KeeperError, error_text
 
 
 class Transaction:
@@ -21,7 +21,7 @@ class Transaction:
         self._undo.append(undo)
 
     def on_success(self, settle: Callable[[], None]) -> None:
-        """For what must wait until nothing can fail any more, and cannot fail itself."""
+        """For what must wait until nothing can be undone any more. What fails of it stays."""
         self._settle.append(settle)
 
     def before_waiting(self, step: Callable[[], None]) -> None:
@@ -51,12 +51,14 @@ class Transaction:
         self._descriptors += later._descriptors
         later._descriptors.clear()
 
-    def settle(self) -> None:
-        """Does what had to wait; from now on there is nothing to undo."""
+    def settle(self) -> list[str]:
+        """Does what had to wait; from now on there is nothing to undo. Returns what could not be
+        done, which keeps nothing else from it."""
         self._undo.clear()
-        for step in self._settle:
-            step()
-        self._settle.clear()
+        failed = []
+        while self._settle:
+            failed += _tried(self._settle.pop(0))
+        return failed
 
     def undo(self) -> list[str]:
         """Undoes everything, last first; returns what could not be undone."""
@@ -64,15 +66,19 @@ class Transaction:
         self._settle.clear()
         self._wait.clear()
         while self._undo:
-            try:
-                self._undo.pop()()
-            except KeeperError as error:
-                failed.append(str(error))
-            except OSError as error:
-                failed.append(f"cannot change {error.filename}: {error.strerror}")
+            failed += _tried(self._undo.pop())
         return failed
 
     def close(self) -> None:
         for fd in self._descriptors:
             os.close(fd)
         self._descriptors.clear()
+
+
+def _tried(step: Callable[[], None]) -> list[str]:
+    """What is to be told of a step that failed."""
+    try:
+        step()
+    except (KeeperError, OSError) as error:
+        return [error_text(error)]
+    return []

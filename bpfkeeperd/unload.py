@@ -1,11 +1,13 @@
 """The explicit way down: detaches everything the keeper attached, and removes what it pinned."""
 
 import os
+from contextlib import suppress
 
 from bpfkeeperd import kernel
 from bpfkeeperd.churn import Memory
-from bpfkeeperd.directories import pins_below, remove_empty, remove_tree
-from bpfkeeperd.errors import KeeperError
+from bpfkeeperd.directories import is_directory, pins_below, remove_empty, remove_tree, unlink
+from bpfkeeperd.errors import KeeperError, KernelError
+from bpfkeeperd.hooks import STORED_LINKS
 from bpfkeeperd.kernel import PinKind
 from bpfkeeperd.layout import OWN_DIRECTORY, PARTS_MAX, Layout, unescape
 from bpfkeeperd.recorded import detach_recorded
@@ -25,7 +27,10 @@ def unload(layout: Layout, memory: Memory, *, with_maps: bool) -> tuple[list[str
         for pin in kernel.scan(layout.links, depth=3, kind=PinKind.LINK):
             if pin.kind == PinKind.LINK:
                 name, program, target = (unescape(part) for part in pin.path)
-                os.unlink(f"{layout.links}/{'/'.join(pin.path)}")
+                path = f"{layout.links}/{'/'.join(pin.path)}"
+                if pin.type in STORED_LINKS and "/".join(pin.path) not in memory.adopted:
+                    _detach(path)
+                unlink(path)
                 lines.append(f"detached {name}/{program} from {target}")
         for pin in kernel.scan(layout.attached, depth=3, kind=PinKind.PROGRAM):
             if len(pin.path) == 3:
@@ -33,20 +38,28 @@ def unload(layout: Layout, memory: Memory, *, with_maps: bool) -> tuple[list[str
                 name, program, target = (unescape(part) for part in key)
                 left = detach_recorded(layout, key)
                 lines.append(left or f"detached {name}/{program} from {target}")
-        if os.path.isdir(layout.own):
+        if is_directory(layout.own):
             remove_tree(layout.own)
             lines.append("unloaded all programs")
         maps = dict(memory.maps)
         for name, record in memory.maps.items():
             known = with_maps and record.made and memory.boot_id == kernel.boot_id()
             if known and _is_pinned(layout, name, record.id):
-                os.unlink(layout.map(name))
+                unlink(layout.map(name))
                 remove_empty(layout.map(name), layout.root)
                 lines.append(f"unpinned map {name} (ID {record.id}): its contents are gone")
                 del maps[name]
     except OSError as error:
         raise KeeperError(f"cannot remove {error.filename}: {error.strerror}") from None
     return lines, Memory(memory.boot_id, maps)
+
+
+def _detach(path: str) -> None:
+    """The service manager may hold a descriptor of the link; it goes with the pin of any other."""
+    fd = kernel.pinned(path, PinKind.LINK)
+    if fd is not None:
+        with kernel.holding(fd), suppress(KernelError):
+            kernel.link_detach(fd)
 
 
 def _is_pinned(layout: Layout, name: str, map_id: int) -> bool:

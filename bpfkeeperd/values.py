@@ -18,6 +18,8 @@ INTERFACE_MAX_BYTES = 15
 PATTERN_MAX_BYTES = 64
 _DECIMAL = re.compile("-?(0|[1-9][0-9]*)")
 _HEX = re.compile("0[xX][0-9a-fA-F]+")
+_ID_MAX = 2**32 - 1
+"""No user and no group: -1."""
 _DIGITS_MAX = 40
 """More than any bound has; Python's int() raises at thousands of them."""
 
@@ -54,6 +56,27 @@ def elf_map_name(text: str) -> str | Fault:
     """A map of an object, by the name it has there; global data is named as its section."""
     fault = global_data_fault(text)
     return Fault(f"cannot be {shown(text)}", fault) if fault else any_text(text)
+
+
+def account(text: str) -> str | Fault:
+    """A user or a group: a name, or a number in its normal form."""
+    number = re.fullmatch("0|[1-9][0-9]{0,9}", text)
+    if number and int(text) < _ID_MAX:
+        return text
+    if number or not re.fullmatch(r"[^\s:/]*[^\s:/0-9][^\s:/]*", text):
+        return Fault(f"cannot be {shown(text)}", "write a name, or its number")
+    return text
+
+
+def pin_mode(text: str) -> str | Fault:
+    """The mode of a pin, as four octal digits."""
+    if not re.fullmatch("[0-7]{3,4}", text):
+        return Fault(f"cannot be {shown(text)}", 'write three or four octal digits: "0640"')
+    mode = int(text, 8)
+    if mode & ~0o666:
+        less = f'write "{mode & 0o666:04o}"'
+        return Fault(f"cannot be {shown(text)}: a pin can be read and written, no more", less)
+    return f"{mode:04o}"
 
 
 def program_kind(text: str) -> str | Fault:

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import time
@@ -15,6 +16,7 @@ from hypothesis import settings
 
 from bpfkeeperd import kernel
 from tests.machine import (
+    IN_GUEST,
     Netns,
     adopt_orphans,
     bpf_ids,
@@ -42,11 +44,12 @@ def pytest_sessionstart() -> None:
     end with them.
 
     Else daemons of other runs on this machine would wake up at each, and a tracefs could go away
-    that another run found mounted.
+    that another run found mounted. In a guest of `tests.systemd` the service has to see them.
     """
     os.umask(0o022)  # files that a group can write to are not taken
     if os.geteuid() == 0:
-        enter_mount_namespace()
+        if not IN_GUEST:
+            enter_mount_namespace()
         adopt_orphans()
 
 
@@ -162,9 +165,12 @@ def _mount(*arguments: str) -> None:
 
 @contextmanager
 def mounted_bpffs(directory: Path) -> Iterator[Path]:
-    """A new bpffs, unmounted afterwards with whatever is pinned in it."""
-    path = directory / "bpffs"
-    path.mkdir()
+    """A new bpffs, unmounted afterwards with whatever is pinned in it; in a guest where the service
+    may write to one."""
+    path = Path("/sys/fs/bpf") if IN_GUEST else directory / "bpffs"
+    path.mkdir(exist_ok=IN_GUEST)
+    if IN_GUEST:
+        subprocess.run(["umount", str(path)], check=False)
     _mount("-t", "bpf", "bpf", str(path))
     try:
         yield path
@@ -239,12 +245,18 @@ def netns() -> Iterator[Netns]:
 
 
 def make_places(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """State and run directories below a directory, in the environment."""
-    for name in ("state", "run"):
-        (directory / name).mkdir()
-        monkeypatch.setenv(
-            {"state": "STATE_DIRECTORY", "run": "RUNTIME_DIRECTORY"}[name], str(directory / name)
-        )
+    """State and run directories below a directory, in the environment; in a guest the service's."""
+    for name, variable, of_service in (
+        ("state", "STATE_DIRECTORY", "/var/lib/bpfkeeperd"),
+        ("run", "RUNTIME_DIRECTORY", "/run/bpfkeeperd"),
+    ):
+        if IN_GUEST:
+            shutil.rmtree(of_service, ignore_errors=True)
+            os.mkdir(of_service, 0o700)
+            (directory / name).symlink_to(of_service)
+        else:
+            (directory / name).mkdir()
+        monkeypatch.setenv(variable, str(directory / name))
 
 
 @pytest.fixture

@@ -17,6 +17,8 @@ from bpfkeeperd import kernel
 from bpfkeeperd.hooks import Hook, hook_of_section
 from bpfkeeperd.maptypes import PROG_ARRAY
 
+IN_GUEST = bool(os.environ.get("BPFKEEPERD_TESTS_GUEST"))
+"""Whether this is a guest of `tests.systemd`, where tests may do as they like."""
 _SYS_BPF = {"x86_64": 321, "aarch64": 280}.get(platform.machine(), 321)
 _NEXT_ID = {"prog": 11, "map": 12, "btf": 23, "link": 31}  # enum bpf_cmd: BPF_*_GET_NEXT_ID
 

@@ -139,7 +139,7 @@ class World:
             for name in names:
                 path = os.path.join(directory, name)
                 status = os.lstat(path)
-                seen[path] = (status.st_mode, status.st_uid)
+                seen[path] = (status.st_mode, status.st_uid, status.st_gid)
                 layout = self.layout
                 own = directory.startswith(
                     (layout.objects, layout.links, layout.stubs, layout.attached)

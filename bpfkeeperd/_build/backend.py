@@ -1,9 +1,11 @@
 """The build: PEP 517 and 660 hooks around setuptools, which knows neither cffi nor BPF.
 
 As a program, ``backend.py bpf`` compiles the BPF objects alone; that takes nothing but Python.
+``backend.py library DIRECTORY`` is for `make install`: all that is installed as a package of Python.
 """
 
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -54,6 +56,25 @@ def build_sdist(sdist_directory: str, config_settings: Settings = None) -> str:
     """PEP 517: packs the sources; nothing is compiled, so nothing has to be installed."""
     name: str = setuptools_hooks().build_sdist(sdist_directory, config_settings)
     return name
+
+
+def build_library(directory: Path) -> None:
+    """Fills a directory, which is emptied before, with the modules, the extension and the BPF
+    objects, as a wheel has them; without network, by what this Python has installed."""
+    prepare()
+    from setuptools import setup
+
+    # By a name that is always the same: it gets into the extension.
+    work = directory.with_name(f"{directory.name}.work")
+    shutil.rmtree(directory, ignore_errors=True)
+    options = {
+        "build": {"build_base": str(work), "build_lib": str(directory)},
+        "build_py": {"compile": 0},  # what installs them knows for which Python
+    }
+    os.chdir(TOP)
+    hook = {"cffi_modules": [EXTENSION]}
+    setup(script_args=["--quiet", "build"], license=LICENSE, options=options, **hook)
+    shutil.rmtree(work)
 
 
 def setuptools_hooks(**keywords: Any) -> Any:
@@ -126,6 +147,10 @@ def run(*command: str, failure: str) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] != ["bpf"]:
-        sys.exit("usage: backend.py bpf")
-    compile_bpf()
+    match sys.argv[1:]:
+        case ["bpf"]:
+            compile_bpf()
+        case ["library", directory]:
+            build_library(Path(directory).absolute())
+        case _:
+            sys.exit("usage: backend.py bpf | library DIRECTORY")

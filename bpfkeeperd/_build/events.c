@@ -11,7 +11,8 @@ int keeper_watch_open(void)
 int keeper_watch_add(int fd, const char *directory)
 {
 	int number = inotify_add_watch(fd, directory, IN_CREATE | IN_DELETE | IN_MOVED_FROM |
-				       IN_MOVED_TO | IN_DELETE_SELF | IN_MOVE_SELF | IN_ONLYDIR);
+				       IN_MOVED_TO | IN_ATTRIB | IN_DELETE_SELF | IN_MOVE_SELF |
+				       IN_ONLYDIR);
 
 	return number < 0 ? -errno : number;
 }

@@ -6,8 +6,8 @@ from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
 PARTS = (
-    *("links", "trace", "libbpf", "attached", "entries", "dump", "slots", "figures", "stats"),
-    *("probes", "events", "net"),
+    *("links", "trace", "libbpf", "pins", "attached", "entries", "dump", "slots", "figures"),
+    *("stats", "probes", "events", "net"),
 )
 """C files with their headers; each can use what the headers have, a later one all of an earlier."""
 HEADER = "".join((HERE / f"{part}.h").read_text() for part in PARTS)
@@ -61,6 +61,10 @@ int bpf_map_get_next_key(int fd, const void *key, void *next_key);
 struct bpf_map_batch_opts;
 int bpf_map_lookup_batch(int fd, void *in_batch, void *out_batch, void *keys, void *values,
                          uint32_t *count, const struct bpf_map_batch_opts *opts);
+
+const char *libbpf_version_string(void);
+int libbpf_probe_bpf_map_type(int map_type, const void *opts);
+int libbpf_probe_bpf_helper(int prog_type, int helper_id, const void *opts);
 
 struct bpf_btf_load_opts;
 int bpf_btf_load(const void *data, size_t size, const struct bpf_btf_load_opts *opts);

@@ -170,9 +170,14 @@ int keeper_prog_load(uint32_t type, const char *name, const void *insns, uint32_
 	if (like_fd >= 0)
 		err = bpf_obj_get_info_by_fd(like_fd, &like, &size);
 	if (!err && like.attach_btf_id) {
+		/*
+		 * EPERM: opening BTF by its ID takes CAP_SYS_ADMIN. Without a descriptor the kernel
+		 * takes its own BTF; types of a module have higher numbers than any in that, and are
+		 * refused then.
+		 */
 		btf = bpf_btf_get_fd_by_id(like.attach_btf_obj_id);
-		err = btf < 0 ? btf : 0;
-		opts.attach_btf_obj_fd = btf;
+		err = btf < 0 && btf != -EPERM ? btf : 0;
+		opts.attach_btf_obj_fd = btf < 0 ? 0 : btf;
 		opts.attach_btf_id = like.attach_btf_id;
 	}
 	if (err)
@@ -414,7 +419,7 @@ uint32_t keeper_load_some(struct keeper_loads *loads, uint32_t most)
 			break;
 		keeper_log_clear();
 		loads->results[index] = bpf_object__load(loads->objects[index]);
-		if (loads->results[index] < 0)
+		if (loads->results[index] < 0 || *keeper_log())
 			loads->logs[index] = strdup(keeper_log());
 		pthread_mutex_lock(&finished_lock);
 		loads->finished[loads->nr_finished] = index;
@@ -490,6 +495,14 @@ static int scan_empty(struct buffer *out, const char *path, size_t root_size)
 	       buffer_append(out, path + root_size + 1, pin.path_size);
 }
 
+/* What there is to tell of a scan that fails is the directory. */
+static int scan_failed(struct buffer *out, const char *path, int err)
+{
+	out->size = 0;
+	buffer_append(out, path, strlen(path));
+	return err;
+}
+
 static int scan_directory(struct buffer *out, char *path, size_t root_size, int depth, int kind)
 {
 	size_t size = strlen(path), before = out->size;
@@ -500,13 +513,13 @@ static int scan_directory(struct buffer *out, char *path, size_t root_size, int 
 
 	dir = depth ? opendir(path) : NULL;
 	if (depth && !dir)
-		return errno == ENOENT ? 0 : -errno;
+		return errno == ENOENT ? 0 : scan_failed(out, path, -errno);
 	/* Anything can be mounted below directories of others: it may be large, and has no pins. */
 	if (dir && kind == KEEPER_MAP && (fstatfs(dirfd(dir), &found) || found.f_type != BPF_FS_MAGIC)) {
 		closedir(dir);
 		return 0;
 	}
-	while (dir && !err && (entry = readdir(dir))) {
+	while (dir && !err && ((errno = 0), entry = readdir(dir))) {
 		if (!strcmp(entry->d_name, ".") || !strcmp(entry->d_name, ".."))
 			continue;
 		if (size + strlen(entry->d_name) + 2 > PATH_MAX) {
@@ -521,6 +534,9 @@ static int scan_directory(struct buffer *out, char *path, size_t root_size, int 
 			err = scan_pin(out, path, root_size, kind);
 		path[size] = '\0';
 	}
+	/* A list that ends early must not pass for a whole one. */
+	if (dir && !err && errno)
+		err = scan_failed(out, path, -errno);
 	if (dir)
 		closedir(dir);
 	if (!err && out->size == before && size > root_size)
@@ -538,11 +554,7 @@ int keeper_scan(const char *root, int depth, int kind, char **stream, size_t *si
 		return -ENAMETOOLONG;
 	strcpy(path, root);
 	err = scan_directory(&out, path, strlen(root), depth, kind);
-	if (err) {
-		free(out.data);
-		return err;
-	}
 	*stream = out.data;
 	*size = out.size;
-	return 0;
+	return err;
 }

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from bpfkeeperd._libbpf import ffi, lib
 from bpfkeeperd.errors import KernelError
+from bpfkeeperd.kernel.bpf import needs_admin
 from bpfkeeperd.kernel.scan import parse_pins
 from bpfkeeperd.state import LinkInfo
 
@@ -100,7 +101,7 @@ def link_by_id(link_id: int) -> int | None:
     if fd in (-errno.ENOENT, -errno.EAGAIN):  # EAGAIN: it is not attached yet
         return None
     if fd < 0:
-        raise KernelError(f"open the link with ID {link_id}", -fd)
+        raise KernelError(f"open the link with ID {link_id}", -fd, needs_admin(fd))
     return fd
 
 

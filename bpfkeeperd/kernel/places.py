@@ -7,19 +7,30 @@ import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from bpfkeeperd._libbpf import lib
 from bpfkeeperd.compare import DEFAULT_STACK_DEPTH, Machine
 from bpfkeeperd.errors import KernelError
 
 BPFFS_MAGIC = 0xCAFE4A11
+_NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 def is_bpffs(place: str | int) -> bool:
-    """Whether a path, or what is open, is on a bpffs; False too when it is not there."""
+    """Whether a path, or what is open, is on a bpffs; False too when it is not there, or not for
+    this user.
+
+    Raises:
+        KernelError: nobody can tell.
+    """
     if isinstance(place, int):
-        return bool(lib.keeper_fs_magic_of(place) == BPFFS_MAGIC)
-    return bool(lib.keeper_fs_magic(os.fsencode(place)) == BPFFS_MAGIC)
+        magic = int(lib.keeper_fs_magic_of(place))
+    else:
+        magic = int(lib.keeper_fs_magic(os.fsencode(place)))
+    if magic < 0 and -magic not in _NOT_THERE:
+        raise KernelError(f"look which file system {place} is on", -magic)
+    return magic == BPFFS_MAGIC
 
 
 def cgroup2_mount() -> str | None:
@@ -38,6 +49,47 @@ def bpffs_mounts() -> list[str]:
     return [place for _, place in places.values()]
 
 
+class Mount(NamedTuple):
+    """A file system where it is mounted."""
+
+    place: str
+    options: frozenset[str]
+    """Those of the mount and those of the file system."""
+    propagates: bool
+    """What is mounted elsewhere, on what this is a copy of, comes here, too."""
+
+
+def mount_of(path: str) -> Mount | None:
+    """The mount that a path is on; None where it is not seen."""
+    device, found = _device(path), None
+    real = os.path.realpath(path)
+    with open("/proc/self/mountinfo", "rb") as mounts:
+        for line in mounts:
+            fields, _, rest = os.fsdecode(line).rstrip("\n").partition(" - ")
+            _, _, of, _, place, options, *tags = fields.split(" ")
+            place = _plain(place)
+            # The last one is on top.
+            if of == device and f"{real}/".startswith(f"{place.rstrip('/')}/"):
+                both = frozenset((*options.split(","), *rest.split(" ")[-1].split(",")))
+                shared = any(tag.startswith(("shared:", "master:")) for tag in tags)
+                found = Mount(place, both, shared)
+    return found
+
+
+def has_own_mounts() -> bool:
+    """Whether this process certainly has another mount namespace than the machine's first
+    process."""
+    try:
+        return os.readlink("/proc/1/ns/mnt") != os.readlink("/proc/self/ns/mnt")
+    except OSError:  # not for this user to see
+        return False
+
+
+def _plain(text: str) -> str:
+    """A path of mountinfo as it is."""
+    return re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), text)
+
+
 def _device(place: str) -> str:
     """Of the file system at a path, as mountinfo has it; empty: nothing is there."""
     try:
@@ -54,8 +106,7 @@ def _mounts(kind: str) -> Iterator[tuple[str, str, str]]:
             fields, _, rest = os.fsdecode(line).partition(" - ")
             if rest.startswith(f"{kind} "):
                 device, root, place = fields.split(" ")[2:5]
-                plain = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), place)
-                yield device, root, plain
+                yield device, root, _plain(place)
 
 
 def netns_path(netns: str) -> str:
@@ -82,7 +133,8 @@ def inside_netns(path: str | None) -> Iterator[None]:
         home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         result = lib.keeper_setns(target)
         if result < 0:
-            raise KernelError(f"enter network namespace {path}", -result)
+            remedy = "it takes CAP_SYS_ADMIN" if result == -errno.EPERM else ""
+            raise KernelError(f"enter network namespace {path}", -result, remedy)
         try:
             yield
         finally:

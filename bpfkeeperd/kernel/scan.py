@@ -56,12 +56,12 @@ def scan(root: str, depth: int, kind: PinKind) -> list[Pin]:
     """
     stream, size = ffi.new("char **"), ffi.new("size_t *")
     result = lib.keeper_scan(os.fsencode(root), depth, kind, stream, size)
-    if result < 0:
-        raise KernelError(f"read {root}", -result)
     try:
         data = bytes(ffi.buffer(stream[0], size[0])) if size[0] else b""
     finally:
         lib.free(stream[0])
+    if result < 0:
+        raise KernelError(f"read {os.fsdecode(data) or root}", -result)
     return parse_pins(data)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from bpfkeeperd._libbpf import ffi, lib
 from bpfkeeperd.errors import KernelError
+from bpfkeeperd.kernel.bpf import needs_admin
 from bpfkeeperd.kernel.figures import c_strings
 from bpfkeeperd.state import ProgramFigures
 
@@ -79,7 +80,7 @@ def counting_runs() -> Iterator[None]:
         finally:
             _switch(before)
     else:
-        raise KernelError("have the kernel count runs of programs", -fd)
+        raise KernelError("have the kernel count runs of programs", -fd, needs_admin(fd))
 
 
 def _switch(value: str) -> str:

@@ -5,6 +5,7 @@
  * A group of hooks is chosen with -D and its name, see below.
  * VERSION	0 to 3: where it counts
  * PID, SYSCALL	whose calls, and of which system call, are counted where everybody's are seen
+ * PIDS_DEVICE, PIDS_INODE	the namespace of PID
  * SUFFIX	goes behind the name of each program
  */
 #include <linux/bpf.h>
@@ -53,7 +54,17 @@ int NAME(name)(context *ctx)					\
 	return verdict;						\
 }
 
-#define OUR_PROCESS (bpf_get_current_pid_tgid() >> 32 == PID)
+#ifdef PID
+static __always_inline __attribute__((unused)) int is_ours(void)
+{
+	struct bpf_pidns_info found = {};
+
+	return bpf_get_ns_current_pid_tgid(PIDS_DEVICE, PIDS_INODE, &found, sizeof(found)) == 0 &&
+	       found.tgid == PID;
+}
+#endif
+
+#define OUR_PROCESS is_ours()
 #define OUR_CALL (OUR_PROCESS && ctx[1] == SYSCALL)
 #define CGROUP(name) HOOK("cgroup/" #name, name, void, 1, 1)
 

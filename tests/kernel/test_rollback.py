@@ -33,11 +33,14 @@ UNDONE = {
     Step.STAGE_PROGRAMS, Step.COMMIT_PROGRAMS, Step.FILL_MAP, Step.CARRY_DATA,
     Step.WRITE_ENTRIES, Step.RENAME_MAP, Step.MAKE_STUB, Step.MOVE_STUB, Step.RECORD,
     Step.ATTACH, Step.ADOPT, Step.TAKE_OVER, Step.SWAP, Step.COMMIT_MAP, Step.COMMIT_LINK,
+    Step.SET_RIGHTS,
 }  # fmt: skip
 """The steps of a change; those after it only let go of what nobody needs."""
 
 
-OF_CONTENTS = {Step.FILL_MAP, Step.CARRY_DATA, Step.WRITE_ENTRIES, Step.RENAME_MAP}
+OF_CONTENTS = {
+    *(Step.FILL_MAP, Step.CARRY_DATA, Step.WRITE_ENTRIES, Step.RENAME_MAP, Step.SET_RIGHTS),
+}
 """See test_rollback_maps."""
 OF_STUBS = {Step.MAKE_STUB, Step.MOVE_STUB}
 """See test_stub."""

@@ -103,6 +103,27 @@ def tables(world: World, number: int, size: int) -> None:
     )
 
 
+def shared(world: World, entries: int, more: str = "") -> None:
+    """Pins for a group of readers."""
+    if more:
+        world.put("one", ENTRIES=entries, SECOND_MAP=8)
+    else:
+        world.put("one", ENTRIES=entries)
+    world.write(
+        'defaults: {on_mismatch: recreate, pin: {group: 1234, mode: "0640"}}\n'
+        f"objects: {{one: {{file: one.bpf.o, pin_maps: [counts{more}],"
+        f" programs: {{count: {{{ATTACH}}}}}}}}}\n"
+    )
+
+
+def own_limits(world: World, name: str, group: int) -> None:
+    former = "" if name == "limits" else ", rename_from: limits"
+    world.write(
+        f"maps: {{{name}: {{type: hash, key: u32, value: u64, max_entries: 4{former},"
+        f' pin: {{group: {group}, mode: "0640"}}}}}}\n'
+    )
+
+
 OWN = frozenset({Step.CREATE_MAP, Step.FILL_MAP, Step.STAGE_MAP, Step.COMMIT_MAP, Step.SWAP})
 SCENARIOS = {
     "a private array": Scenario(
@@ -140,6 +161,16 @@ SCENARIOS = {
         counter,
         renamed,
         frozenset({Step.LOAD_OBJECT, Step.PIN_PROGRAMS, Step.SWAP, Step.RENAME_MAP}),
+    ),
+    "rights of a new and of a recreated map": Scenario(
+        lambda world: shared(world, 16),
+        lambda world: shared(world, 32, ", second"),
+        frozenset({Step.PIN_MAP, Step.STAGE_MAP, Step.SET_RIGHTS, Step.COMMIT_MAP}),
+    ),
+    "rights of a renamed map": Scenario(
+        lambda world: own_limits(world, "limits", 0),
+        lambda world: own_limits(world, "tc/globals/bounds", 1234),
+        frozenset({Step.SET_RIGHTS, Step.RENAME_MAP}),
     ),
     "a slot of a map of maps": Scenario(
         lambda world: tables(world, 1, 2),

@@ -2,6 +2,7 @@
 
 import subprocess
 
+from bpfkeeperd import kernel
 from bpfkeeperd.enactmaps import way_back
 from bpfkeeperd.transaction import Transaction
 from tests.conftest import BuildObject
@@ -9,12 +10,16 @@ from tests.kernel.test_contents import Made, defined, made, programs, u32
 from tests.machine import Netns
 
 
+def by_id(number: int, outer: bool) -> int | None:
+    return (kernel.map_by_id if outer else kernel.program_by_id)(number)
+
+
 def there_and_back(one: Made, text: str) -> dict[bytes, bytes | None]:
     """What is in a map after it was filled otherwise and that was undone; it differed between."""
     before = one.read()
     contents = defined(text)[1].contents
     transaction = Transaction()
-    ways = [way_back(transaction, one.fd, content) for content in contents]
+    ways = [way_back(transaction, one.fd, content, by_id) for content in contents]
     Made(one.fd, one.spec, contents, one.resolver).fill()
     assert one.read() != before
     for way in reversed(ways):

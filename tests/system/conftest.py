@@ -7,6 +7,7 @@ import pytest
 
 from tests.scenario import World, world
 from tests.system.process import DaemonProcess
+from tests.system.store import Store
 
 __all__ = ["start", "world"]
 
@@ -15,7 +16,8 @@ class Start(Protocol):
     """Starts a daemon of the test's world and waits until it is ready, if it is to be.
 
     ``pace`` are arguments of `bpfkeeperd.backoff.Pace`, ``sockets`` are passed as the service
-    manager passes them, under these names.
+    manager passes them, under these names, ``store`` is what it keeps, ``prefix`` a program that
+    runs the daemon, and ``code`` runs in the place of `bpfkeeperd.__main__`.
     """
 
     def __call__(
@@ -26,7 +28,10 @@ class Start(Protocol):
         pace: str = "",
         variables: Mapping[str, str] | None = None,
         sockets: Sequence[tuple[str, socket.socket]] = (),
+        store: Store | None = None,
         options: Sequence[str] = (),
+        code: str = "",
+        prefix: Sequence[str] = (),
     ) -> DaemonProcess: ...
 
 
@@ -41,7 +46,10 @@ def start(world: World) -> Iterator[Start]:
             pace: str = "",
             variables: Mapping[str, str] | None = None,
             sockets: Sequence[tuple[str, socket.socket]] = (),
+            store: Store | None = None,
             options: Sequence[str] = (),
+            code: str = "",
+            prefix: Sequence[str] = (),
         ) -> DaemonProcess:
             daemon = DaemonProcess(
                 world,
@@ -49,7 +57,10 @@ def start(world: World) -> Iterator[Start]:
                 pace=pace,
                 variables=variables,
                 sockets=sockets,
+                store=store,
                 options=options,
+                code=code,
+                prefix=prefix,
             )
             stack.enter_context(daemon)
             if ready:

@@ -14,10 +14,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
-from tests.activation import passing_sockets
+from tests.activation import passing_descriptors
+from tests.machine import IN_GUEST
 from tests.scenario import World
+from tests.system.store import Store
 
 ROOT = Path(__file__).parents[2]
 WAIT_SECONDS = 60.0
@@ -39,11 +41,14 @@ def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
 
 
-def cli(world: World, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs one command on the world's manifest."""
+def cli(
+    world: World, *arguments: str, prefix: Sequence[str] = ()
+) -> subprocess.CompletedProcess[str]:
+    """Runs one command on the world's manifest; ``prefix`` is a program that runs it."""
     command, *options = arguments
+    program = [*prefix, sys.executable, "-m", "bpfkeeperd", command]
     return subprocess.run(
-        [sys.executable, "-m", "bpfkeeperd", command, "-c", str(world.manifest_file), *options],
+        [*program, "-c", str(world.manifest_file), *options],
         cwd=ROOT,
         env=environment(),
         capture_output=True,
@@ -54,9 +59,11 @@ def cli(world: World, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 class Notifications:
-    """Stands in for the service manager: keeps every message in the order of arrival."""
+    """Stands in for the service manager: keeps every message in the order of arrival, and what
+    descriptors come with them in a store, if there is one."""
 
-    def __init__(self) -> None:
+    def __init__(self, store: Store | None = None) -> None:
+        self._store = store
         name = f"bpfkeeperd-test-{uuid.uuid4().hex}"
         self.address = f"@{name}"  # abstract: a path could be too long
         self._path = f"\0{name}"
@@ -68,9 +75,16 @@ class Notifications:
         self._thread.start()
 
     def _receive(self) -> None:
-        while data := self._socket.recv(1 << 16):
+        while True:
+            data, fds, _, _ = socket.recv_fds(self._socket, 1 << 16, 64)
+            if not data:
+                return
             lines = data.decode().splitlines()
             message = dict(line.split("=", 1) for line in lines)
+            if self._store:
+                self._store.obey(message, fds)
+            for fd in fds if not self._store else ():
+                os.close(fd)
             with self._arrived:
                 self._messages.append(message)
                 self._arrived.notify_all()
@@ -101,6 +115,37 @@ class Notifications:
         self._socket.close()
 
 
+class Running(Protocol):
+    """What is used of a `subprocess.Popen`."""
+
+    @property
+    def pid(self) -> int: ...
+
+    def poll(self) -> int | None: ...
+
+    def wait(self, timeout: float | None = None) -> int: ...
+
+
+def _spawn(
+    command: Sequence[str], variables: Mapping[str, str], log: Path, fds: Sequence[int]
+) -> Running:
+    """Starts a daemon; in a guest of `tests.systemd` as its unit says, else as a child."""
+    if IN_GUEST and not fds:
+        from tests.systemd.asservice import Service
+
+        return Service(command, variables, log)
+    with log.open("wb") as file:
+        return subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**environment(), **variables},
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            pass_fds=fds,
+        )
+
+
 class DaemonProcess:
     """A daemon of the world's manifest; a context manager that ends it, by SIGKILL if need be."""
 
@@ -112,30 +157,28 @@ class DaemonProcess:
         pace: str = "",
         variables: Mapping[str, str] | None = None,
         sockets: Sequence[tuple[str, socket.socket]] = (),
+        store: Store | None = None,
         options: Sequence[str] = (),
+        code: str = "",
+        prefix: Sequence[str] = (),
     ) -> None:
         self._world = world
-        self.notifications = Notifications()
+        self._prefix = prefix
+        self.notifications = Notifications(store)
         self._log = world.directory / f"daemon-{uuid.uuid4().hex}.log"
-        code = ["-m", "bpfkeeperd"]
+        program = ["-c", code] if code else ["-m", "bpfkeeperd"]
         if look_seconds is not None or pace:
-            code = ["-c", _LOOK_OFTEN.format(seconds=look_seconds or 30, pace=pace)]
-        command = [sys.executable, *code, "run", "-c", str(world.manifest_file)]
+            program = ["-c", _LOOK_OFTEN.format(seconds=look_seconds or 30, pace=pace)]
+        command = [*prefix, sys.executable, *program, "run", "-c", str(world.manifest_file)]
         command += options
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                passing_sockets(command, sockets) if sockets else command,
-                cwd=ROOT,
-                env={
-                    **environment(),
-                    "NOTIFY_SOCKET": self.notifications.address,
-                    **(variables or {}),
-                },
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                pass_fds=[each.fileno() for _, each in sockets],
-            )
+        passed = [(name, each.fileno()) for name, each in sockets]
+        passed += store.passed if store else []
+        self._process = _spawn(
+            passing_descriptors(command, passed) if passed else command,
+            {"NOTIFY_SOCKET": self.notifications.address, **(variables or {})},
+            self._log,
+            [fd for _, fd in passed],
+        )
 
     @property
     def pid(self) -> int:
@@ -185,7 +228,7 @@ class DaemonProcess:
 
     def reload(self, *options: str) -> subprocess.CompletedProcess[str]:
         """One reload by the command line, to its end."""
-        return cli(self._world, "reload", "--wait", *options)
+        return cli(self._world, "reload", "--wait", *options, prefix=self._prefix)
 
     def stop(self) -> int:
         """Ends it as the service manager does; the exit code."""

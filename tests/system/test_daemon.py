@@ -263,7 +263,11 @@ def test_rejected_manifest_leaves_the_running_one(
     daemon.wait_log(told)
     assert daemon.alive() and world.everything() == before
     status = daemon.notifications.having("READY")[-1]["STATUS"]
-    assert status == "manifest rejected: nothing was changed, what ran goes on running"
+    assert re.fullmatch(
+        r"reload rejected: \S+/bpfkeeperd\.yaml:\d+:\d+: .+; still keeping 1 map, 1 attachment of"
+        r" the manifest of \d{4}-\d\d-\d\d \d\d:\d\d",
+        status,
+    )
     assert daemon.metrics()['bpfkeeper_reloads_total{result="rejected"}'] == 1
     check_served(world)
 

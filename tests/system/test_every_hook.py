@@ -107,7 +107,9 @@ def write(scene: Scene, rows: tuple[Row, ...], version: int) -> None:
     lines = [METRICS, "objects:"]
     for name in dict.fromkeys(row.object for row in rows):
         group = GROUPS[name]
+        pids = os.stat("/proc/self/ns/pid")
         macros: dict[str, object] = {"PID": os.getpid(), "SYSCALL": GETPGID, "VERSION": version}
+        macros |= {"PIDS_DEVICE": pids.st_dev, "PIDS_INODE": pids.st_ino}
         if group.source == "congestion":
             macros |= {"NAME": f'"{scene.congestion}"'}
         scene.world.put(name, group.source, **macros, **{group.macro: 1, "SUFFIX": group.suffix})

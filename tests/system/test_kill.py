@@ -46,6 +46,7 @@ objects:
   nine: {file: nine.bpf.o, programs: {program: {attach: auto, swap: exact}}}
 """
 SECOND = """
+defaults: {pin: {group: 4711, mode: "0640"}}
 maps:
   counts: {on_mismatch: recreate}
   second: {type: hash, key_size: 4, value_size: 8, max_entries: 8,
@@ -73,8 +74,9 @@ objects:
 """One and two get a new map in place of theirs, one a second target, two a program that takes over
 a link; three is loaded again on the map it has; four and seven go, seven with an array of its own.
 Five tail-calls and gets a new array with new programs, six gets new global data; one map of the
-manifest's own gets another name, one another entry. Eight has a program take over another's stub,
-nine goes with its stub, ten comes with one. Every step is in it, or in a case."""
+manifest's own gets another name, one another entry. All pins get another group. Eight has a
+program take over another's stub, nine goes with its stub, ten comes with one. Every step is in it,
+or in a case."""
 
 OBJECTS = ("one", "two", "three", "five", "six", "eight", "ten")
 STUBS = ("eight/latter", "ten/program")
@@ -203,6 +205,9 @@ CASES = (
     Case(Step.STAGE_MAP),
     Case(Step.STAGE_MAP, time=2),
     Case(Step.STAGE_MAP, time=3),
+    # A new map, one that is exchanged, one that is renamed, and those that stay.
+    *(Case(Step.SET_RIGHTS, time=time) for time in (1, 2, 3, 5, 7, 9)),
+    Case(Step.SET_RIGHTS, remove_map_pin),
     Case(Step.RENAME_MAP),
     Case(Step.WRITE_ENTRIES),
     Case(Step.PIN_PROGRAMS),
@@ -314,6 +319,9 @@ def check_converged(world: World, old_counts: int | None) -> None:
     for name, number in (("second", 11), ("tc/globals/bounds", 7), ("quotas", 8)):
         assert contents(world.pins / name) == {b"\1\0\0\0": number.to_bytes(8, "little")}, name
     assert not (world.pins / "limits").exists()
+    for name in ("counts", "second", "tc/globals/bounds", "quotas", "others", "whole", "zeroed"):
+        found = (world.pins / name).stat()
+        assert (found.st_uid, found.st_gid, found.st_mode & 0o7777) == (0, 4711, 0o640), name
     assert counted(world, "whole")[2], "the new stages run"
     os.getpgid(0)
     assert seen(world, "eights")[2][0], "the new program is called"

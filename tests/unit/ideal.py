@@ -37,12 +37,15 @@ from bpfkeeperd.entries import Content, MapRef
 from bpfkeeperd.hooks import CLSACT_LINK, HookKind, SwapWay
 from bpfkeeperd.layout import LinkKey, StubKey, escape, is_array_name, kernel_name
 from bpfkeeperd.observed import Foreign, Observed, ObservedLink, ObservedMap, ObservedStub
+from bpfkeeperd.pinrights import Rights
 from bpfkeeperd.plan import serves
 from bpfkeeperd.state import LinkInfo, MapInfo, MapSpec, ProgramInfo
 from bpfkeeperd.targets import MapTarget, Target
 from tests.unit import idealstubs
 
 Layouts = tuple[str | None, str | None]
+NEW = Rights(0, 0, 0o600)
+"""Of a new pin."""
 
 
 @dataclass(slots=True)
@@ -50,6 +53,8 @@ class Ideal:
     maps: dict[int, MapInfo] = field(default_factory=dict)
     layouts: dict[int, Layouts] = field(default_factory=dict)
     pins: dict[str, int] = field(default_factory=dict)
+    rights: dict[str, Rights] = field(default_factory=dict)
+    """Of pins that are not as a new one."""
     faults: dict[str, str] = field(default_factory=dict)
     """Pins of something that is no map."""
     remembered: dict[str, int] = field(default_factory=dict)
@@ -113,6 +118,7 @@ class Ideal:
             maps=dict(self.maps),
             layouts=dict(self.layouts),
             pins=dict(self.pins),
+            rights=dict(self.rights),
             remembered=dict(self.remembered),
             programs={
                 name: {digest: dict(loaded) for digest, loaded in digests.items()}
@@ -204,7 +210,8 @@ class Ideal:
         source = "" if name in self.pins or not wanted else wanted.former
         if name in self.pins or source in self.pins:
             info = self.maps[self.pins[source or name]]
-            found = ObservedMap(pinned=info, source=source)
+            rights = self.rights.get(source or name, NEW)
+            found = ObservedMap(pinned=info, source=source, rights=rights)
         elif name in self.remembered:
             info = self.maps[self.remembered[name]]
             found = ObservedMap(lost=info)
@@ -259,6 +266,7 @@ class Ideal:
                 assert wanted.name not in self.pins and wanted.name not in self.faults
                 assert self.remembered[wanted.name] == info.id
                 self.pins[wanted.name] = info.id
+                self.rights[wanted.name] = wanted.rights.over(NEW)
             case RestoreLink(key, link):
                 found = idealstubs.seen(self, key)
                 assert found == ObservedLink(link, pinned=False, stub=found.stub)
@@ -296,10 +304,19 @@ class Ideal:
             entries = self.contents.setdefault(map_id, {})
             for place in write.places:
                 entries[place] = self._resolved(write.map.contents[place], new)
+        for setting in change.rights:
+            name = setting.map.name
+            source = self.formers.get(name, name)
+            assert name not in new and self.rights.get(source, NEW) == setting.before
+            self.rights[source] = setting.rights
         for action in change.makes:
+            wanted, former = action.map, action.map.name
             if isinstance(action, RenewMap) and action.source:
-                assert action.map.name not in self.pins
-                del self.pins[action.source]
+                assert wanted.name not in self.pins
+                former = action.source
+                del self.pins[former]
+            there = NEW if isinstance(action, CreateMap) else self.rights.pop(former, NEW)
+            self.rights[wanted.name] = wanted.rights.over(there)
         self.pins |= new
         self.made = {}
         for renaming in change.maps:
@@ -308,6 +325,7 @@ class Ideal:
                     self.pins[renaming.source] == renaming.info.id and renaming.map.name not in new
                 )
                 self.pins[renaming.map.name] = self.pins.pop(renaming.source)
+                self.rights[renaming.map.name] = self.rights.pop(renaming.source, NEW)
         for removal in change.removals:
             self._remove(removal)
 

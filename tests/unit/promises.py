@@ -9,7 +9,7 @@ from bpfkeeperd.entries import MismatchPolicy
 from bpfkeeperd.layout import LinkKey, escape, is_array_name, kernel_name
 from bpfkeeperd.plan import plan, serves
 from bpfkeeperd.state import ProgramInfo
-from tests.unit.ideal import Ideal
+from tests.unit.ideal import NEW, Ideal
 from tests.unit.idealstubs import loaded, seen
 from tests.unit.situations import Situation
 
@@ -77,6 +77,17 @@ def check_maps(before: Ideal, after: Ideal, desired: Desired) -> None:
             kept = name in before.faults or after.pins[name] == map_id
             assert kept or desired.maps[name].generational, "contents were lost"
     assert set(after.pins) - set(before.pins) <= set(desired.maps)
+
+
+def check_rights(before: Ideal, after: Ideal, desired: Desired, done: Plan) -> None:
+    """Pins have the rights that the manifest gives them; of a map that is refused those before."""
+    refused = {refusal.name for refusal in done.refusals if refusal.kind == "map"}
+    for name, map_id in after.pins.items():
+        found = after.rights.get(name, NEW)
+        if name in desired.maps and name not in refused:
+            assert desired.maps[name].rights.over(found) == found, name
+        elif before.pins.get(name) == map_id:
+            assert found == before.rights.get(name, NEW), name
 
 
 def check_objects(after: Ideal, desired: Desired, names: set[str]) -> None:
@@ -246,6 +257,7 @@ def check(situation: Situation, *, force: bool = False) -> Plan:
     check_second(after, desired, first, second, force=force)
     check_held_objects(before, after, desired, held(first))
     check_maps(before, after, desired)
+    check_rights(before, after, desired, first)
     check_objects(after, desired, held(first))
     check_attachments(after, desired, first)
     check_stubs(after, desired, held(first))

@@ -27,6 +27,7 @@ from bpfkeeperd.entries import (
     MapRef,
     MismatchPolicy,
     ObjectEntry,
+    PinEntry,
     ProgramEntry,
     ProgramRef,
     SwapChoice,
@@ -36,12 +37,13 @@ from bpfkeeperd.layout import array_name, escape, kernel_name
 from bpfkeeperd.maptypes import PROG_ARRAY
 from bpfkeeperd.observed import Foreign, ObservedLink
 from bpfkeeperd.patterns import expand
+from bpfkeeperd.pinrights import Rights
 from bpfkeeperd.plan import serves
 from bpfkeeperd.resolve import resolve
 from bpfkeeperd.state import LinkInfo, MapSpec, ObjectSpec, ProgramInfo, ProgramSpec
 from bpfkeeperd.targets import InterfaceTarget, Target, XdpMode
 from tests.unit import idealstubs
-from tests.unit.ideal import Ideal
+from tests.unit.ideal import NEW, Ideal
 from tests.unit.places import (
     CGROUPS,
     PATTERN,
@@ -203,6 +205,8 @@ def desires(draw: st.DrawFn) -> Desired:
     enforced = draw(st.sets(st.sampled_from([*MAPS, *OWN])))
     renamed = draw(st.sets(st.sampled_from([*MAPS, ARRAY, "data_one", "data_thr"])))
     filled = contents([b"12345678"])
+    pin = draw(st.sampled_from([PinEntry(), PinEntry(mode=0o640), PinEntry(group="monitor")]))
+    shown = draw(st.sampled_from([PinEntry(), PinEntry(mode=0o644)]))
 
     def manifest(entries: Mapping[str, ObjectEntry], max_entries: int) -> Manifest:
         used = {pin for entry in entries.values() for pin in entry.pin_maps.values()}
@@ -215,6 +219,7 @@ def desires(draw: st.DrawFn) -> Desired:
                 else None,
                 enforce=name in enforced,
                 rename_from=f"old_{name}" if name in renamed else None,
+                pin=shown,
             )
             for name in (*MAPS, *sorted(used - {*MAPS}))
             if name in definitions or name in used
@@ -224,7 +229,7 @@ def desires(draw: st.DrawFn) -> Desired:
             MismatchPolicy.RECREATE if SOCKETS.name in recreated else MismatchPolicy.FAIL,
             MapDefinition("sockmap", 4, 4, 16),
         )
-        return Manifest("/etc/k.yaml", maps=maps, objects=entries)
+        return Manifest("/etc/k.yaml", pin=pin, gids=GROUPS, maps=maps, objects=entries)
 
     files = apart({name: draw(object_files(name, 16)) for name in OBJECTS})
     faulty = draw(st.sets(st.sampled_from(OBJECTS), max_size=2)) if draw(st.booleans()) else set()
@@ -261,6 +266,8 @@ def desires(draw: st.DrawFn) -> Desired:
     return expand(resolved, {PATTERN: tuple(one for one in CGROUPS if one in matching)}, None)
 
 
+GROUPS = {"monitor": 7}
+
 MAP_STATES = (
     *("fits", "fits", "fits", "fits"),
     *("differs", "reordered", "missing", "lost", "lost, differs", "faulty", "former", "former"),
@@ -289,6 +296,8 @@ def situations(draw: st.DrawFn) -> Situation:
     ideal = Ideal()
     for name in dict.fromkeys((*MAPS, *desired.maps)):
         _put_map(ideal, desired, name, draw(st.sampled_from(MAP_STATES)))
+    for name in ideal.pins:
+        ideal.rights[name] = draw(st.sampled_from([NEW, Rights(0, 7, 0o640)]))
     for name in draw(st.lists(st.sampled_from([*OBJECTS, "gone"]), unique=True, max_size=2)):
         left = array_name(name, draw(st.sampled_from(["stages", "former"])))
         if left not in desired.maps:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from bpfkeeperd import manifest as reader
+from bpfkeeperd.accounts import with_accounts
 from bpfkeeperd.decode import Value, decode
 from bpfkeeperd.entries import (
     AttachEntry,
@@ -32,6 +33,7 @@ from bpfkeeperd.errors import KeeperError, ManifestError, Mark
 from bpfkeeperd.fieldkinds import Boolean
 from bpfkeeperd.manifest import parse_manifest, read_files, read_manifest
 from bpfkeeperd.nodes import PROBLEMS_MAX, Faults, Place, ScalarNode, flow
+from bpfkeeperd.pinrights import WantedRights
 from bpfkeeperd.progtypes import PROGRAM_KINDS, ProgramKind
 from bpfkeeperd.targets import (
     BinaryTarget,
@@ -82,7 +84,7 @@ def test_every_bad_manifest_has_its_text() -> None:
 @pytest.mark.parametrize("path", BAD, ids=lambda path: path.stem)
 def test_bad(path: Path) -> None:
     with pytest.raises(ManifestError) as caught:
-        parse_manifest(sources(path))
+        with_accounts(parse_manifest(sources(path)))
     assert f"{caught.value}\n" == path.with_suffix(".txt").read_text()
 
 
@@ -233,6 +235,16 @@ def test_own_maps() -> None:
     assert declared.definition is None and declared.enforce
     assert [flow(one.key) for one in declared.entries if one.key] == ["{a: [1, 0x2]}"]
     assert [flow(one.value) for one in declared.entries] == ["{hex: 00 01}"]
+
+
+def test_rights_of_pins() -> None:
+    """Field by field: a map's own, then the defaults, then nothing."""
+    manifest = with_accounts(load_good("pins.yaml"))
+    assert manifest.rights("a") == manifest.rights("of an object") == WantedRights(None, 0, 0o640)
+    assert manifest.rights("b") == WantedRights(0, 0, 0o660, "root", "0")
+    assert manifest.rights("c") == WantedRights(None, 4711, 0o600)
+    assert manifest.rights("d") == manifest.rights("a")
+    assert not with_accounts(load_good("own_maps.yaml")).rights("flows")
 
 
 def test_entries_know_where_they_stand() -> None:

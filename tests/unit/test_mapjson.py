@@ -7,6 +7,7 @@ from bpfkeeperd.entries import MismatchPolicy
 from bpfkeeperd.fullness import Counts
 from bpfkeeperd.mapjson import map_rows
 from bpfkeeperd.maptypes import BY_NAME
+from bpfkeeperd.pinrights import Rights
 from bpfkeeperd.state import InnerStatus, LastChange, MapIdChange, MapStatus
 
 HASH = BY_NAME["hash"].number
@@ -23,6 +24,7 @@ FLOWS = MapStatus(
     made=True,
     last_change=LastChange(MapIdChange.LOST, 40, 1_700_000_000.9),
     other_pins=("/sys/fs/bpf/tc/globals/flows",),
+    pin=Rights(0, 998, 0o640, "root", "monitor"),
     inner=(InnerStatus("3", 43, HASH, 10),),
 )
 
@@ -57,7 +59,9 @@ def test_a_map() -> None:
         "path": "/sys/fs/bpf/flows",
         "made": True,
         "last_change": {"reason": "lost", "old_id": 40, "at": "2023-11-14T22:13:20Z"},
+        "stored_id": None,
         "other_pins": ["/sys/fs/bpf/tc/globals/flows"],
+        "pin": {"owner": 0, "group": 998, "mode": "0640"},
         "count_nonzero": False,
         "entries": 50,
         "fill_ratio": 0.25,

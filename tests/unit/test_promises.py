@@ -18,6 +18,7 @@ from bpfkeeperd.actions import (
     RenewMap,
     RestoreLink,
     RestoreMap,
+    SetRights,
     Swap,
     WriteEntries,
 )
@@ -33,7 +34,7 @@ RULES = settings(
 CLASSES = (
     *(kind.__name__ for kind in (RestoreMap, RestoreLink, CreateMap, RecreateMap, LoadObject)),
     *(kind.__name__ for kind in (Attach, Swap, Detach, RemovePrograms)),
-    *(kind.__name__ for kind in (RenewMap, RenameMap, WriteEntries, RemoveArray)),
+    *(kind.__name__ for kind in (RenewMap, RenameMap, WriteEntries, SetRights, RemoveArray)),
     "refused map",
     "refused object",
     "refused attachment",

@@ -15,8 +15,8 @@ from tests.activation import HasDescriptor, passing_sockets
 _TAKE = """
 import json, logging, os, subprocess, sys
 logging.basicConfig(format="%(message)s")
-from bpfkeeperd.service import metrics_socket
-found = metrics_socket()
+from bpfkeeperd.service import passed_descriptors
+found = passed_descriptors().metrics
 child = "env | grep ^LISTEN_; for fd in 3 4 5; do [ ! -e /proc/self/fd/$fd ] || echo $fd; done"
 print(json.dumps({
     "address": found.getsockname() if found else None,
@@ -118,7 +118,7 @@ def test_no_socket_at_all() -> None:
 
 def test_passed_to_another_process() -> None:
     """Variables that somebody inherited are not meant for it."""
-    code = "from bpfkeeperd.service import metrics_socket; print(metrics_socket())"
+    code = "from bpfkeeperd.service import passed_descriptors; print(passed_descriptors().metrics)"
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "LISTEN_PID": "1", "LISTEN_FDS": "1"},

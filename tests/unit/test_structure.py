@@ -36,6 +36,7 @@ PURE = [
     "mapbtf.py",
     "legacy.py",
     "entries.py",
+    "pinrights.py",
     "nodes.py",
     "values.py",
     "fields.py",
@@ -94,6 +95,8 @@ PURE = [
     "planstubs.py",
     "structops.py",
     "drift.py",
+    "conflicts.py",
+    "statusline.py",
     "churn.py",
     "snapshot.py",
     "celltext.py",
@@ -109,6 +112,11 @@ PURE = [
     "suggest.py",
     "verifier.py",
     "errors.py",
+    "capabilities.py",
+    "findings.py",
+    "judge.py",
+    "needs.py",
+    "doctortable.py",
 ]
 MAY_IMPORT = {
     *("collections", "contextlib", "dataclasses", "difflib", "enum", "errno", "functools"),
