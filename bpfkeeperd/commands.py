@@ -37,7 +37,8 @@ def run(options: Namespace) -> int:
         places = state_directory(options), run_directory(options)
         served = Daemon(options.config, *places, options.textfile, options.trust).run()
     except ManifestError as error:
-        service.log.error("%s", error)
+        values = service.fields(service.MessageId.RELOAD_REJECTED, result="rejected")
+        service.log.error("%s", error, extra=values)
         return CONFIG
     except KeeperError as error:
         service.log.error("%s", error)

@@ -43,6 +43,8 @@ ANSWERS = 16
 """Connections that have yet to take their answer: each holds a text of its own."""
 GRACE_SECONDS = 0.1
 """How long a connection is safe from being closed in favour of a new one."""
+LAST_SECONDS = 0.25
+"""How long those who are there when it closes may take to be done."""
 CLOSE_SECONDS = 5.0
 """How long closing waits for a scrape that is being rendered."""
 _ACCEPTS_A_TURN = 16
@@ -157,6 +159,7 @@ class MetricsServer:
         try:
             while self._turn():
                 pass
+            self._finish()
         finally:
             for connection in list(self._connections.values()):
                 self._drop(connection)
@@ -179,6 +182,16 @@ class MetricsServer:
             if now >= connection.deadline:
                 self._drop(connection)
         return True
+
+    def _finish(self) -> None:
+        """Who was let in and asks gets an answer. The others wait in the listener, which can be one
+        of the service manager's, for whoever serves next."""
+        self._selector.unregister(self._closing)
+        self._listen(False)
+        end = time.monotonic() + LAST_SECONDS
+        while self._connections and (left := end - time.monotonic()) > 0:
+            for key, _ in self._selector.select(left):
+                self._advance(key.data)
 
     def _oldest(self) -> _Connection | None:
         return next(iter(self._connections.values()), None)

@@ -78,8 +78,3 @@ int keeper_kept_map(const char *path, uint32_t root_size, uint32_t owner, uint32
 	close(fd);
 	return err;
 }
-
-int keeper_link(const char *from, const char *to)
-{
-	return link(from, to) ? -errno : 0;
-}

@@ -16,5 +16,3 @@ struct keeper_kept_map {
  */
 int keeper_kept_map(const char *path, uint32_t root_size, uint32_t owner, uint32_t former_owner,
 		    struct keeper_kept_map *found);
-/* Gives a file a second name in one step; one that is there already is EEXIST. */
-int keeper_link(const char *from, const char *to);

@@ -117,12 +117,6 @@ def rename(source: str, path: str) -> None:
     checked(result, f"rename the pin {source} to {path}")
 
 
-def link(source: str, path: str) -> None:
-    """Gives a pin a second name; an existing one is an error, never replaced."""
-    result = lib.keeper_link(os.fsencode(source), os.fsencode(path))
-    checked(result, f"pin at {path}")
-
-
 def map_info(fd: int) -> MapInfo:
     """What the kernel says of a map, without the layouts of its BTF (see `btf_layouts`)."""
     info = ffi.new("struct keeper_map_info *")

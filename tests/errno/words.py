@@ -27,6 +27,7 @@ _VERBS = {
     "OBJ_GET": ("open the pin", "read the pin"),
     "OBJ_GET_INFO_BY_FD": (
         "open the pin",
+        "attach",
         "read the BTF",
         "info",
         "swap",

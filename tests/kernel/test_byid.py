@@ -12,6 +12,7 @@ import pytest
 from bpfkeeperd import kernel
 from bpfkeeperd.byid import map_by_id, program_by_id
 from bpfkeeperd.errors import KernelError
+from bpfkeeperd.kernel import bpf
 from bpfkeeperd.observed import ObservedMap
 from bpfkeeperd.state import ReloadResult
 from tests.conftest import BuildObject
@@ -103,9 +104,9 @@ def test_global_data_of_another_layout_is_held_back(world: World) -> None:
     world.apply()
     before = world.map_id("zeroed")
     data(world, "{.bss: zeroed}", MORE=1)
-    kernel.btf_layouts.cache_clear()
+    bpf._layouts.cache_clear()
     with without_sys_admin():
         assert "BTF cannot be read, which takes CAP_SYS_ADMIN" in refused(world.apply())
     assert world.map_id("zeroed") == before
-    kernel.btf_layouts.cache_clear()
+    bpf._layouts.cache_clear()
     assert world.apply().result is ReloadResult.OK

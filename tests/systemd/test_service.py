@@ -385,7 +385,7 @@ def test_metrics_over_a_socket_of_the_service_manager(drive: Drive) -> None:
     systemctl("start", "bpfkeeperd-metrics.socket")
     assert not units.is_active()
     assert 'map="arrived"' in scrape(), "a scrape starts the service"
-    assert units.is_active()
+    units.wait(units.is_active, "the end of the start")
     systemctl("--no-block", "restart", UNIT)
     for _ in range(20):
         assert 'map="arrived"' in scrape(), "no scrape is refused"
