@@ -12,7 +12,6 @@ from types import TracebackType
 from typing import Self
 
 from bpfkeeperd.errors import BusyError, KernelError, PinRootError, errno_text
-from bpfkeeperd.layout import OWN_DIRECTORY
 
 
 class RootLock:
@@ -33,7 +32,7 @@ class RootLock:
         fd = self._open_root(self.root)
         try:
             # `status` holds it for a moment
-            if _flock(fd, self.root, fcntl.LOCK_EX, patience_seconds=0.2):
+            if _flock(fd, fcntl.LOCK_EX, patience_seconds=0.2):
                 return fd
         except BaseException:
             os.close(fd)
@@ -103,7 +102,7 @@ def try_reading(directory: int | None) -> Iterator[bool]:
         yield True
         return
     try:
-        yield _flock(directory, OWN_DIRECTORY, fcntl.LOCK_SH, patience_seconds=0)
+        yield _flock(directory, fcntl.LOCK_SH, patience_seconds=0)
     finally:
         os.close(directory)
 
@@ -128,7 +127,7 @@ def letting_look(lock: int | None) -> Iterator[None]:
     finally:
         if lock is not None:
             with suppress(KernelError):  # a reader that hangs is not waited for either
-                _flock(lock, "", fcntl.LOCK_EX, patience_seconds=1)
+                _flock(lock, fcntl.LOCK_EX, patience_seconds=1)
 
 
 def _locked(
@@ -138,13 +137,13 @@ def _locked(
         yield None
         return
     try:
-        _flock(directory, OWN_DIRECTORY, operation, patience_seconds)
+        _flock(directory, operation, patience_seconds)
         yield directory
     finally:
         os.close(directory)
 
 
-def _flock(fd: int, name: str, operation: int, patience_seconds: float) -> bool:
+def _flock(fd: int, operation: int, patience_seconds: float) -> bool:
     """Whether the lock could be had in time.
 
     Raises:
@@ -159,6 +158,7 @@ def _flock(fd: int, name: str, operation: int, patience_seconds: float) -> bool:
                 return False
             time.sleep(0.01)
         except OSError as error:
-            raise KernelError(f"lock {name}", error.errno or 0) from None
+            path = os.readlink(f"/proc/self/fd/{fd}")
+            raise KernelError(f"lock {path}", error.errno or 0) from None
         else:
             return True

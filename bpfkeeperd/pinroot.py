@@ -121,7 +121,7 @@ def _open(root: str, trust: Trust, flags: int) -> int | None:
         except NotADirectoryError:
             raise PinRootError(f"pin root {root} is not a directory") from None
         except OSError as error:
-            raise _not_seen(root, error) from None
+            raise _not_seen(f"pin root {root}", error) from None
     if fd < 0:
         raise PinRootError(
             f"pin root {root} is not on a bpffs: mount -t bpf bpf {_mount_point(root)}"
@@ -189,7 +189,7 @@ def _judge_own(own: str, found: os.stat_result) -> None:
 def _not_seen(path: str, error: OSError) -> PinRootError:
     takes_root = ": it takes root" if isinstance(error, PermissionError) else ""
     why = errno_text(error.errno or 0)
-    return PinRootError(f"cannot look at pin root {path}: {why}{takes_root}")
+    return PinRootError(f"cannot open {path}: {why}{takes_root}")
 
 
 def _mount_point(root: str) -> str:

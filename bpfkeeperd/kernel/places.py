@@ -29,7 +29,8 @@ def is_bpffs(place: str | int) -> bool:
     else:
         magic = int(lib.keeper_fs_magic(os.fsencode(place)))
     if magic < 0 and -magic not in _NOT_THERE:
-        raise KernelError(f"look which file system {place} is on", -magic)
+        path = os.readlink(f"/proc/self/fd/{place}") if isinstance(place, int) else place
+        raise KernelError(f"look which file system {path} is on", -magic)
     return magic == BPFFS_MAGIC
 
 
