@@ -97,7 +97,7 @@ def test_owners_of_pins() -> None:
 
 def test_the_exact_number_of_map_ids() -> None:
     systemctl("restart", UNIT)
-    assert "bpfkeeper_kernel_map_ids_exact 0" in metrics()
+    units.wait(lambda: "bpfkeeper_kernel_map_ids_exact 0" in metrics(), "the highest ID")
     start_with("exact-map-ids")
     units.wait(lambda: "bpfkeeper_kernel_map_ids_exact 1" in metrics(), "the allocator")
 
