@@ -51,7 +51,7 @@ PRESERVES := pkg-config --atleast-version=254 libsystemd
 DEB_VERSION ?= $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' bpfkeeperd/__init__.py)
 DEB_TREE := build/deb/bpfkeeperd
 
-.PHONY: help setup run demo-clean test test-kernels guest-packages lint fuzz soak bench clean packages objects \
+.PHONY: help setup run demo-clean test test-errno test-kernels guest-packages lint fuzz soak bench clean packages objects \
 	install uninstall install-packages deb deb-packages test-deb test-systemd nspawn-packages
 .DEFAULT_GOAL := help
 
@@ -68,6 +68,9 @@ demo-clean: ## take down what the demo left attached and pinned
 
 test: lint ## every check and test; kernel tests need root
 	$(AS_ROOT) .venv/bin/python -m pytest -p no:cacheprovider
+
+test-errno: setup ## each call of bpf(2) and of bpffs fails with each of five errnos; some 15 minutes
+	$(AS_ROOT) env ERRNO_STRIDE=0 .venv/bin/python -m pytest -p no:cacheprovider tests/kernel/test_errno.py
 
 test-kernels: setup guest-packages ## tests on other kernels, in qemu: KERNELS="6.1 6.12 6.12+lockdown" TESTS=FILES
 	@$(AS_ROOT) .venv/bin/python -m tests.guests $(if $(KERNELS),--kernels "$(KERNELS)") $(TESTS)

@@ -5,7 +5,7 @@ import pwd
 from collections.abc import Callable
 from dataclasses import replace
 
-from bpfkeeperd.entries import Manifest
+from bpfkeeperd.entries import NO_PIN, Manifest
 from bpfkeeperd.errors import ManifestError, Problem
 from bpfkeeperd.pinrights import Rights
 
@@ -20,6 +20,8 @@ def with_accounts(manifest: Manifest) -> Manifest:
     gids: dict[str, int] = {}
     problems = []
     for entry in (manifest.pin, *(found.pin for found in manifest.maps.values())):
+        if entry is NO_PIN:
+            continue
         for noun, name, known, number in (
             ("owner", entry.owner, uids, _uid),
             ("group", entry.group, gids, _gid),

@@ -218,7 +218,7 @@ def _restore(enactor: Enactor, restore: Restore, applied: Applied) -> None:
                     pin_marked(fd, marked, path, wanted.rights)
             case RestoreLink(key, info) if info.type == CLSACT_LINK:
                 enactor.on_step(Step.RESTORE_LINK, "/".join(key))
-                restore_record(layout, key, info)
+                restore_record(layout, key, info, held)
             case RestoreLink(key, info):
                 enactor.on_step(Step.RESTORE_LINK, "/".join(key))
                 fd = held.link_fd(key, info.id)

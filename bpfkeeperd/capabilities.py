@@ -46,10 +46,12 @@ CAPABILITIES = (
         21,
         "other network namespaces (`netns` of interfaces and netfilter), uprobes (not"
         " `uprobe.multi`), `program_statistics`; everything of others that is found by its ID:"
-        " what they attached (`take_over`, drift), maps in maps, BTF of maps that are pinned",
+        " what they attached (`take_over`, `before`, `after`, drift), inner maps, BTF of maps that"
+        " are pinned",
         "interfaces and netfilter in other network namespaces and plain uprobes are not"
-        " attached; runs of programs are not counted; what others attached is not seen, not taken"
-        " over; a changed struct of the same size, inner maps and members in dump are not seen",
+        " attached; runs of programs are not counted; what others attached is not seen, nor taken"
+        " over, nor gone before or after by name; a struct that changes and keeps its size, inner"
+        " maps and members in dump are not seen; global data of another layout is held back",
     ),
     Capability(
         "CAP_SYSLOG",

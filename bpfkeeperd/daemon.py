@@ -36,7 +36,7 @@ LOOK_SECONDS = 30.0
 """How often the daemon looks for drift."""
 TEXTFILE_SECONDS = 15.0
 """How often metrics are written to a file."""
-STORE_AGAIN_SECONDS = 1.0
+STORE_AGAIN_SECONDS = 0.2
 """When the service manager is told again what it was too busy for."""
 REQUEST_SECONDS = 5.0
 """How long a client of the control socket may take to send its request."""

@@ -136,7 +136,8 @@ def set_rights(path: str, rights: Rights, before: Rights | None = None) -> None:
             os.close(fd)
     except OSError as error:
         what = f"set owner {rights.who}, mode {rights.mode:04o} on the pin {path}"
-        raise KernelError(what, error.errno or 0) from None
+        remedy = "it takes CAP_CHOWN or CAP_FOWNER" if error.errno == errno.EPERM else ""
+        raise KernelError(what, error.errno or 0, remedy) from None
 
 
 def check_usable(path: str) -> None:

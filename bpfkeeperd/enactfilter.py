@@ -9,6 +9,7 @@ import errno
 import functools
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from bpfkeeperd import kernel
@@ -25,6 +26,7 @@ from bpfkeeperd.directories import (
     unlink,
 )
 from bpfkeeperd.errors import KeeperError, KernelError
+from bpfkeeperd.held import Held
 from bpfkeeperd.hooks import CLSACT_LINK, HookKind
 from bpfkeeperd.layout import Layout, LinkKey, escape
 from bpfkeeperd.observed import ObservedLink
@@ -150,13 +152,16 @@ _EGRESS = 47
 """BPF_TCX_EGRESS of ``enum bpf_attach_type``, which stands for filters as well."""
 
 
-def restore_record(layout: Layout, key: LinkKey, info: LinkInfo) -> None:
+def restore_record(layout: Layout, key: LinkKey, info: LinkInfo, held: Held) -> None:
     """Makes the record of a filter that is there anew."""
-    program = program_by_id(layout, info.prog_id)
-    if program is None:
-        raise KeeperError(f"program ID {info.prog_id} went away: reload again")
-    note = PinNote(netns_inode(netns_of(key) or None), info.target_id)
-    with kernel.holding(program):
+    with ExitStack() as stack:
+        program = held.program_by_id(info.prog_id)
+        if program is None:
+            program = program_by_id(layout, info.prog_id)
+            if program is None:
+                raise KeeperError(f"program ID {info.prog_id} went away: reload again")
+            stack.callback(os.close, program)
+        note = PinNote(netns_inode(netns_of(key) or None), info.target_id)
         transaction = Transaction()
         try:
             _write(layout, transaction, key, program, note)

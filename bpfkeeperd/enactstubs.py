@@ -20,7 +20,7 @@ from bpfkeeperd.directories import (
     remove_tree,
     rename,
 )
-from bpfkeeperd.errors import KeeperError, KernelError
+from bpfkeeperd.errors import PASSING, KeeperError, KernelError
 from bpfkeeperd.held import Held
 from bpfkeeperd.layout import Layout, StubKey
 from bpfkeeperd.maptypes import PROG_ARRAY
@@ -143,6 +143,8 @@ class StubEnactor:
             )
         except KernelError as error:
             why = "the kernel does not have such programs called: leave out swap: exact"
+            if error.errno in PASSING:
+                why = f"cannot {error.action}"
             raise KernelError(f"make a stub for {attachment}", error.errno, why) from None
         self._put(transaction, key, stub, slot)
         self._done(transaction, key, stub, slot, kernel.program_info(prog_fd))

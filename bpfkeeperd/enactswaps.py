@@ -14,7 +14,7 @@ from bpfkeeperd.byid import map_by_id, program_by_id
 from bpfkeeperd.desired import Attachment
 from bpfkeeperd.directories import exchange, make_parents, remove_empty, rename, unlink
 from bpfkeeperd.enactfilter import FilterEnactor
-from bpfkeeperd.errors import KeeperError, KernelError, error_text
+from bpfkeeperd.errors import KeeperError, KernelError, errno_text, error_text
 from bpfkeeperd.hooks import CLSACT_LINK, SOCKMAP_ATTACHED, HookKind, SwapWay
 from bpfkeeperd.linkparts import LinkParts
 from bpfkeeperd.load import Loaded
@@ -309,14 +309,17 @@ class SwapEnactor:
         wanted = (known.stub if known else 0) or action.link.prog_id
         if wanted in self._old_programs:
             return self._old_programs[wanted]
+        why = "it went away: reload again"
         try:
             fd = program_by_id(self.parts.layout, wanted)
-        except KernelError:  # EPERM
-            fd = None
+        except KernelError as error:
+            fd, why = None, errno_text(error.errno)
+            if error.errno == errno.EPERM:
+                why += ": it takes CAP_SYS_ADMIN"
         if fd is None:
             raise KeeperError(
                 f"cannot open program ID {wanted}, which {action.attachment} runs now, to be able"
-                " to swap back: it takes CAP_SYS_ADMIN"
+                f" to swap back: {why}"
             )
         self._old_programs[wanted] = self.parts.reload.close_later(fd)
         return fd

@@ -6,7 +6,7 @@ from enum import StrEnum
 
 from bpfkeeperd.errors import Mark
 from bpfkeeperd.nodes import Node
-from bpfkeeperd.pinrights import WantedRights
+from bpfkeeperd.pinrights import NO_RIGHTS, WantedRights
 from bpfkeeperd.shapes import Shape
 from bpfkeeperd.targets import CgroupTarget, InterfaceTarget, Target
 
@@ -222,6 +222,9 @@ class PinEntry:
     """Where each of its fields stands."""
 
 
+NO_PIN = PinEntry()
+
+
 @dataclass(frozen=True, slots=True)
 class MapEntry:
     name: str
@@ -237,7 +240,7 @@ class MapEntry:
     """The pin name under which the map was known before."""
     count_nonzero: bool = False
     """Of an array: its slots that are not zero are counted."""
-    pin: PinEntry = PinEntry()
+    pin: PinEntry = NO_PIN
     mark: Mark = field(default=NOWHERE, compare=False)
     marks: Mapping[str, Mark] = field(default_factory=dict, compare=False)
     """Where each of its fields stands."""
@@ -273,7 +276,7 @@ class Manifest:
     """For maps without an entry of their own."""
     heal: bool = True
     """What drifts is put right without a reload."""
-    pin: PinEntry = PinEntry()
+    pin: PinEntry = NO_PIN
     """For maps whose entry does not say it."""
     uids: Mapping[str, int] = field(default_factory=dict)
     """Of the users that own pins here, by what is written: see `accounts.with_accounts`."""
@@ -290,6 +293,8 @@ class Manifest:
         """Of a map's pin, by its name."""
         entry = self.maps.get(map_name)
         own = entry.pin if entry else self.pin
+        if own is self.pin is NO_PIN:
+            return NO_RIGHTS
         owner, group = own.owner or self.pin.owner, own.group or self.pin.group
         return WantedRights(
             uid=self.uids[owner] if owner else None,

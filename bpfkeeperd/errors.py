@@ -8,6 +8,15 @@ ENOTSUPP = 524
 """The kernel's internal "operation not supported"; it leaks to user space and has no strerror."""
 
 
+PASSING = frozenset(
+    {
+        *(errno.ENOMEM, errno.ENOSPC, errno.EMFILE, errno.ENFILE),
+        *(errno.EAGAIN, errno.EINTR, errno.EBUSY),
+    }
+)
+"""What is no property of the kernel or of what was asked for: it may go well the next time."""
+
+
 def errno_text(number: int) -> str:
     """The text of an errno with its name, 524 included: ``Invalid argument (EINVAL)``."""
     if number == ENOTSUPP:

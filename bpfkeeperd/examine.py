@@ -69,10 +69,8 @@ def examine(config: str, state_directory: str, run_directory: str) -> Findings:
         pin_root=_pin_root(pin_root),
         cgroup2=kernel.cgroup2_mount(),
         tracefs=_tracefs(),
-        directories={
-            "state directory": _directory(state_directory),
-            "run directory": _directory(run_directory),
-        },
+        state_directory=_directory(state_directory),
+        run_directory=_directory(run_directory),
         systemd=os.path.isdir("/run/systemd/system"),
         daemon=_daemon(pin_root, control_path(run_directory, config)),
         manifest=manifest,

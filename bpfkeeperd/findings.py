@@ -53,6 +53,7 @@ class Needs:
     cgroups: str = ""
     """A program, or map, that names a cgroup; empty: none does. Likewise:"""
     other_netns: str = ""
+    perf_events: str = ""
     uprobes: str = ""
     take_over: str = ""
     descriptors: int = 0
@@ -98,8 +99,8 @@ class Findings:
     pin_root: PlaceFinding
     cgroup2: str | None
     tracefs: str | None
-    directories: Mapping[str, PlaceFinding]
-    """What each is for."""
+    state_directory: PlaceFinding
+    run_directory: PlaceFinding
     systemd: bool
     """It is the service manager of this machine."""
     daemon: DaemonFinding | None

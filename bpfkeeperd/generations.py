@@ -14,6 +14,8 @@ from bpfkeeperd.entries import Content, MapRef
 from bpfkeeperd.globaldata import variables
 from bpfkeeperd.state import MapInfo
 
+_NOT_TO_BE_READ = "the pinned map's BTF cannot be read, which takes CAP_SYS_ADMIN, and it is that"
+
 
 def renew_data(
     draft: Draft, wanted: WantedMap, current: MapInfo, differing: tuple[str, ...]
@@ -21,10 +23,12 @@ def renew_data(
     """Global data whose layout changed: variables that are still the same are carried over."""
     _, layout = draft.found(wanted.name).layouts
     if layout is None or wanted.spec.value_layout is None:
-        which = "the pinned map" if layout is None else "the object"
+        which = "the object has no BTF"
+        if layout is None:
+            which = "the pinned map has no BTF" if not current.btf[0] else _NOT_TO_BE_READ
         draft.refused_maps[wanted.name] = (
-            f"the pinned map (ID {current.id}) differs ({'; '.join(differing)}), and {which} has no"
-            " BTF that says which variable is where: compile with -g, or remove the pin"
+            f"the pinned map (ID {current.id}) differs ({'; '.join(differing)}), and {which}"
+            " that says which variable is where: compile with -g, or remove the pin"
         )
         return
     have, want = variables(layout), variables(wanted.spec.value_layout)

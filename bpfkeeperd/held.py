@@ -6,6 +6,7 @@ map with its contents, a link with its program, and a program alive until the pi
 
 import os
 from collections.abc import Collection
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
 
@@ -87,6 +88,10 @@ class Held:
         held = self._programs.get(place)
         return held[1] if held else None
 
+    def program_by_id(self, program_id: int) -> int | None:
+        """The held descriptor of a program by its ID; it stays this object's."""
+        return next((fd for held_id, fd in self._programs.values() if held_id == program_id), None)
+
     def program_info(self, place: ProgramPlace) -> ProgramInfo | None:
         """Of a program that is held, pinned or not."""
         held = self._programs.get(place)
@@ -155,15 +160,17 @@ class Held:
             held = self._stubs.get(key)
             if not (stub.prog_id and stub.pinned) or (held and held[0] == stub.prog_id):
                 continue
-            opened = kernel.pinned(f"{layout.stub_at(key)}/stub", kernel.PinKind.PROGRAM)
-            slot = kernel.pinned(f"{layout.stub_at(key)}/slot", kernel.PinKind.MAP)
-            if opened is None or slot is None:
-                for fd in (opened, slot):
+            with ExitStack() as stack:
+                fds = list[int]()
+                for name, kind in (("stub", kernel.PinKind.PROGRAM), ("slot", kernel.PinKind.MAP)):
+                    fd = kernel.pinned(f"{layout.stub_at(key)}/{name}", kind)
                     if fd is not None:
-                        os.close(fd)
-                continue
-            self._drop_stub(key)
-            self._stubs[key] = (stub.prog_id, opened, slot)
+                        stack.callback(os.close, fd)
+                        fds.append(fd)
+                if len(fds) == 2:
+                    stack.pop_all()
+                    self._drop_stub(key)
+                    self._stubs[key] = (stub.prog_id, fds[0], fds[1])
 
     def _drop_stub(self, key: StubKey) -> None:
         held = self._stubs.pop(key, None)

@@ -218,7 +218,10 @@ def _wanted_with(needs: Needs, name: str) -> str:
 def _perf_events(found: Findings) -> Row:
     name, level = "perf events", found.settings.get("kernel.perf_event_paranoid")
     text = f"kernel.perf_event_paranoid is {level or 'not told'}"
-    remedy = "give it CAP_PERFMON; on a kernel with level 3 of Debian, CAP_SYS_ADMIN"
+    remedy = "give it CAP_PERFMON; at level 3, which Debian's kernels have, CAP_SYS_ADMIN"
+    wanted = found.manifest.needs.perf_events
+    if found.perf_events is False and wanted:
+        return Row(name, Verdict.MISSING, text, f"{wanted} is not attached", remedy)
     if found.perf_events is False:
         without = "programs at tracepoints, kprobes, uprobes and perf events are not attached"
         return Row(name, Verdict.LIMITED, text, without, remedy)
@@ -322,12 +325,18 @@ def _python(found: Findings) -> Row:
 
 
 def _directories(found: Findings) -> Iterator[Row]:
-    for what, place in found.directories.items():
-        if place.fault:
-            verdict = Verdict.MISSING
-            yield Row(what, verdict, place.path, "the daemon does not start", place.fault)
-        else:
-            yield Row(what, Verdict.OK, f"{place.path}: {place.about}")
+    place = found.state_directory
+    if place.fault:
+        without = "ID changes are counted twice or not at all, and nobody knows who made a pin"
+        yield Row("state directory", Verdict.LIMITED, place.path, without, place.fault)
+    else:
+        yield Row("state directory", Verdict.OK, f"{place.path}: {place.about}")
+    place = found.run_directory
+    if place.fault:
+        without = "the daemon does not start: nobody could ask it to reload"
+        yield Row("run directory", Verdict.MISSING, place.path, without, place.fault)
+    else:
+        yield Row("run directory", Verdict.OK, f"{place.path}: {place.about}")
 
 
 def _daemon(daemon: DaemonFinding | None, *, systemd: bool) -> Row:

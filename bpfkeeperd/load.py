@@ -44,6 +44,10 @@ class Loaded:
                 try:
                     fd = create_map(wanted.name, wanted.spec, wanted.definition)
                 except KernelError as error:
+                    if not error.action.startswith("create map"):
+                        raise KernelError(
+                            f"create map {wanted.name}: cannot {error.action}", error.errno
+                        ) from None
                     why = likely(wanted.spec, error.errno, kernel.machine())
                     raise KernelError(f"create map {wanted.name}", error.errno, why) from None
                 self._descriptors.append(fd)

@@ -46,11 +46,11 @@ class RootLock:
     def refresh(self) -> None:
         """Holds the directory that is at the pin root now."""
         try:
-            now = os.stat(self.root)
+            same = os.path.samestat(os.stat(self.root), os.fstat(self._fd))
         except OSError as error:
             why = errno_text(error.errno or 0)
             raise PinRootError(f"cannot look at pin root {self.root}: {why}") from None
-        if not os.path.samestat(now, os.fstat(self._fd)):
+        if not same:
             fd = self._acquire()
             os.close(self._fd)
             self._fd = fd
@@ -136,7 +136,8 @@ def letting_look(lock: int | None) -> Iterator[None]:
         yield
     finally:
         if lock is not None:
-            _flock(lock, "the own directory", fcntl.LOCK_EX, patience_seconds=1)
+            with suppress(KernelError):  # a reader that hangs is not waited for either
+                _flock(lock, "", fcntl.LOCK_EX, patience_seconds=1)
 
 
 def _open(directory: str) -> int | None:

@@ -48,5 +48,7 @@ def _reason(spec: MapSpec, known: MapType, number: int, machine: Machine) -> str
             return f"{a_type(known.name)} may not take BTF on this kernel"
         case errno.EINVAL | errno.EOPNOTSUPP:
             return f"the kernel may be too old: there is {age}"
+        case errno.EAGAIN | errno.EINTR:
+            return "it did not work this time: reload again"
         case _:
             return f"the kernel's answer is {errno_text(number)}"

@@ -10,6 +10,7 @@ from bpfkeeperd import kernel
 from bpfkeeperd.churn import OwnPins
 from bpfkeeperd.directories import (
     check_usable,
+    link,
     make_directory,
     pins_below,
     remove_tree,
@@ -41,7 +42,7 @@ def pin_marked(fd: int, marked: str, path: str, wanted: WantedRights) -> Rights:
     if wanted:
         set_rights(marked, wanted.over(rights_of(marked)))
         check_usable(marked)
-        kernel.link(marked, path)
+        link(marked, path)
     else:
         kernel.pin(fd, path)
     return rights_of(path)

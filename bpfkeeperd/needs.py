@@ -10,24 +10,30 @@ from bpfkeeperd.resolveattach import attached_hooks
 from bpfkeeperd.state import ObjectSpec
 from bpfkeeperd.targets import CgroupTarget, InterfaceTarget, NetfilterTarget
 
+_BY_PERF_EVENTS = (HookKind.TRACEPOINT, HookKind.KPROBE, HookKind.UPROBE, HookKind.PERF_EVENT)
+
 
 def needs(manifest: Manifest, specs: Mapping[str, ObjectSpec]) -> Needs:
     """``specs`` are of the objects whose files can be read."""
     hooks: dict[str, str] = {}
-    uprobes = ""
+    perf_events = uprobes = ""
     count = 0
     for name, spec in specs.items():
         for program, hook in attached_hooks(manifest.objects[name], spec).items():
-            if hook.kind is not HookKind.TCX:  # filters of tc stand for it
-                hooks.setdefault(hook.name, f"{name}/{program}")
+            who = f"{name}/{program}"
+            # Without TCX, filters of tc stand for it.
+            hooks.setdefault(hook.name.replace("tcx/", "clsact/"), who)
+            if hook.kind in _BY_PERF_EVENTS:
+                perf_events = perf_events or who
             if hook.kind is HookKind.UPROBE:
-                uprobes = uprobes or f"{name}/{program}"
+                uprobes = uprobes or who
         count += 2 * len(spec.programs) + len(spec.maps)
     return Needs(
         hooks=hooks,
         map_types=dict(_map_types(manifest, specs)),
         cgroups=next(_at_cgroups(manifest), ""),
         other_netns=next(_in_other_netns(manifest), ""),
+        perf_events=perf_events,
         uprobes=uprobes,
         take_over=next((name for name, one in _attached(manifest) if one.take_over), ""),
         descriptors=count + len(manifest.maps),

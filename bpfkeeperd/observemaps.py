@@ -1,15 +1,15 @@
 """What is under the names of kept maps; what others put there is not opened."""
 
-import functools
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from bpfkeeperd import kernel
 from bpfkeeperd.accounts import named
 from bpfkeeperd.desired import Desired
-from bpfkeeperd.errors import KeeperError, KernelError
+from bpfkeeperd.directories import names_in
+from bpfkeeperd.errors import PASSING, KeeperError, KernelError
 from bpfkeeperd.held import Held
+from bpfkeeperd.inner import map_of
 from bpfkeeperd.layout import OBJECT_NAMESPACE, Layout, escape
 from bpfkeeperd.observed import ObservedMap
 from bpfkeeperd.pinrights import Rights
@@ -63,16 +63,8 @@ def _observe_map(known: Known, name: str) -> ObservedMap:
 
 
 def _pinned(known: Known, name: str, owner: int) -> tuple[MapInfo, Rights] | None:
-    """The map that is pinned under a name, and whose the pin is.
-
-    Raises:
-        KeeperError: it is not to be trusted, or cannot be opened.
-    """
-    found = kernel.kept_map(known.layout.root, name, owner, known.owners.get(name, 0))
-    if found is None:
-        return None
-    os.close(found[0])
-    return found[1], found[2]
+    """See `kernel.kept_map`."""
+    return kernel.kept_map(known.layout.root, name, owner, known.owners.get(name, 0))
 
 
 def _former(known: Known, name: str, owner: int) -> str:
@@ -94,7 +86,7 @@ def _former(known: Known, name: str, owner: int) -> str:
         for program in loaded.values()
         for map_id in program.map_ids
     }
-    pinned = (f"tc/{other}/{place[2]}" for other in _names_in(f"{known.layout.root}/tc"))
+    pinned = (f"tc/{other}/{place[2]}" for other in sorted(names_in(f"{known.layout.root}/tc")))
     for candidate in dict.fromkeys((*pinned, *known.last_ids)):
         other = OBJECT_NAMESPACE.fullmatch(candidate)
         if not other or other[2] != place[2] or candidate in known.desired.maps:
@@ -103,13 +95,6 @@ def _former(known: Known, name: str, owner: int) -> str:
         if (found[0].id if found else known.last_ids.get(candidate)) in used:
             return candidate
     return ""
-
-
-def _names_in(directory: str) -> list[str]:
-    try:
-        return sorted(os.listdir(directory))
-    except OSError:
-        return []
 
 
 def _alive(map_id: int | None) -> MapInfo | None:
@@ -122,8 +107,10 @@ def _alive(map_id: int | None) -> MapInfo | None:
             return None
         with kernel.holding(fd):
             return kernel.map_info(fd)
-    except KernelError:  # without CAP_SYS_ADMIN nobody can tell
-        return None
+    except KernelError as error:
+        if error.errno in PASSING:  # what is alive must not pass for dead: its contents would go
+            raise
+        return None  # without CAP_SYS_ADMIN nobody can tell
 
 
 def unpinned_names(
@@ -141,8 +128,12 @@ def unpinned_names(
     return {map_id: name for map_id in used - pinned if (name := _kernel_name(map_id))}
 
 
-@functools.lru_cache(maxsize=4096)
 def _kernel_name(map_id: int) -> str:
-    """A map's name by its ID, which is not used again before 2^31 more were given out."""
-    info = _alive(map_id)
+    """A map's name by its ID; empty where nobody can tell."""
+    try:
+        info = map_of(map_id)
+    except KernelError as error:
+        if error.errno in PASSING:
+            raise
+        return ""
     return info.name if info else ""

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from bpfkeeperd import contents, shapes
 from bpfkeeperd.decode import Member, Record
-from bpfkeeperd.entries import MapDefinition, MapEntry, MismatchPolicy, PinEntry, RawEntry
+from bpfkeeperd.entries import NO_PIN, MapDefinition, MapEntry, MismatchPolicy, PinEntry, RawEntry
 from bpfkeeperd.errors import Mark
 from bpfkeeperd.mapcolumns import OneOf, Size
 from bpfkeeperd.mapflags import MAP_FLAGS, NUMA_NODE
@@ -53,6 +53,9 @@ def map_entries(
 
 
 def pin_entry(record: Record) -> PinEntry:
+    """What is said of a pin; `NO_PIN` where that is nothing."""
+    if not record.fields:
+        return NO_PIN
     mode = record.text("mode")
     return PinEntry(
         owner=record.text("owner"),

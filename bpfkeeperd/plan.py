@@ -67,8 +67,7 @@ def plan(desired: Desired, observed: Observed, *, force: bool = False) -> Plan:
             _decide_attachment(draft, wanted_object, attachment, orphans, places)
     _restore_held_links(draft)
     restore_stubs(draft)
-    # First: the record of a filter is another pin of its program.
-    draft.restores[:0] = [RestoreProgram(*place) for place in observed.unpinned_programs]
+    draft.restores += [RestoreProgram(*place) for place in observed.unpinned_programs]
     changes, removals = group(draft, orphans)
     return Plan(
         restores=tuple(draft.restores),

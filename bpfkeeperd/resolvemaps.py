@@ -7,6 +7,7 @@ from bpfkeeperd.compare import Machine, as_info, canonical, inner_differences, s
 from bpfkeeperd.contents import encode, enforce_refusal
 from bpfkeeperd.desired import WantedMap, WantedObject
 from bpfkeeperd.entries import (
+    NO_PIN,
     Content,
     Manifest,
     MapEntry,
@@ -78,6 +79,8 @@ def wanted_maps(
         maps[entry.name] = _with_entry(maps[entry.name], entry, problems, is_guess=is_guess)
     for wanted_map in maps.values():
         problems += _dangling(wanted_map, maps, objects, manifest, known=all_known)
+    if manifest.pin is NO_PIN and all(entry.pin is NO_PIN for entry in manifest.maps.values()):
+        return maps
     return {name: _with_rights(wanted_map, manifest) for name, wanted_map in maps.items()}
 
 

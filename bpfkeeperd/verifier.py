@@ -1,6 +1,9 @@
 """What libbpf and the verifier say of a failed load, brought down to the line that tells."""
 
+import errno
 import re
+
+from bpfkeeperd.errors import PASSING, errno_text
 
 _BEGIN = re.compile(r"^libbpf: prog '(?P<program>[^']*)': -- BEGIN PROG LOAD LOG --$", re.M)
 _END = "-- END PROG LOAD LOG --"
@@ -18,6 +21,13 @@ _NOT_FILLED = re.compile(
     re.M,
 )
 """libbpf says after it that the map could not be created."""
+_NO_BTF = re.compile(
+    r"^libbpf: (?:Error loading \.BTF into kernel: -(?P<number>\d+)|"
+    r"Error in bpf_create_map_xattr\((?P<map>[^)]*)\):.*\(-(?P<of_map>\d+)\)\. Retrying without)",
+    re.M,
+)
+"""libbpf goes on without BTF after any error."""
+_NUMBER = re.compile(r": -(\d+)(?=$|\. )")
 _NOISE = re.compile(
     r"processed \d+ insns|verification time|stack depth|peak_states|"
     r"failed to load object|failed to load program|BPF program load failed|"
@@ -32,6 +42,17 @@ def refused_map(log: str) -> tuple[str, int] | None:
     """The map that the kernel did not create, and the errno; None when it was something else."""
     found = None if _NOT_FILLED.search(log) else _NOT_CREATED.search(log)
     return (found["map"], int(found["errno"])) if found else None
+
+
+def btf_left_out(log: str) -> str:
+    """Why the maps and programs of an object have no BTF although it may have been taken another
+    time; empty when that is not so."""
+    for found in _NO_BTF.finditer(log):
+        number = int(found["number"] or found["of_map"])
+        if number in PASSING | {errno.EPERM}:
+            what = f"create map {found['map']}" if found["map"] else "load its BTF into the kernel"
+            return f"cannot {what}: {errno_text(number)}"
+    return ""
 
 
 def load_failure(log: str, fallback: str) -> str:
@@ -63,4 +84,7 @@ def load_failure(log: str, fallback: str) -> str:
     ]
     if complaints and _NO_RIGHT.search(complaints[0]):
         return "cannot load: Operation not permitted (EPERM): it takes root"
-    return f"cannot load: {complaints[0] if complaints else fallback}"
+    complaint = complaints[0] if complaints else fallback
+    # libbpf tells some by their number alone.
+    complaint = _NUMBER.sub(lambda found: f": {errno_text(int(found[1]))}", complaint)
+    return f"cannot load: {complaint}"

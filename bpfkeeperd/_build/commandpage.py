@@ -105,6 +105,8 @@ SERVICE = (
     " bpfkeeperd` waits for the outcome and fails when the reload failed; the service stays up, and"
     " its status line says what it keeps. The service is restarted when it fails or no longer"
     " answers the watchdog, but not after exit status 78.",
+    "systemd keeps a descriptor of each kept map while the daemon is away, see"
+    " FileDescriptorStoreMax= in systemd.service(5): a restart pins a map again whose pin was lost.",
     "With `bpfkeeperd-metrics.socket` enabled, systemd listens for scrapes, so that a restart"
     " refuses none; it has to listen before the daemon starts.",
     "Entries of the journal have fields of their own, which begin with `BPFKEEPERD_`, and a"

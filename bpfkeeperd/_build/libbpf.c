@@ -412,7 +412,7 @@ uint32_t keeper_load_some(struct keeper_loads *loads, uint32_t most)
 			break;
 		keeper_log_clear();
 		loads->results[index] = bpf_object__load(loads->objects[index]);
-		if (loads->results[index] < 0)
+		if (loads->results[index] < 0 || *keeper_log())
 			loads->logs[index] = strdup(keeper_log());
 		pthread_mutex_lock(&finished_lock);
 		loads->finished[loads->nr_finished] = index;

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from bpfkeeperd._libbpf import ffi, lib
-from bpfkeeperd.errors import KernelError
+from bpfkeeperd.errors import PASSING, KernelError
 from bpfkeeperd.kernel.scan import PinKind
 from bpfkeeperd.maptypes import type_name
 from bpfkeeperd.state import LinkInfo, MapInfo, ProgramInfo
@@ -21,7 +21,11 @@ TRACE_ITER = 28
 
 lib.keeper_init()
 
-_KIND_NAMES = {PinKind.MAP: "a map", PinKind.PROGRAM: "a program", PinKind.LINK: "a link"}
+_KIND_NAMES: dict[int, str] = {
+    PinKind.MAP: "a map",
+    PinKind.PROGRAM: "a program",
+    PinKind.LINK: "a link",
+}
 
 
 def checked(result: int, action: str, remedy: str = "") -> int:
@@ -66,25 +70,28 @@ def pinned(path: str, kind: PinKind) -> int | None:
     fd: int = lib.bpf_obj_get(os.fsencode(path))
     if fd == -errno.ENOENT:
         return None
-    return kind_checked(checked(fd, f"open the pin {path}"), kind, path)
+    checked(fd, f"open the pin {path}")
+    try:
+        check_kind(lib.keeper_kind(fd), kind, path)
+    except KernelError:
+        os.close(fd)
+        raise
+    return fd
 
 
-def kind_checked(fd: int, kind: PinKind, path: str) -> int:
-    """A descriptor of what is pinned at a path, which is closed if it is of another kind.
+def check_kind(found: int, kind: PinKind, path: str) -> None:
+    """Whether what is pinned at a path is what it should be.
 
     Raises:
-        KernelError: EINVAL.
+        KernelError: it is of another kind (EINVAL).
     """
-    actual = lib.keeper_kind(fd)
-    if actual == kind:
-        return fd
-    os.close(fd)
-    found = _KIND_NAMES.get(actual, "something else")
-    raise KernelError(
-        f"use the pin {path}",
-        errno.EINVAL,
-        f"it holds {found}, not {_KIND_NAMES[kind]}: move it away or choose another name",
-    )
+    if found != kind:
+        holds = _KIND_NAMES.get(found, "something else")
+        raise KernelError(
+            f"use the pin {path}",
+            errno.EINVAL,
+            f"it holds {holds}, not {_KIND_NAMES[kind]}: move it away or choose another name",
+        )
 
 
 def pinned_map(path: str) -> tuple[int, MapInfo] | None:
@@ -110,12 +117,6 @@ def rename(source: str, path: str) -> None:
     checked(result, f"rename the pin {source} to {path}")
 
 
-def link(source: str, path: str) -> None:
-    """Gives a pin a second name; an existing one is an error, never replaced."""
-    result = lib.keeper_link(os.fsencode(source), os.fsencode(path))
-    checked(result, f"pin at {path}")
-
-
 def map_info(fd: int) -> MapInfo:
     """What the kernel says of a map, without the layouts of its BTF (see `btf_layouts`)."""
     info = ffi.new("struct keeper_map_info *")
@@ -133,18 +134,30 @@ def map_info(fd: int) -> MapInfo:
     )
 
 
-@functools.lru_cache(maxsize=4096)
 def btf_layouts(btf_id: int, key_type: int, value_type: int) -> tuple[str | None, str | None]:
     """The layouts of a map's key and value from the kernel's BTF; None for what is not known.
 
-    Reading BTF by ID needs CAP_SYS_ADMIN; without it nothing is known. IDs are never used twice
-    before 2^31 of them were given out, so an answer stays true.
+    Reading BTF by ID needs CAP_SYS_ADMIN; without it nothing is known.
+
+    Raises:
+        KernelError: it did not work this time.
     """
     if not btf_id:
         return None, None
+    try:
+        return _layouts(btf_id, key_type, value_type)
+    except KernelError as error:
+        if error.errno in PASSING:
+            raise
+        return None, None
+
+
+@functools.lru_cache(maxsize=4096)
+def _layouts(btf_id: int, key_type: int, value_type: int) -> tuple[str | None, str | None]:
+    """IDs are never used twice before 2^31 of them were given out, so an answer stays true."""
     btf = lib.btf__load_from_kernel_by_id(btf_id)
     if btf == ffi.NULL:
-        return None, None
+        raise KernelError(f"read the BTF with ID {btf_id}", ffi.errno)
     try:
         key_layout = taken(lib.keeper_layout(btf, key_type)) if key_type else None
         value_layout = taken(lib.keeper_layout(btf, value_type)) if value_type else None

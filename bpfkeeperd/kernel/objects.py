@@ -24,7 +24,7 @@ from bpfkeeperd.maptypes import PROG_ARRAY
 from bpfkeeperd.progtypes import ProgramKind
 from bpfkeeperd.state import MapSpec, ObjectSpec, ProgramSpec
 from bpfkeeperd.structops import with_known_section
-from bpfkeeperd.verifier import load_failure, refused_map
+from bpfkeeperd.verifier import btf_left_out, load_failure, refused_map
 
 BPF_F_SLEEPABLE = 1 << 4
 """A flag of BPF_PROG_LOAD."""
@@ -132,7 +132,7 @@ class OpenObject:
         self._set_types()
         lib.keeper_log_clear()
         result = lib.bpf_object__load(self._object)
-        if result < 0:
+        if result < 0 or btf_left_out(_log()):
             raise _load_error(self.spec, result, _log())
 
     def _set_types(self) -> None:
@@ -213,9 +213,9 @@ def load_objects(
                 lib.keeper_load_some(loads, 1)
             lib.keeper_load_wait(loads, seen)
             place = loads.finished[seen]
-            result, log = loads.results[place], taken(loads.logs[place])
-            spec = objects[place].spec
-            yield place, _load_error(spec, result, log or "") if result < 0 else None
+            result, log = loads.results[place], taken(loads.logs[place]) or ""
+            failed = result < 0 or btf_left_out(log)
+            yield place, _load_error(objects[place].spec, result, log) if failed else None
     finally:
         loads.next = count
         for thread in threads:
@@ -230,6 +230,8 @@ _LOADS_ARRAYS = ("struct bpf_object *", "int32_t", "char *", "uint32_t")
 
 
 def _load_error(spec: ObjectSpec, result: int, log: str) -> ObjectError:
+    if result >= 0:
+        return ObjectError(btf_left_out(log), log)
     refused = refused_map(log)
     if refused:
         name, number = refused

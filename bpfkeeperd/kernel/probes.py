@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bpfkeeperd._libbpf import ffi, lib
-from bpfkeeperd.errors import ENOTSUPP, errno_text
+from bpfkeeperd.errors import ENOTSUPP, PASSING, errno_text
 from bpfkeeperd.hooks import (
     PROG_TYPE_KPROBE,
     PROG_TYPE_LSM,
@@ -201,6 +201,8 @@ def _errno_answer(hook: Hook, result: int, expected: int) -> Answer:
         return _YES
     if -result in _NOT_ALLOWED:
         return _not_allowed(-result)
+    if -result in PASSING:
+        return _did_not_work(-result)
     return Answer(False, f"it does not know such attachments ({errno_text(-result)}){_since(hook)}")
 
 
@@ -209,6 +211,8 @@ def _load_answer(hook: Hook, error: int) -> Answer:
         if not os.path.exists(_KERNEL_BTF):
             return Answer(False, f"it was built without BTF of its own: {_KERNEL_BTF} is missing")
         return Answer(None, "the function to try it with is not there")
+    if error in PASSING:
+        return _did_not_work(error)
     if error not in _NOT_ALLOWED:
         return Answer(False, f"it does not know such programs ({errno_text(error)}){_since(hook)}")
     # With the same privileges a program for a tracepoint must be loadable too: if it is, the
@@ -232,6 +236,10 @@ def _not_allowed(error: int) -> Answer:
         f"asking is not allowed ({errno_text(error)}): it takes CAP_BPF, PERFMON and NET_ADMIN",
         refused=True,
     )
+
+
+def _did_not_work(error: int) -> Answer:
+    return Answer(None, f"asking did not work this time ({errno_text(error)})")
 
 
 def _lsm_answer() -> Answer:

@@ -149,7 +149,10 @@ def second_arrays(world: World) -> None:
 
 TRACED = """
 objects:
-  eight: {file: eight.bpf.o, pin_maps: {seen: eights}, programs: {NAME: {attach: auto, swap: exact}}}
+  eight:
+    file: eight.bpf.o
+    pin_maps: {seen: eights}
+    programs: {NAME: {attach: auto, swap: exact}}
   nine: {file: nine.bpf.o, pin_maps: {seen: nines}, programs: {program: {attach: auto}}}
 """
 TRACE_HOOK = {"HOOK": '"raw_tp/sys_enter"', "SYSCALL": 121, "PID": 1}

@@ -52,8 +52,10 @@ def look(world: World, elsewhere: Mapping[str, object] | None = None) -> Seen:
     for name, path in map_pins.items():
         status = os.lstat(path)
         raw[f"map {name}"] = {"id": world_map_id(path), "rights": _rights(status)}
+        raw[f"map {name}"]["btf"] = _has_btf(path)
         raw[f"map {name}"]["contents"] = contents(Path(path))
-        told[f"map {name}"] = {"rights": _rights(status), "contents": _told(path, roles)}
+        told[f"map {name}"] = {"id": "there", "rights": _rights(status), "btf": _has_btf(path)}
+        told[f"map {name}"]["contents"] = _told(path, roles)
     for name, more in (elsewhere or {}).items():
         raw[name] = told[name] = {"elsewhere": more}
     return Seen(raw, told, tuple(passing), frozenset(directories))
@@ -64,6 +66,13 @@ def world_map_id(path: str) -> int:
     assert found, path
     os.close(found[0])
     return found[1].id
+
+
+def _has_btf(path: str) -> bool:
+    found = kernel.pinned_map(path)
+    assert found, path
+    os.close(found[0])
+    return bool(found[1].btf[0])
 
 
 def _rights(status: os.stat_result) -> tuple[int, int, int]:
@@ -118,7 +127,10 @@ def _links(
 ) -> list[str]:
     """Returns the directories without any."""
     layout, empty = world.layout, list[str]()
-    for top, kind in ((layout.links, kernel.PinKind.LINK), (layout.attached, kernel.PinKind.PROGRAM)):
+    for top, kind in (
+        (layout.links, kernel.PinKind.LINK),
+        (layout.attached, kernel.PinKind.PROGRAM),
+    ):
         for pin in kernel.scan(top, 3, kind):
             assert not pin.error, pin
             place = f"{os.path.basename(top)} {'/'.join(pin.path)}"

@@ -81,25 +81,38 @@ static int is_below(const char *path)
 	return path && !strncmp(path, below, size) && (!path[size] || path[size] == '/');
 }
 
-static int path_fails(const char *name, const char *path)
+/* Of what a link of /proc/self/fd leads to; asked for without libc. */
+static int link_fails(const char *name, const char *link, const char *more)
 {
-	return armed && is_below(path) && fails(name, 0, path);
-}
+	char path[PATH_MAX];
+	ssize_t size = syscall(SYS_readlinkat, AT_FDCWD, link, path, sizeof(path) - 1);
 
-/* Likewise of a descriptor; what it is of is asked for without libc. */
-static int fd_fails(const char *name, int fd)
-{
-	char link[32], path[PATH_MAX];
-	ssize_t size;
-
-	if (!armed)
-		return 0;
-	snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
-	size = syscall(SYS_readlinkat, AT_FDCWD, link, path, sizeof(path) - 1);
 	if (size < 0)
 		return 0;
-	path[size] = '\0';
+	snprintf(path + size, sizeof(path) - size, "%s%s", *more ? "/" : "", more);
 	return is_below(path) && fails(name, 0, path);
+}
+
+static int fd_fails(const char *name, int fd)
+{
+	char link[32];
+
+	snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
+	return armed && link_fails(name, link, "");
+}
+
+static int at_fails(const char *name, int at, const char *path)
+{
+	char link[32];
+
+	if (!armed || !path)
+		return 0;
+	if (!strncmp(path, "/proc/self/fd/", 14))
+		return link_fails(name, path, "");
+	if (*path == '/' || at == AT_FDCWD)
+		return is_below(path) && fails(name, 0, path);
+	snprintf(link, sizeof(link), "/proc/self/fd/%d", at);
+	return link_fails(name, link, path);
 }
 
 static const char *named(int command, const union bpf_attr *attr)
@@ -134,38 +147,42 @@ long syscall(long call, ...)
 	return REAL(syscall)(call, a, b, c, d, e, f);
 }
 
-#define ON_PATH(function, parameters, path, arguments)	\
-int function parameters					\
-{							\
-	if (path_fails(#function, path))		\
-		return -1;				\
-	return REAL(function) arguments;		\
+#define ON_PATH(function, parameters, at, path, arguments)	\
+int function parameters						\
+{								\
+	if (at_fails(#function, at, path))			\
+		return -1;					\
+	return REAL(function) arguments;			\
 }
 
-ON_PATH(mkdir, (const char *path, mode_t mode), path, (path, mode))
-ON_PATH(rmdir, (const char *path), path, (path))
-ON_PATH(unlink, (const char *path), path, (path))
-ON_PATH(rename, (const char *from, const char *to), from, (from, to))
-ON_PATH(renameat2, (int at, const char *from, int to_at, const char *to, unsigned int flags), from,
+ON_PATH(mkdir, (const char *path, mode_t mode), AT_FDCWD, path, (path, mode))
+ON_PATH(mkdirat, (int at, const char *path, mode_t mode), at, path, (at, path, mode))
+ON_PATH(rmdir, (const char *path), AT_FDCWD, path, (path))
+ON_PATH(unlink, (const char *path), AT_FDCWD, path, (path))
+ON_PATH(unlinkat, (int at, const char *path, int flags), at, path, (at, path, flags))
+ON_PATH(rename, (const char *from, const char *to), AT_FDCWD, from, (from, to))
+ON_PATH(renameat, (int at, const char *from, int to_at, const char *to), at, from,
+	(at, from, to_at, to))
+ON_PATH(renameat2, (int at, const char *from, int to_at, const char *to, unsigned int flags), at,
+	from, (at, from, to_at, to, flags))
+ON_PATH(link, (const char *from, const char *to), AT_FDCWD, from, (from, to))
+ON_PATH(linkat, (int at, const char *from, int to_at, const char *to, int flags), at, from,
 	(at, from, to_at, to, flags))
-ON_PATH(link, (const char *from, const char *to), from, (from, to))
-ON_PATH(linkat, (int at, const char *from, int to_at, const char *to, int flags), from,
-	(at, from, to_at, to, flags))
-ON_PATH(symlink, (const char *from, const char *to), to, (from, to))
-ON_PATH(chmod, (const char *path, mode_t mode), path, (path, mode))
-ON_PATH(fchmodat, (int at, const char *path, mode_t mode, int flags), path,
+ON_PATH(symlink, (const char *from, const char *to), AT_FDCWD, to, (from, to))
+ON_PATH(chmod, (const char *path, mode_t mode), AT_FDCWD, path, (path, mode))
+ON_PATH(fchmodat, (int at, const char *path, mode_t mode, int flags), at, path,
 	(at, path, mode, flags))
-ON_PATH(chown, (const char *path, uid_t user, gid_t group), path, (path, user, group))
-ON_PATH(lchown, (const char *path, uid_t user, gid_t group), path, (path, user, group))
-ON_PATH(fchownat, (int at, const char *path, uid_t user, gid_t group, int flags), path,
+ON_PATH(chown, (const char *path, uid_t user, gid_t group), AT_FDCWD, path, (path, user, group))
+ON_PATH(lchown, (const char *path, uid_t user, gid_t group), AT_FDCWD, path, (path, user, group))
+ON_PATH(fchownat, (int at, const char *path, uid_t user, gid_t group, int flags), at, path,
 	(at, path, user, group, flags))
-ON_PATH(utimensat, (int at, const char *path, const struct timespec times[2], int flags), path,
+ON_PATH(utimensat, (int at, const char *path, const struct timespec times[2], int flags), at, path,
 	(at, path, times, flags))
-ON_PATH(stat64, (const char *path, struct stat64 *found), path, (path, found))
-ON_PATH(lstat64, (const char *path, struct stat64 *found), path, (path, found))
-ON_PATH(fstatat64, (int at, const char *path, struct stat64 *found, int flags), path,
+ON_PATH(stat64, (const char *path, struct stat64 *found), AT_FDCWD, path, (path, found))
+ON_PATH(lstat64, (const char *path, struct stat64 *found), AT_FDCWD, path, (path, found))
+ON_PATH(fstatat64, (int at, const char *path, struct stat64 *found, int flags), at, path,
 	(at, path, found, flags))
-ON_PATH(statfs64, (const char *path, struct statfs64 *found), path, (path, found))
+ON_PATH(statfs64, (const char *path, struct statfs64 *found), AT_FDCWD, path, (path, found))
 
 int fchmod(int fd, mode_t mode)
 {
@@ -205,7 +222,7 @@ int open64(const char *path, int flags, ...)
 	va_start(list, flags);
 	mode = mode_of(flags, list);
 	va_end(list);
-	return path_fails("open", path) ? -1 : REAL(open64)(path, flags, mode);
+	return at_fails("open", AT_FDCWD, path) ? -1 : REAL(open64)(path, flags, mode);
 }
 
 int openat64(int at, const char *path, int flags, ...)
@@ -216,12 +233,12 @@ int openat64(int at, const char *path, int flags, ...)
 	va_start(list, flags);
 	mode = mode_of(flags, list);
 	va_end(list);
-	return path_fails("openat", path) ? -1 : REAL(openat64)(at, path, flags, mode);
+	return at_fails("openat", at, path) ? -1 : REAL(openat64)(at, path, flags, mode);
 }
 
 DIR *opendir(const char *path)
 {
-	return path_fails("opendir", path) ? NULL : REAL(opendir)(path);
+	return at_fails("opendir", AT_FDCWD, path) ? NULL : REAL(opendir)(path);
 }
 
 /* One call of getdents(2) gives the entries, another one none: those two are what can fail. */

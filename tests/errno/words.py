@@ -7,8 +7,16 @@ from tests.errno.shim import Call
 
 _VERBS = {
     "MAP_CREATE": ("create map", "make a stub"),
-    "MAP_LOOKUP_ELEM": ("look up", "read"),
-    "MAP_UPDATE_ELEM": ("update", "setting initial", "initialize slot", "write", "fill", "carry"),
+    "MAP_LOOKUP_ELEM": ("look up", "read the slots", "read"),
+    "MAP_UPDATE_ELEM": (
+        "update",
+        "make a stub",
+        "setting initial",
+        "initialize slot",
+        "write",
+        "fill",
+        "carry",
+    ),
     "MAP_DELETE_ELEM": ("delete",),
     "MAP_GET_NEXT_KEY": ("read a map's next key", "read"),
     "MAP_LOOKUP_BATCH": ("read",),
@@ -17,7 +25,19 @@ _VERBS = {
     "PROG_QUERY": ("ask", "see", "look"),
     "OBJ_PIN": ("pin",),
     "OBJ_GET": ("open the pin", "read the pin"),
-    "OBJ_GET_INFO_BY_FD": ("info", "list the links", "read the pin", "kept map", "look"),
+    "OBJ_GET_INFO_BY_FD": (
+        "open the pin",
+        "attach",
+        "read the BTF",
+        "info",
+        "swap",
+        "make a stub",
+        "slots",
+        "list the links",
+        "read the pin",
+        "kept map",
+        "look",
+    ),
     "PROG_GET_FD_BY_ID": ("open the program", "open program"),
     "MAP_GET_FD_BY_ID": ("open the map",),
     "LINK_GET_FD_BY_ID": ("open the link", "list the links"),
@@ -35,21 +55,35 @@ _VERBS = {
     "renameat2": ("rename",),
     "link": ("link",),
     "linkat": ("link",),
-    "chmod": ("give",),
-    "fchmodat": ("give",),
-    "lchown": ("give",),
+    "chmod": ("give", "set owner"),
+    "fchmodat": ("give", "set owner"),
+    "chown": ("give", "set owner"),
+    "lchown": ("give", "set owner"),
     "utimensat": ("note",),
     "stat64": ("look",),
     "lstat64": ("look",),
     "fstatat64": ("look",),
     "statfs64": ("bpffs", "look"),
+    "fstat64": ("look", "open the pin", "set owner"),
     "fstatfs64": ("bpffs", "look"),
-    "open": ("open",),
+    "open": ("open", "set owner", "look"),
     "openat": ("open",),
+    "mkdirat": ("make directory",),
+    "unlinkat": ("remove",),
+    "renameat": ("rename",),
     "opendir": ("read",),
     "getdents": ("read",),
     "flock": ("lock",),
 }
+_QUESTIONS = ("MAP_CREATE", "PROG_LOAD", "BTF_LOAD", "LINK_CREATE")
+
+
+def is_question(call: Call) -> bool:
+    """Whether a call may be one by which libbpf asks what the kernel can: once in a process, and
+    every failure is a "no" to it that it remembers."""
+    return call.name in _QUESTIONS and call.subject in ("", "libbpf_mmap", "libbpf_global", "test")
+
+
 _WITH_SUBJECT = {"MAP_CREATE", "PROG_LOAD", "OBJ_PIN", "OBJ_GET"}
 
 
@@ -60,13 +94,13 @@ def faults(call: Call, number: int, text: str) -> list[str]:
     if verbs is None:
         return [f"no words are set down for {call.name}"]
     if not any(verb in text for verb in verbs):
-        missing.append(f"no verb of {call.name}")
-    subject = call.subject
+        missing.append(f"the message has no verb of {call.name}")
+    subject = "" if call.subject.startswith("/proc/self/fd/") else call.subject
     bpf = call.name.isupper()
     if subject and (not bpf or call.name in _WITH_SUBJECT) and not _names(call, subject, text):
-        missing.append(f"not what it was done to: {subject}")
+        missing.append(f"the message does not say what it was done to: {subject}")
     if errno.errorcode[number] not in text and os.strerror(number) not in text:
-        missing.append(f"not {errno.errorcode[number]}")
+        missing.append(f"the message has not {errno.errorcode[number]}")
     return missing
 
 

@@ -1,8 +1,12 @@
 """Who may open a kept map by its pin: as the manifest says, before anybody can find the pin."""
 
+import ctypes
 import errno
 import os
 import stat
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -12,6 +16,12 @@ from bpfkeeperd.errors import KernelError, ManifestError
 from bpfkeeperd.pinrights import Rights
 from bpfkeeperd.state import ReloadResult
 from bpfkeeperd.steps import Step
+from tests.kernel.test_instruments import (
+    CAP_DAC_OVERRIDE,
+    CAP_DAC_READ_SEARCH,
+    drop_capabilities,
+    in_a_thread,
+)
 from tests.kernel.test_reload import plan_now
 from tests.machine import map_id
 from tests.scenario import World, refused
@@ -57,24 +67,48 @@ def test_a_new_map(world: World) -> None:
     assert not os.path.exists(world.layout.made)
 
 
+IN_ATTRIB, IN_MOVED_TO, IN_CREATE = 0x4, 0x80, 0x100
+
+
+@contextmanager
+def events_of(directory: Path) -> Iterator[Callable[[], list[tuple[int, str]]]]:
+    """What came under a name, and which names got other rights: each call tells what is new."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    fd = libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
+    wanted = IN_ATTRIB | IN_MOVED_TO | IN_CREATE
+    assert libc.inotify_add_watch(fd, os.fsencode(directory), wanted) > 0
+
+    def read() -> list[tuple[int, str]]:
+        found = []
+        with suppress(BlockingIOError):
+            data = os.read(fd, 1 << 16)
+            while data:
+                _, mask, _, size = struct.unpack_from("iIII", data)
+                found.append((mask, data[16 : 16 + size].rstrip(b"\0").decode()))
+                data = data[16 + size :]
+        return found
+
+    with kernel.holding(fd):
+        yield read
+
+
 def test_a_new_pin_is_never_seen_with_other_rights(world: World) -> None:
-    """Whoever looks at the name finds the rights with it; where it is made, nobody can look."""
-    seen = []
-
-    def on_step(step: Step, subject: object) -> None:
-        if step in (Step.SET_RIGHTS, Step.COMMIT_MAP):
-            seen.append((world.pins / "counts").exists() and rights(world.pins / "counts"))
-
+    """They do not change under its name, and where they do nobody else can look."""
     text = 'maps: {counts: {on_mismatch: recreate, pin: {group: 4711, mode: "0640"}}}'
     world.put("one")
     world.write_counter("one", extra=text)
-    with world.keeper(on_step) as keeper:
+    with world.keeper() as keeper, events_of(world.pins) as events:
         assert world.reload(keeper).result is ReloadResult.OK
-        assert seen == [False]
+        assert [found for found in events() if found[1] == "counts"] == [(IN_CREATE, "counts")]
         os.chmod(world.pins / "counts", 0o600)
+        assert events() == [(IN_ATTRIB, "counts")]
         world.put("one", ENTRIES=32)
         assert world.reload(keeper).result is ReloadResult.OK
-    assert seen == [False, *[Rights(0, READERS, 0o600)] * 2]
+        assert events() == [(IN_MOVED_TO, "counts")]
+        assert rights(world.pins / "counts") == Rights(0, READERS, 0o640)
+        (world.pins / "counts").unlink()
+        assert keeper.heal(1.0).actions
+        assert events() == [(IN_CREATE, "counts")]
     assert rights(world.pins / "counts") == Rights(0, READERS, 0o640)
     assert stat.S_IMODE(os.stat(world.layout.own).st_mode) == 0o700
 
@@ -200,6 +234,24 @@ def test_a_user_that_is_not_there(world: World) -> None:
         assert world.reload(keeper).result is ReloadResult.OK
         limits(world, "group: none-of-that-name")
         assert world.reload(keeper).result is ReloadResult.REJECTED
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_keeper_does_not_shut_itself_out(world: World, there: bool) -> None:
+    """Without the capability to open what is not its own, it gives nothing away."""
+    limits(world)
+    if there:
+        apply(world)
+    before = world.everything()
+
+    def given_away() -> None:
+        drop_capabilities(CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH)
+        limits(world, "owner: 1000")
+        text = refused(world.apply())
+        assert "cannot give away the pin" in text and "CAP_DAC_OVERRIDE" in text, text
+
+    in_a_thread(given_away)
+    assert world.everything() == before
 
 
 # ---- pins of others ----

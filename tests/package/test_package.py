@@ -88,6 +88,8 @@ def test_every_file_is_as_a_distribution_has_it(installed: Root) -> None:
         "/usr/share/doc/bpfkeeperd/CHANGELOG.md.gz",
         "/usr/share/doc/bpfkeeperd/README.md.gz",
         "/usr/share/doc/bpfkeeperd/copyright",
+        "/usr/share/man/man5/bpfkeeperd.yaml.5.gz",
+        "/usr/share/man/man8/bpfkeeperd.8.gz",
         "/usr/share/doc/bpfkeeperd/examples/protocols.yaml",
     } <= set(listed)
     conffiles = installed.run("dpkg-query", "--show", "--showformat=${Conffiles}", "bpfkeeperd")

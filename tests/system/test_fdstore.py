@@ -362,8 +362,9 @@ def test_another_definition_goes_by_the_policy(
     daemon.wait_log(f"the pinned map (ID {kept}) differs" if same else "applied in ")
 
 
+@pytest.mark.parametrize("remembered", [True, False])
 def test_an_object_that_cannot_be_read_keeps_its_own(
-    world: World, start: Start, store: Store
+    world: World, start: Start, store: Store, remembered: bool
 ) -> None:
     """Nobody knows which maps it has that it pins by itself."""
     path = world.put("one", PIN=1)
@@ -372,7 +373,8 @@ def test_an_object_that_cannot_be_read_keeps_its_own(
     start(store=store).kill()
     map_id = world.map_id()
     remount(world)
-    shutil.rmtree(world.state_directory, ignore_errors=True)
+    if not remembered:
+        shutil.rmtree(world.state_directory)
     path.write_bytes(b"no object")
     daemon = start(store=store)
     assert world.map_id() is None and store.map_ids() == {"counts": [map_id]}

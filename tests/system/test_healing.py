@@ -108,6 +108,35 @@ def test_a_lost_pin_of_what_has_no_link_of_its_own(
     assert "load object" not in daemon.log.partition("applied in")[2]
 
 
+def test_rights_of_a_pin_that_somebody_changes(world: World, start: Start) -> None:
+    """The kernel tells it: no timer is waited for."""
+    prepare(world, f"{NO_METRICS}\ndefaults: {{pin: {{group: 4711, mode: 0640}}}}")
+    daemon = start(look_seconds=1000)
+    before, path = world.everything(), world.pins / "counts"
+    path.chmod(0o666)
+    until(lambda: world.everything() == before, "it has not its mode again")
+    os.chown(path, 0, 0)
+    until(lambda: world.everything() == before, "it has not its group again")
+    daemon.wait_log("healed: set owner root:4711, mode 0640 on map counts (was root:root 0640)")
+
+
+def test_a_pin_of_somebody_else(world: World, start: Start) -> None:
+    """It is told once, and what it stands in the way of comes back when it is gone."""
+    prepare(world)
+    daemon = start(look_seconds=0.2)
+    before, path = world.everything(), world.pins / "counts"
+    with kernel.holding(kernel.map_create(1, "counts", 4, 16, 16)) as fd:
+        kernel.pin(fd, str(world.pins / "theirs"))
+        os.chown(world.pins / "theirs", 1000, 1000)
+        (world.pins / "theirs").rename(path)
+    daemon.wait_log("belongs to user 1000, and was not opened")
+    time.sleep(1)
+    assert daemon.log.count(f"map counts: the pin {path} belongs to user 1000") == 1, daemon.log
+    path.unlink()
+    until(lambda: world.everything() == before, "the kept map is not pinned again")
+    assert counted(world) == 3
+
+
 def test_a_detached_link_is_attached_again(world: World, start: Start) -> None:
     """Nothing tells that a link was detached: the timer finds it."""
     prepare(world)

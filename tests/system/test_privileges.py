@@ -16,6 +16,7 @@ import pytest
 
 from bpfkeeperd import kernel
 from bpfkeeperd.control import daemon_process
+from bpfkeeperd.hooks import HookKind
 from tests.bench.gap import quiet_pair
 from tests.conftest import BuildObject, make_places, mounted_bpffs
 from tests.kernel.exactness import GETPGID
@@ -154,8 +155,19 @@ def test_everyday_life(place: Place) -> None:
     assert world.map_id() is None and not world.link_ids()
 
 
-def is_plain_uprobe(row: Row) -> bool:
-    return hook(row).name.startswith(("uprobe", "uretprobe")) and "multi" not in row.hook
+def may_be_attached(row: Row, *, perf_events: bool) -> bool:
+    """With three capabilities."""
+    kind = hook(row).kind
+    if kind in (HookKind.TRACEPOINT, HookKind.KPROBE, HookKind.PERF_EVENT):
+        return perf_events
+    return kind is not HookKind.UPROBE
+
+
+def may_open_perf_events(prefix: Sequence[str]) -> bool:
+    """Debian's kernels forbid it at kernel.perf_event_paranoid=3, their default."""
+    code = "from bpfkeeperd import kernel; print(kernel.may_open_perf_event())"
+    command = [*prefix, sys.executable, "-c", code]
+    return subprocess.check_output(command, cwd=ROOT, text=True) == "True\n"
 
 
 def all_done(daemon: DaemonProcess, count: int) -> None:
@@ -168,21 +180,34 @@ def all_done(daemon: DaemonProcess, count: int) -> None:
 
 
 def problems(daemon: DaemonProcess) -> list[str]:
-    """What it could not do, besides what it says at its start."""
-    return [line for line in daemon.log.splitlines() if "cannot" in line and LACKING not in line]
+    """What it could not do, besides what it says at its start.
+
+    A libbpf that may not look for the BTF of modules does not load programs with a kfunc that the
+    kernel lacks (before 6.6): maps are counted from time to time then.
+    """
+    known = (LACKING, "cannot count map entries")
+    lines = [line for line in daemon.log.splitlines() if "cannot" in line]
+    return [line for line in lines if not any(text in line for text in known)]
 
 
 def program_ids(links: dict[str, tuple[int, int]]) -> set[int]:
-    """Links of struct_ops have none."""
-    return {program_id for _, program_id in links.values() if program_id}
+    """Without those behind a stub, whose link runs that; links of struct_ops have none."""
+    return {
+        program_id
+        for path, (_, program_id) in links.items()
+        if program_id and not path.startswith("sockets") and "_exact" not in path
+    }
 
 
 def test_every_hook_but_uprobes(world: World, tracefs: Path, victim: Path) -> None:
     """Attached, swapped, adopted after SIGKILL, and their pins restored."""
     with quiet_pair(f"keeper-three-{os.getpid()}") as pair:
         scene = Scene(world, pair, victim)
+        perf_events = may_open_perf_events(root_with(*THREE))
         rows = tuple(
-            row for row in ROWS if not why_not_here(row.object) and not is_plain_uprobe(row)
+            row
+            for row in ROWS
+            if not why_not_here(row.object) and may_be_attached(row, perf_events=perf_events)
         )
         prefix = ["nsenter", f"--net=/run/netns/{pair.here}", *root_with(*THREE)]
 
@@ -195,7 +220,7 @@ def test_every_hook_but_uprobes(world: World, tracefs: Path, victim: Path) -> No
         with DaemonProcess(world, prefix=prefix) as daemon:
             all_done(daemon, 1)
             links = world.link_ids()
-            assert len(links) > 30
+            assert len(links) > 20
             write(2)
             done = daemon.reload()
             assert done.returncode == 0, done
@@ -340,7 +365,7 @@ def test_doctor(place: Place) -> None:
         daemon.wait_ready()
         told = rows(place.cli("doctor", "--json"))["daemon"]
         assert told["found"].startswith(f"process {daemon.pid}, ")
-        assert "CAP_SYS_ADMIN" in told["without"]
+        assert "CAP_SYS_ADMIN" in told["without"] and "notifies systemd" in told["found"]
 
 
 def test_doctor_for_people(as_root: Place) -> None:
@@ -397,3 +422,47 @@ def test_doctor_finds_a_bpffs_that_is_read_only(as_root: Place) -> None:
 
 def test_nobody_listens_where_no_daemon_is(world: World) -> None:
     assert daemon_process(f"{world.directory}/run/nobody.sock") is None
+
+
+def test_a_pin_of_others_is_not_given_away_unasked(as_root: Place) -> None:
+    """Who could open the former map could not open the new one: it is not made; that is told."""
+    world = as_root.world
+
+    def write(max_entries: int) -> None:
+        form = f"{{type: hash, key: u32, value: u64, max_entries: {max_entries}"
+        world.write(f"maps: {{table: {form}, on_mismatch: recreate}}}}\n")
+
+    write(2)
+    assert as_root.cli("apply").returncode == 0
+    os.chown(world.pins / "table", 0, NOBODY)
+    before = world.map_id("table")
+    write(3)
+    done = as_root.cli("apply")
+    assert done.returncode == 1 and "it takes CAP_CHOWN or CAP_FOWNER" in done.stdout
+    assert world.map_id("table") == before
+    assert cli(world, "apply").returncode == 0
+    assert world.map_id("table") != before
+
+
+def test_a_state_directory_that_cannot_be_written_is_no_end(as_root: Place) -> None:
+    put(as_root, 1)
+    as_root.world.write_counter("one", extra=NO_METRICS)
+    os.chown(as_root.world.state_directory, NOBODY, NOBODY)
+    os.chmod(as_root.world.state_directory, 0o700)
+    assert rows(as_root.cli("doctor", "--json"))["state directory"]["verdict"] == "limited"
+    with as_root.daemon() as daemon:
+        daemon.wait_ready()
+        check_served(as_root.world, 1)
+        daemon.wait_log("cannot write the state file")
+
+
+def test_a_run_directory_that_cannot_be_written_is_the_end(as_root: Place) -> None:
+    put(as_root, 1)
+    as_root.world.write_counter("one", extra=NO_METRICS)
+    os.chown(as_root.world.directory / "run", NOBODY, NOBODY)
+    os.chmod(as_root.world.directory / "run", 0o700)
+    judged = as_root.cli("doctor", "--json")
+    assert judged.returncode == 1 and rows(judged)["run directory"]["verdict"] == "missing"
+    with as_root.daemon() as daemon:
+        assert daemon.wait_exit() == 1
+        assert "cannot listen on" in daemon.log

@@ -84,7 +84,7 @@ def test_what_is_installed_runs_from_there(root: Path) -> None:
 def test_paths_are_those_of_the_place(root: Path) -> None:
     prefix = root / PREFIX[1:]
     unit = (prefix / "lib/systemd/system/bpfkeeperd.service").read_text()
-    assert f"\nExecStart={PREFIX}/bin/bpfkeeperd run" in unit and "/usr/bin/" not in unit
+    assert f"\nExecStart={PREFIX}/bin/bpfkeeperd run" in unit and "/usr/bin/bpfkeeperd" not in unit
     example = (prefix / "share/doc/bpfkeeperd/examples/protocols.yaml").read_text()
     (file,) = (line.split()[1] for line in example.splitlines() if line.strip().startswith("file:"))
     assert file.startswith(PREFIX) and (root / file[1:]).is_file()

@@ -51,7 +51,9 @@ def test_one_keeper_at_a_time(tmp_path: Path) -> None:
 def test_a_pin_root_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(PinRootError) as caught:
         RootLock(f"{tmp_path}/none")
-    assert str(caught.value) == f"cannot open pin root {tmp_path}/none: No such file or directory"
+    assert str(caught.value) == (
+        f"cannot open pin root {tmp_path}/none: No such file or directory (ENOENT)"
+    )
     (tmp_path / "file").touch()
     with pytest.raises(PinRootError, match="Not a directory"):
         RootLock(f"{tmp_path}/file")

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bpfkeeperd.verifier import load_failure
+from bpfkeeperd.verifier import btf_left_out, load_failure, refused_map
 
 NULL_POINTER = """\
 libbpf: prog 'count': BPF program load failed: Permission denied
@@ -170,6 +170,32 @@ def test_a_log_cut_short() -> None:
     """libbpf gives up on a log larger than its buffer: its end is missing."""
     line = load_failure(NULL_POINTER.split("processed")[0], "")
     assert "refuses program count: R0 invalid mem access 'map_value_or_null'" in line
+
+
+def test_btf_is_left_out_only_where_the_kernel_does_not_take_it() -> None:
+    object_lacks = "libbpf: Error loading .BTF into kernel: -{}. BTF is optional, ignoring.\n"
+    map_lacks = "libbpf: Error in bpf_create_map_xattr(one):why(-{}). Retrying without BTF.\n"
+    assert btf_left_out("") == btf_left_out(object_lacks.format(22) + map_lacks.format(524)) == ""
+    why = "Cannot allocate memory (ENOMEM)"
+    assert btf_left_out(object_lacks.format(12)) == f"cannot load its BTF into the kernel: {why}"
+    assert (
+        btf_left_out(map_lacks.format(22) + map_lacks.format(12)) == f"cannot create map one: {why}"
+    )
+
+
+def test_a_map_that_is_not_written_is_none_that_is_not_created() -> None:
+    created = "libbpf: map 'one': failed to create: Cannot allocate memory(-12)\n"
+    assert refused_map(created) == ("one", 12)
+    for why in (
+        "libbpf: Error setting initial map(one) contents: Cannot allocate memory\n",
+        "libbpf: Error freezing map(one) as read-only: Cannot allocate memory\n",
+    ):
+        assert refused_map(why + created) is None
+        assert (
+            load_failure(why + created, "") == f"cannot load: {why.removeprefix('libbpf: ')[:-1]}"
+        )
+    slot = "libbpf: map 'one': failed to initialize slot [0] to prog 'two' fd=7: -12\n"
+    assert load_failure(slot, "").endswith("fd=7: Cannot allocate memory (ENOMEM)")
 
 
 PIECES = [*NULL_POINTER.splitlines(keepends=True), *NO_LOG.splitlines(keepends=True), "\n", "x\n"]
