@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from bpfkeeperd import __version__, commands
 from bpfkeeperd.errors import KeeperError, ManifestError
+from bpfkeeperd.trust import Trust, user_id
 
 DEFAULT_CONFIG = "/etc/bpfkeeperd/bpfkeeperd.yaml"
 
@@ -29,6 +30,10 @@ def command_line() -> argparse.ArgumentParser:
     common.add_argument("-c", "--config", default=DEFAULT_CONFIG, metavar="FILE", help=text)
     common.add_argument("--state-dir", metavar="DIR", help="default: /var/lib/bpfkeeperd")
     common.add_argument("--run-dir", metavar="DIR", help="default: /run/bpfkeeperd")
+    text = "take files, too, that this user can change; repeatable"
+    common.add_argument(
+        "--trust", action="append", default=[], type=_user, metavar="USER", help=text
+    )
     common.add_argument("-v", "--verbose", action="store_true", help="verifier logs in full")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -70,6 +75,13 @@ def command_line() -> argparse.ArgumentParser:
     command("schema", commands.schema, "Print the manifest's JSON Schema, for editors.")
     _add_explain(subparsers)
     return parser
+
+
+def _user(text: str) -> int:
+    found = user_id(text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"there is no user {text!r}")
+    return found
 
 
 def _add_textfile(sub: argparse.ArgumentParser) -> None:
@@ -171,6 +183,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str] | None) -> int:
     options = command_line().parse_args(arguments)
     _raise_descriptor_limit()
+    if "trust" in options:
+        options.trust = Trust(frozenset(options.trust))
     try:
         run: Command = options.run
         return run(options)

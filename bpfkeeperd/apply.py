@@ -55,6 +55,7 @@ from bpfkeeperd.load import Loaded, OpenObject, load_each
 from bpfkeeperd.marks import mark, pin_marked
 from bpfkeeperd.observed import Observed
 from bpfkeeperd.pinnotes import write_note
+from bpfkeeperd.pinroot import has_own, make_own
 from bpfkeeperd.recorded import detach_recorded
 from bpfkeeperd.state import Failure, MapIdChange
 from bpfkeeperd.steps import OnStep, Step
@@ -124,10 +125,13 @@ def apply(
     does not show its health, undo all changes.
 
     Raises:
-        KernelError: the keeper's own directories cannot be made; nothing was done.
+        KernelError, PinRootError: the keeper's own directories cannot be made, or somebody else has
+            made them; nothing was done.
     """
     applied = Applied()
-    _sweep(layout, observed, on_step)
+    own = has_own(layout.root)
+    if own:
+        _sweep(layout, observed, on_step)
     if plan.actions:
         enactor = Enactor(layout, observed, held, on_step, After(observed), applied.notes)
         enactor.swaps.swaps = sum(change.swaps for change in plan.changes)
@@ -135,7 +139,7 @@ def apply(
         _carry_out(trials, plan, open_object, applied, patience)
     else:
         applied.observed = observed
-    if not applied.failures and not plan.refusals:
+    if own and not applied.failures and not plan.refusals:
         try:
             remove_tree(layout.leftover)
         except KeeperError as error:
@@ -147,7 +151,8 @@ def _carry_out(
     trials: Trials, plan: Plan, open_object: OpenObject, applied: Applied, patience: Patience
 ) -> None:
     enactor, layout = trials.enactor, trials.enactor.layout
-    for directory in (layout.own, layout.objects, layout.links, layout.staging):
+    make_own(layout.root)
+    for directory in (layout.objects, layout.links, layout.staging):
         make_directory(directory)
     for kind in ("maps", "old_maps", "programs", "old_programs", "links"):
         make_directory(f"{layout.staging}/{kind}")

@@ -14,6 +14,7 @@ from bpfkeeperd.maptypes import type_name
 from bpfkeeperd.resolve import resolve
 from bpfkeeperd.sources import Sources, lacking_hooks, read_sources
 from bpfkeeperd.state import MapSpec, ObjectSpec, counted
+from bpfkeeperd.trust import NOBODY_ELSE, Trust
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +61,14 @@ class CheckReport:
         return "\n".join(lines)
 
 
-def check_manifest(path: str) -> CheckReport:
+def check_manifest(path: str, trust: Trust = NOBODY_ELSE) -> CheckReport:
     """Reads a manifest and its objects, and puts them together.
 
     Raises:
         ManifestError: everything that is wrong with the manifest.
     """
-    manifest = read_manifest(path)
-    with read_sources(manifest, {}) as sources:
+    manifest = read_manifest(path, trust)
+    with read_sources(manifest, {}, trust) as sources:
         return _report(manifest, sources)
 
 

@@ -34,9 +34,8 @@ def run(options: Namespace) -> int:
 
     service.set_up_log(10 if options.verbose else 20)
     try:
-        served = Daemon(
-            options.config, state_directory(options), run_directory(options), options.textfile
-        ).run()
+        places = state_directory(options), run_directory(options)
+        served = Daemon(options.config, *places, options.textfile, options.trust).run()
     except ManifestError as error:
         values = service.fields(service.MessageId.RELOAD_REJECTED, result="rejected")
         service.log.error("%s", error, extra=values)
@@ -50,25 +49,27 @@ def run(options: Namespace) -> int:
 def check(options: Namespace) -> int:
     from bpfkeeperd.check import check_manifest
 
-    report = check_manifest(options.config)
+    report = check_manifest(options.config, options.trust)
     print(json.dumps(asdict(report), indent=2) if options.json else report)
     return FAILED if report.faults or report.metrics_fault else OK
 
 
 def plan(options: Namespace) -> int:
     from bpfkeeperd.keeper import look
-    from bpfkeeperd.layout import Layout
     from bpfkeeperd.lock import reading
     from bpfkeeperd.manifest import read_manifest
+    from bpfkeeperd.pinroot import open_own
 
-    manifest = read_manifest(options.config)
+    manifest = read_manifest(options.config, options.trust)
     judged: tuple[Judged, ...] = ()
-    with reading(Layout(manifest.pin_root).own):
-        seen = look(manifest, _memory(options, manifest.pin_root), force=options.force)
+    with reading(open_own(manifest.pin_root)):
+        seen = look(
+            manifest, _memory(options, manifest.pin_root), options.trust, force=options.force
+        )
         if options.verify:
             from bpfkeeperd.verify import verify
 
-            judged = verify(manifest, seen)
+            judged = verify(manifest, seen, options.trust)
     if options.json:
         print(json.dumps(_plan_rows(seen.plan, judged if options.verify else None), indent=2))
     else:
@@ -130,7 +131,7 @@ def apply(options: Namespace) -> int:
 
     # As Ctrl-C: what is on trial is rolled back.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    keeper = Keeper(options.config, state_directory(options), failpoint())
+    keeper = Keeper(options.config, state_directory(options), failpoint(), trust=options.trust)
     try:
         outcome, changes = keeper.reload(force=options.force)
     finally:
@@ -236,7 +237,7 @@ def _watch_maps(options: Namespace) -> int:
             counting.follow(found.maps)
             return found
 
-        watch_maps(options.config, look, counting.read, options.watch)
+        watch_maps(options.config, look, counting.read, options.watch, options.trust)
     return OK
 
 
@@ -249,7 +250,7 @@ def metrics(options: Namespace) -> int:
         check_textfile(options.textfile)
     snapshot, _ = _look(options)
     with Instruments(lambda: snapshot) as instruments:
-        instruments.follow(read_manifest(options.config))
+        instruments.follow(read_manifest(options.config, options.trust))
         instruments.open_allocator()
         instruments.wait(_SLOW_FIGURES_SECONDS)
         text, _ = instruments.metrics.render(process=False)
@@ -270,7 +271,7 @@ def dump(options: Namespace) -> int:
         raise KeeperError(f"cannot dump map {options.map}: standard output is closed")
     # C waits for the output, where no handler of Python would run; there is nothing to undo.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    with kernel.holding(open_map(options.map, options.config)) as fd:
+    with kernel.holding(open_map(options.map, options.config, options.trust)) as fd:
         note = dump(fd, options.map, sys.stdout.fileno(), style, options.limit)
     if note:
         print(f"map {options.map}: {note}", file=sys.stderr)
@@ -280,7 +281,7 @@ def dump(options: Namespace) -> int:
 def wait(options: Namespace) -> int:
     from bpfkeeperd.follow import next_id, pin_path
 
-    path = pin_path(options.map, options.config)
+    path = pin_path(options.map, options.config, options.trust)
     if not os.path.lexists(path):
         print(f"bpfkeeperd: waiting: no map is pinned as {path} yet", file=sys.stderr)
     found = next_id(path, known=options.id, timeout_seconds=options.timeout)
@@ -294,22 +295,23 @@ def wait(options: Namespace) -> int:
 
 def unload(options: Namespace) -> int:
     from contextlib import closing
+    from functools import partial
 
     from bpfkeeperd.layout import Layout
     from bpfkeeperd.ledger import Ledger
     from bpfkeeperd.lock import RootLock
     from bpfkeeperd.manifest import read_manifest
-    from bpfkeeperd.observe import check_pin_root
+    from bpfkeeperd.pinroot import check_pin_root, open_root
     from bpfkeeperd.steps import no_failpoint
     from bpfkeeperd.unload import pinned_maps
     from bpfkeeperd.unload import unload as take_down
 
-    root = read_manifest(options.config).pin_root
-    if not check_pin_root(root):
+    root = read_manifest(options.config, options.trust).pin_root
+    if not check_pin_root(root, options.trust):
         print("nothing is loaded")
         return OK
     try:
-        lock = RootLock(root)
+        lock = RootLock(root, partial(open_root, trust=options.trust))
     except BusyError:
         raise BusyError("a daemon keeps this pin root: stop it first, then unload") from None
     with lock, closing(Ledger(state_directory(options), Layout(root), no_failpoint)) as ledger:
@@ -333,7 +335,7 @@ def doctor(options: Namespace) -> int:
     from bpfkeeperd.judge import is_fit, rows
     from bpfkeeperd.terminal import screen_of
 
-    found = examine(options.config, state_directory(options), run_directory(options))
+    found = examine(options.config, state_directory(options), run_directory(options), options.trust)
     judged = rows(found)
     if options.json:
         checks = [asdict(row) for row in judged]
@@ -366,12 +368,12 @@ def explain_errno(options: Namespace) -> int:
 
 def _look(options: Namespace) -> "tuple[Status, list[str]]":
     """The status of now, and what the manifest wants and cannot be had."""
-    from bpfkeeperd.layout import Layout
     from bpfkeeperd.lock import reading
     from bpfkeeperd.manifest import read_manifest
+    from bpfkeeperd.pinroot import open_own
 
-    manifest = read_manifest(options.config)
-    with reading(Layout(manifest.pin_root).own):
+    manifest = read_manifest(options.config, options.trust)
+    with reading(open_own(manifest.pin_root)):
         return _look_at(manifest, options)
 
 
@@ -385,7 +387,7 @@ def _look_at(manifest: "Manifest", options: Namespace) -> "tuple[Status, list[st
     from bpfkeeperd.state import HealStatus, ReloadStatus
 
     memory = _memory(options, manifest.pin_root)
-    seen = look(manifest, memory, withhold=True)
+    seen = look(manifest, memory, options.trust, withhold=True)
     now = snapshot(
         seen.desired,
         seen.observed,
@@ -404,7 +406,7 @@ def _who_keeps(options: Namespace) -> str:
     from bpfkeeperd.lock import is_held
     from bpfkeeperd.manifest import read_manifest
 
-    root = read_manifest(options.config).pin_root
+    root = read_manifest(options.config, options.trust).pin_root
     lacking = _daemon_lacks(options)
     without = f" without {', '.join(lacking)} (see bpfkeeperd doctor)" if lacking else ""
     return f"a daemon keeps {root}{without}" if is_held(root) else f"no daemon keeps {root}"

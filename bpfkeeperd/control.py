@@ -29,7 +29,13 @@ _PEER = struct.Struct("3i")
 
 def control_path(directory: str, manifest_file: str) -> str:
     """Where the daemon of a manifest listens."""
-    name = escape(os.path.realpath(manifest_file).strip("/"))
+    try:
+        name = escape(os.path.realpath(manifest_file).strip("/"))
+    except FileNotFoundError:
+        raise KeeperError(
+            f"cannot find the daemon of {manifest_file}: the current directory is gone: name it"
+            " from / on"
+        ) from None
     if len(name) > NAME_MAX:
         name = f"{name[:40]}~{hashlib.sha256(name.encode()).hexdigest()[:32]}"
     return f"{directory}/{name}.sock"

@@ -27,6 +27,7 @@ from bpfkeeperd.state import Outcome, ReloadResult
 from bpfkeeperd.statusline import status_line
 from bpfkeeperd.steps import OnStep, Step, failpoint
 from bpfkeeperd.textfile import check_textfile, write_textfile
+from bpfkeeperd.trust import NOBODY_ELSE, Trust
 from bpfkeeperd.watch import Watch
 
 if TYPE_CHECKING:  # it brings ssl with it, which the daemon does without when nobody wants it
@@ -51,6 +52,7 @@ class Daemon:
         state_directory: str,
         run_directory: str,
         textfile: str | None = None,
+        trust: Trust = NOBODY_ELSE,
     ) -> None:
         if textfile:
             check_textfile(textfile)
@@ -84,7 +86,7 @@ class Daemon:
         self._wake_writer.setblocking(False)
         self._notifier = service.notifier()
         on_step = _alive_at_each(failpoint(), self._notifier)
-        self._keeper = Keeper(manifest_file, state_directory, on_step, self._pause)
+        self._keeper = Keeper(manifest_file, state_directory, on_step, self._pause, trust)
         self._control_path = control_path(run_directory, manifest_file)
 
     def run(self) -> bool:

@@ -11,6 +11,7 @@ from bpfkeeperd.layout import Layout
 from bpfkeeperd.maptypes import type_name
 from bpfkeeperd.readable import reading, unreadable
 from bpfkeeperd.suggest import did_you_mean
+from bpfkeeperd.trust import NOBODY_ELSE, Trust
 
 BY_ID = "id:"
 MAP_ID_MAX = (1 << 31) - 1
@@ -20,7 +21,7 @@ class DumpError(KeeperError):
     """A map that is not there, or whose contents nobody can read."""
 
 
-def open_map(name: str, config: str) -> int:
+def open_map(name: str, config: str, trust: Trust = NOBODY_ELSE) -> int:
     """A descriptor to read a map with: a kept map's, a pin's by its path, or ``id:NUMBER``.
 
     Raises:
@@ -45,15 +46,15 @@ def open_map(name: str, config: str) -> int:
         if fd is None:
             raise DumpError(f"cannot dump {name}: nothing is pinned there")
         return fd
-    return _open_kept(name, config)
+    return _open_kept(name, config, trust)
 
 
-def _open_kept(name: str, config: str) -> int:
+def _open_kept(name: str, config: str, trust: Trust) -> int:
     # Reading a manifest takes its time to import, which other ways to name a map need not spend.
     from bpfkeeperd.manifest import read_manifest
     from bpfkeeperd.unload import pinned_maps
 
-    manifest = read_manifest(config)
+    manifest = read_manifest(config, trust)
     layout = Layout(manifest.pin_root)
     # On bpffs no name has a dot, so that nothing leads out of the pin root either.
     path = layout.map(name)

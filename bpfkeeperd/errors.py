@@ -56,6 +56,10 @@ class ObjectError(KeeperError):
         super().__init__(message)
 
 
+class UntrustedError(KeeperError):
+    """A file or directory that somebody who is not trusted could change."""
+
+
 class PinRootError(KeeperError):
     """The pin root is not there, is not on a bpffs, or belongs to somebody else."""
 
@@ -108,11 +112,12 @@ class Problem:
 
 
 class ManifestError(KeeperError):
-    """Every problem of a manifest at once, in the order of the files and lines."""
+    """Every problem of a manifest at once, in the order of the files and lines; or ``why`` none of
+    its files may be taken."""
 
-    def __init__(self, problems: tuple[Problem, ...]) -> None:
+    def __init__(self, problems: tuple[Problem, ...], why: str = "") -> None:
         self.problems = problems
-        super().__init__("\n".join(str(problem) for problem in problems))
+        super().__init__(why or "\n".join(str(problem) for problem in problems))
 
 
 def error_text(error: KeeperError | OSError) -> str:

@@ -25,8 +25,9 @@ from bpfkeeperd.lock import is_held
 from bpfkeeperd.manifest import read_manifest
 from bpfkeeperd.maptypes import MAP_TYPES
 from bpfkeeperd.needs import needs
-from bpfkeeperd.observe import check_pin_root
+from bpfkeeperd.pinroot import check_pin_root
 from bpfkeeperd.sources import read_sources
+from bpfkeeperd.trust import NOBODY_ELSE, Trust
 
 _SETTINGS = (
     *("kernel.unprivileged_bpf_disabled", "kernel.perf_event_paranoid", "kernel.kptr_restrict"),
@@ -40,9 +41,11 @@ _COUNTING = {
 """By `counting.Program.kfunc` and ``scans``."""
 
 
-def examine(config: str, state_directory: str, run_directory: str) -> Findings:
+def examine(
+    config: str, state_directory: str, run_directory: str, trust: Trust = NOBODY_ELSE
+) -> Findings:
     """Everything; what cannot be found out is None there."""
-    manifest, pin_root = _manifest(config)
+    manifest, pin_root = _manifest(config, trust)
     may_make_maps = kernel.may_make_maps()
     counting, counting_fault = _counting()
     return Findings(
@@ -66,7 +69,7 @@ def examine(config: str, state_directory: str, run_directory: str) -> Findings:
         memory_to_cgroups=kernel.accounts_memory_to_cgroups() if may_make_maps else None,
         descriptors_max=resource.getrlimit(resource.RLIMIT_NOFILE)[1],
         memlock_bytes=resource.getrlimit(resource.RLIMIT_MEMLOCK)[0],
-        pin_root=_pin_root(pin_root),
+        pin_root=_pin_root(pin_root, trust),
         cgroup2=kernel.cgroup2_mount(),
         tracefs=_tracefs(),
         state_directory=_directory(state_directory),
@@ -77,20 +80,20 @@ def examine(config: str, state_directory: str, run_directory: str) -> Findings:
     )
 
 
-def _manifest(config: str) -> tuple[ManifestFinding, str]:
+def _manifest(config: str, trust: Trust) -> tuple[ManifestFinding, str]:
     """What is found of the manifest, and the pin root."""
     if not os.path.lexists(config):
         return ManifestFinding(config, there=False), DEFAULT_PIN_ROOT
     try:
-        manifest = read_manifest(config)
-        return ManifestFinding(config, there=True, needs=_needs(manifest)), manifest.pin_root
+        manifest = read_manifest(config, trust)
+        return ManifestFinding(config, there=True, needs=_needs(manifest, trust)), manifest.pin_root
     except KeeperError as error:
         first, *_ = str(error).splitlines()
         return ManifestFinding(config, there=True, fault=first), DEFAULT_PIN_ROOT
 
 
-def _needs(manifest: Manifest) -> Needs:
-    with read_sources(manifest, {}) as sources:
+def _needs(manifest: Manifest, trust: Trust) -> Needs:
+    with read_sources(manifest, {}, trust) as sources:
         found = sources.found.items()
         specs = {name: one.spec for name, one in found if isinstance(one, ObjectSource)}
     return needs(manifest, specs)
@@ -135,9 +138,9 @@ def _tracefs() -> str | None:
     return place if place and os.access(f"{place}/events", os.R_OK | os.X_OK) else None
 
 
-def _pin_root(path: str) -> PlaceFinding:
+def _pin_root(path: str, trust: Trust) -> PlaceFinding:
     try:
-        there = check_pin_root(path)
+        there = check_pin_root(path, trust)
     except PinRootError as error:
         return PlaceFinding(path, fault=str(error))
     place = path if there else os.path.dirname(path)

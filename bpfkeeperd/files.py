@@ -12,9 +12,19 @@ def read_file(path: str, size_max: int, what: str = "") -> bytes:
     Raises:
         KeeperError: ``cannot read WHAT PATH: why``.
     """
-    fd = -1
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise KeeperError(f"cannot read {what}{path}: {error.strerror}") from None
+    try:
+        return read_open(fd, path, size_max, what)
+    finally:
+        os.close(fd)
+
+
+def read_open(fd: int, path: str, size_max: int, what: str = "") -> bytes:
+    """As `read_file`, of a file that is open, and stays so."""
+    try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             kind = "is a directory" if stat.S_ISDIR(status.st_mode) else "is no regular file"
@@ -29,6 +39,3 @@ def read_file(path: str, size_max: int, what: str = "") -> bytes:
         return data
     except OSError as error:
         raise KeeperError(f"cannot read {what}{path}: {error.strerror}") from None
-    finally:
-        if fd >= 0:
-            os.close(fd)

@@ -6,9 +6,10 @@ import time
 from bpfkeeperd import kernel
 from bpfkeeperd.errors import KeeperError
 from bpfkeeperd.layout import Layout, name_fault
+from bpfkeeperd.trust import NOBODY_ELSE, Trust
 
 
-def pin_path(name: str, config: str) -> str:
+def pin_path(name: str, config: str, trust: Trust = NOBODY_ELSE) -> str:
     """Where a map is pinned: a kept map by its name, any other by the path of its pin.
 
     Raises:
@@ -23,7 +24,7 @@ def pin_path(name: str, config: str) -> str:
     fault = name_fault(name)
     if fault:
         raise KeeperError(f"cannot wait for map {name}: {fault}")
-    return Layout(read_manifest(config).pin_root).map(name)
+    return Layout(read_manifest(config, trust).pin_root).map(name)
 
 
 def next_id(path: str, *, known: int | None, timeout_seconds: float | None) -> int | None:

@@ -15,6 +15,7 @@ from bpfkeeperd.heal import Healing, Subject, heal, loaded_objects
 from bpfkeeperd.observed import Observed
 from bpfkeeperd.sources import Sources, Specs
 from bpfkeeperd.state import HealStatus
+from bpfkeeperd.trust import Files, Trust
 
 PACE = Pace()
 
@@ -92,13 +93,16 @@ class Healer:
         return HealStatus(results, tuple(sorted(map(str, self._given_up))))
 
 
-def read_for_healing(todo: Plan, wanted: Desired, sources: Sources, specs: Specs) -> dict[str, str]:
+def read_for_healing(
+    todo: Plan, wanted: Desired, sources: Sources, specs: Specs, trust: Trust
+) -> dict[str, str]:
     """Reads the files of objects that a plan loads; returns those that changed since the reload."""
     changed: dict[str, str] = {}
     for name in loaded_objects(todo):
         reason = f"object {name} has to be loaded again"
         try:
-            found = sources.read(wanted.manifest.objects[name], specs)
+            with Files(trust) as files:
+                found = sources.read(wanted.manifest.objects[name], specs, files)
         except KeeperError as error:
             changed[name] = f"{reason}, and that cannot be done: {error}"
             continue

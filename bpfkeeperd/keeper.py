@@ -29,9 +29,10 @@ from bpfkeeperd.lock import RootLock, letting_look, writing
 from bpfkeeperd.manifest import parse_manifest, read_files
 from bpfkeeperd.marks import marked
 from bpfkeeperd.matches import with_matches
-from bpfkeeperd.observe import check_pin_root, make_pin_root, observe
+from bpfkeeperd.observe import observe
 from bpfkeeperd.observed import Observed
 from bpfkeeperd.observeforeign import with_foreign
+from bpfkeeperd.pinroot import check_pin_root, make_pin_root, open_own, open_root
 from bpfkeeperd.plan import plan
 from bpfkeeperd.resolve import resolve
 from bpfkeeperd.snapshot import status
@@ -40,6 +41,7 @@ from bpfkeeperd.state import Failure, Outcome, ReloadResult, ReloadStatus, Statu
 from bpfkeeperd.steps import OnStep
 from bpfkeeperd.stored import Stored, kept
 from bpfkeeperd.trial import Patience, Pause, sleep
+from bpfkeeperd.trust import NOBODY_ELSE, Trust
 from bpfkeeperd.watch import Places, places
 from bpfkeeperd.withheld import former, withheld_versions, without
 
@@ -58,7 +60,12 @@ class Look:
 
 
 def look(
-    manifest: Manifest, memory: Memory, *, force: bool = False, withhold: bool = False
+    manifest: Manifest,
+    memory: Memory,
+    trust: Trust = NOBODY_ELSE,
+    *,
+    force: bool = False,
+    withhold: bool = False,
 ) -> Look:
     """What a reload of this manifest would find and do; for those who keep nothing.
 
@@ -68,14 +75,14 @@ def look(
     Raises:
         ManifestError, PinRootError, KernelError: as `resolve`, `check_pin_root` and `observe`.
     """
-    with read_sources(manifest, {}) as sources:
+    with read_sources(manifest, {}, trust) as sources:
         desired = resolve(
             manifest, sources.found, kernel.machine(), lacking=lacking_hooks(manifest, sources)
         )
         if withhold:
             desired = without(desired, memory.withheld)
         desired = with_matches(desired)
-    check_pin_root(manifest.pin_root)
+    check_pin_root(manifest.pin_root, trust)
     with Held() as held:
         boot, layout = kernel.boot_id(), Layout(manifest.pin_root)
         observed = observe(desired, layout, held, memory.last_ids(boot), memory.owners(boot))
@@ -104,9 +111,15 @@ class Keeper:
     """
 
     def __init__(
-        self, manifest_file: str, state_directory: str, on_step: OnStep, pause: Pause = sleep
+        self,
+        manifest_file: str,
+        state_directory: str,
+        on_step: OnStep,
+        pause: Pause = sleep,
+        trust: Trust = NOBODY_ELSE,
     ) -> None:
         self.manifest_file = manifest_file
+        self._trust = trust
         self.status = Status()
         self.desired: Desired | None = None
         self.notes: list[str] = []
@@ -115,8 +128,8 @@ class Keeper:
         self._texts: list[tuple[str, bytes]] = []
         self.manifest = manifest = self._read_manifest()
         self._layout = Layout(manifest.pin_root)
-        make_pin_root(manifest.pin_root)
-        self._lock = RootLock(manifest.pin_root)
+        make_pin_root(manifest.pin_root, trust)
+        self._lock = RootLock(manifest.pin_root, functools.partial(open_root, trust=trust))
         self._held = Held()
         self._specs: Specs = {}
         self._good: dict[str, WantedObject] = {}  # as last loaded
@@ -174,16 +187,16 @@ class Keeper:
                 f"the manifest's pin_root is now {manifest.pin_root}; it cannot change while the"
                 f" keeper runs: restart it, or go back to {self.manifest.pin_root}"
             )
-        with read_sources(manifest, self._specs) as sources:
+        with read_sources(manifest, self._specs, self._trust) as sources:
             lacking = lacking_hooks(manifest, sources)
             machine = kernel.machine()
             known = self.desired if machine == self._machine else None
             self._machine = machine
             raw = resolve(manifest, sources.found, machine, self._good, lacking, known)
             desired = with_matches(raw)
-            make_pin_root(manifest.pin_root)
+            make_pin_root(manifest.pin_root, self._trust)
             self._lock.refresh()
-            with writing(self._layout.own) as lock:
+            with writing(open_own(self._layout.root)) as lock:
                 notes = self.stored.give(self._held, self._layout, desired, self._ledger.memory)
                 observed = self._observe(desired, keep_pinned=keep_pinned)
                 self._ledger.note_before(desired, observed)
@@ -229,7 +242,7 @@ class Keeper:
 
     def _read_manifest(self) -> Manifest:
         """The manifest of now; the same text is not parsed again."""
-        texts = read_files(self.manifest_file)
+        texts = read_files(self.manifest_file, self._trust)
         if texts != self._texts:
             manifest = parse_manifest(texts)
             self._texts, self._parsed = texts, manifest
@@ -267,14 +280,14 @@ class Keeper:
         """
         if self._settled is None or not self.manifest.heal:
             return Healed(changes=self.look())
-        make_pin_root(self.manifest.pin_root)
+        make_pin_root(self.manifest.pin_root, self._trust)
         self._lock.refresh()
         wanted = with_matches(self._settled)
-        with Sources() as sources, writing(self._layout.own) as lock:
+        with Sources() as sources, writing(open_own(self._layout.root)) as lock:
             observed = self._observe(wanted)
             self._ledger.note_before(wanted, observed)
             todo = plan(wanted, observed)
-            changed = read_for_healing(todo, wanted, sources, self._specs)
+            changed = read_for_healing(todo, wanted, sources, self._specs, self._trust)
             healing = self._healer.choose(todo, observed, changed, now)
             parts = [self._apply(part, observed, sources, lock) for part in healing.plans]
         applied = together(parts) if parts else Applied(observed=observed)
@@ -306,7 +319,7 @@ class Keeper:
         """
         if self.desired is None:
             return ()
-        check_pin_root(self.manifest.pin_root)
+        check_pin_root(self.manifest.pin_root, self._trust)
         desired = with_matches(self.desired)
         observed = self._observe(desired)
         todo = plan(desired, observed)

@@ -1,9 +1,12 @@
-"""Who may change a pin root: one keeper at a time, for as long as it lives."""
+"""Who may change a pin root: one keeper at a time, for as long as it lives.
+
+What is locked is what was opened, and judged, before: see `bpfkeeperd.pinroot`.
+"""
 
 import fcntl
 import os
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Self
@@ -15,24 +18,21 @@ class RootLock:
     """An exclusive flock on the pin root; a context manager that gives it back.
 
     It is held on the directory that is there now: `refresh` moves it to the new one when the bpffs
-    was mounted anew.
+    was mounted anew. ``open_root`` opens what is there.
     """
 
-    __slots__ = ("_fd", "root")
+    __slots__ = ("_fd", "_open_root", "root")
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, open_root: Callable[[str], int]) -> None:
         self.root = root
+        self._open_root = open_root
         self._fd = self._acquire()
 
     def _acquire(self) -> int:
-        try:
-            fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError as error:
-            why = errno_text(error.errno or 0)
-            raise PinRootError(f"cannot open pin root {self.root}: {why}") from None
+        fd = self._open_root(self.root)
         try:
             # `status` holds it for a moment
-            if _flock(fd, self.root, fcntl.LOCK_EX, patience_seconds=0.2):
+            if _flock(fd, fcntl.LOCK_EX, patience_seconds=0.2):
                 return fd
         except BaseException:
             os.close(fd)
@@ -86,44 +86,34 @@ def is_held(root: str) -> bool:
 
 
 @contextmanager
-def reading(directory: str) -> Iterator[int | None]:
+def reading(directory: int | None) -> Iterator[int | None]:
     """Waits until no reload is under way, and keeps one from starting; nothing is written.
 
-    A directory that is not there, or not for this user, cannot be in use: there is nothing to wait
-    for.
+    The descriptor of the directory is closed afterwards. None: it is not there, or not for this
+    user, so that it cannot be in use, and there is nothing to wait for.
     """
-    try:
-        opened = _open(directory)
-    except OSError:
-        opened = None
-    yield from _locked(directory, opened, fcntl.LOCK_SH, patience_seconds=30)
+    yield from _locked(directory, fcntl.LOCK_SH, patience_seconds=30)
 
 
 @contextmanager
-def try_reading(directory: str) -> Iterator[bool]:
+def try_reading(directory: int | None) -> Iterator[bool]:
     """As `reading`, but waits for nobody: whether it could be had."""
-    try:
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError:
+    if directory is None:
         yield True
         return
     try:
-        yield _flock(fd, directory, fcntl.LOCK_SH, patience_seconds=0)
+        yield _flock(directory, fcntl.LOCK_SH, patience_seconds=0)
     finally:
-        os.close(fd)
+        os.close(directory)
 
 
 @contextmanager
-def writing(directory: str) -> Iterator[int | None]:
-    """Keeps readers out while a reload is under way; a reader that hangs is not waited for.
+def writing(directory: int | None) -> Iterator[int | None]:
+    """As `reading`, but keeps readers out; one that hangs is not waited for.
 
     What it gives is for `letting_look`.
     """
-    try:
-        opened = _open(directory)
-    except OSError as error:
-        raise KernelError(f"open {directory}", error.errno or 0) from None
-    yield from _locked(directory, opened, fcntl.LOCK_EX, patience_seconds=1)
+    yield from _locked(directory, fcntl.LOCK_EX, patience_seconds=1)
 
 
 @contextmanager
@@ -137,31 +127,23 @@ def letting_look(lock: int | None) -> Iterator[None]:
     finally:
         if lock is not None:
             with suppress(KernelError):  # a reader that hangs is not waited for either
-                _flock(lock, "", fcntl.LOCK_EX, patience_seconds=1)
-
-
-def _open(directory: str) -> int | None:
-    """None: it is not there."""
-    try:
-        return os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return None
+                _flock(lock, fcntl.LOCK_EX, patience_seconds=1)
 
 
 def _locked(
-    directory: str, fd: int | None, operation: int, patience_seconds: float
+    directory: int | None, operation: int, patience_seconds: float
 ) -> Generator[int | None, None, None]:
-    if fd is None:
+    if directory is None:
         yield None
         return
     try:
-        _flock(fd, directory, operation, patience_seconds)
-        yield fd
+        _flock(directory, operation, patience_seconds)
+        yield directory
     finally:
-        os.close(fd)
+        os.close(directory)
 
 
-def _flock(fd: int, name: str, operation: int, patience_seconds: float) -> bool:
+def _flock(fd: int, operation: int, patience_seconds: float) -> bool:
     """Whether the lock could be had in time.
 
     Raises:
@@ -176,6 +158,7 @@ def _flock(fd: int, name: str, operation: int, patience_seconds: float) -> bool:
                 return False
             time.sleep(0.01)
         except OSError as error:
-            raise KernelError(f"lock {name}", error.errno or 0) from None
+            path = os.readlink(f"/proc/self/fd/{fd}")
+            raise KernelError(f"lock {path}", error.errno or 0) from None
         else:
             return True

@@ -18,49 +18,57 @@ from bpfkeeperd.entries import (
     SwapChoice,
     TlsEntry,
 )
-from bpfkeeperd.errors import KeeperError, Mark
+from bpfkeeperd.errors import KeeperError, ManifestError, Mark, UntrustedError
 from bpfkeeperd.fieldkinds import Struct
-from bpfkeeperd.files import read_file
 from bpfkeeperd.healthentry import health_entry
 from bpfkeeperd.nodes import Faults, MappingNode, Node, Place, ScalarNode
 from bpfkeeperd.ownmaps import map_entries, pin_entry
 from bpfkeeperd.targets import CgroupTarget, InterfaceTarget, Target
+from bpfkeeperd.trust import NOBODY_ELSE, Files, Trust
 from bpfkeeperd.values import absolute, host_and_port, short, shown
 from bpfkeeperd.yamlnodes import SIZE_MAX_BYTES, read_tree
 
 DROP_IN_DIRECTORY = "conf.d"
 
 
-def read_manifest(path: str) -> Manifest:
+def read_manifest(path: str, trust: Trust = NOBODY_ELSE) -> Manifest:
     """The manifest at a path, with the drop-ins ``conf.d/*.yaml`` beside it merged by name."""
-    return with_accounts(parse_manifest(read_files(path)))
+    return with_accounts(parse_manifest(read_files(path, trust)))
 
 
-def read_files(path: str) -> list[tuple[str, bytes]]:
+def read_files(path: str, trust: Trust = NOBODY_ELSE) -> list[tuple[str, bytes]]:
     """The files of a manifest, the main one first, as absolute path and content.
 
     Names that begin with a dot are no drop-ins.
 
     Raises:
         KeeperError: ``cannot read manifest PATH: why``.
+        ManifestError: somebody who is not trusted could change one of them.
     """
-    main = os.path.abspath(path)
+    try:
+        main = os.path.abspath(path)
+    except FileNotFoundError:
+        raise KeeperError(
+            f"cannot read manifest {path}: the current directory is gone: name it from / on"
+        ) from None
     if not os.path.lexists(main):
         why = "No such file or directory"
         raise KeeperError(f"cannot read manifest {main}: {why}: -c names another")
-    paths = (main, *_drop_ins(os.path.join(os.path.dirname(main), DROP_IN_DIRECTORY)))
-    return [(name, read_file(name, SIZE_MAX_BYTES, "manifest ")) for name in paths]
-
-
-def _drop_ins(directory: str) -> list[str]:
     try:
-        names = os.listdir(directory)
+        with Files(trust) as files:
+            texts = [(main, files.read(main, SIZE_MAX_BYTES, "manifest "))]
+            for name in _drop_ins(os.path.join(os.path.dirname(main), DROP_IN_DIRECTORY), files):
+                texts.append((name, files.read(name, SIZE_MAX_BYTES, "manifest ")))
+            return texts
+    except UntrustedError as error:
+        raise ManifestError((), str(error)) from None
+
+
+def _drop_ins(directory: str, files: Files) -> list[str]:
+    try:
+        names = files.names_in(directory, "the manifest's drop-ins ")
     except FileNotFoundError:
         return []
-    except OSError as error:
-        raise KeeperError(
-            f"cannot read the manifest's drop-ins {directory}: {error.strerror}"
-        ) from error
     wanted = (name for name in names if name.endswith(".yaml") and not name.startswith("."))
     return [os.path.join(directory, name) for name in sorted(wanted)]
 

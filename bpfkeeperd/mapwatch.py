@@ -17,8 +17,10 @@ from bpfkeeperd.layout import Layout
 from bpfkeeperd.lock import try_reading
 from bpfkeeperd.manifest import parse_manifest, read_files
 from bpfkeeperd.mapstable import Motion, lay_out_maps
+from bpfkeeperd.pinroot import open_own
 from bpfkeeperd.state import MapStatus, Status, counted
 from bpfkeeperd.terminal import full_screen, screen_of, size_of
+from bpfkeeperd.trust import NOBODY_ELSE, Trust
 
 LOOK_SECONDS = 5.0
 """How often everything is looked at; in between the counts are renewed, and the pins compared."""
@@ -33,8 +35,9 @@ Count = Callable[[], Counts]
 class MapWatch:
     """What a watch shows, renewed turn by turn. It holds no descriptor."""
 
-    def __init__(self, config: str, look: Look, count: Count) -> None:
+    def __init__(self, config: str, look: Look, count: Count, trust: Trust = NOBODY_ELSE) -> None:
         self._config = config
+        self._trust = trust
         self._look = look
         self._count = count
         self._texts: list[tuple[str, bytes]] = []
@@ -61,7 +64,7 @@ class MapWatch:
     def _read_manifest(self) -> bool:
         """Whether it is another one than in the turn before."""
         try:
-            texts = read_files(self._config)
+            texts = read_files(self._config, self._trust)
             if texts == self._texts:
                 return False
             self._texts = texts
@@ -107,15 +110,15 @@ class MapWatch:
         return found
 
     def _renew_maps(self, manifest: Manifest, now: float) -> None:
-        with try_reading(Layout(manifest.pin_root).own) as quiet:
-            if not quiet:
-                self._trouble["look"] = self._waiting(now)
-                return
-            try:
+        try:
+            with try_reading(open_own(manifest.pin_root)) as quiet:
+                if not quiet:
+                    self._trouble["look"] = self._waiting(now)
+                    return
                 status = self._look(manifest)
-            except KeeperError as error:
-                self._trouble["look"] = str(error)
-                return
+        except KeeperError as error:
+            self._trouble["look"] = str(error)
+            return
         self._trouble.pop("look", None)
         former = {found.name: found.id for found in self._maps}
         for found in status.maps:
@@ -170,7 +173,7 @@ def _fitting(rows: Iterable[Iterable[str]], height: int) -> list[str]:
     return [*lines, f"and {len(groups) - shown} more"]
 
 
-def watch_maps(config: str, look: Look, count: Count, seconds: float) -> None:
+def watch_maps(config: str, look: Look, count: Count, seconds: float, trust: Trust) -> None:
     """Shows the maps on the terminal every so many seconds, until q or Ctrl-C.
 
     Raises:
@@ -182,7 +185,7 @@ def watch_maps(config: str, look: Look, count: Count, seconds: float) -> None:
         )
     if os.environ.get("TERM", "dumb") == "dumb":
         raise KeeperError("cannot watch the maps: this terminal (TERM=dumb) cannot be painted on")
-    watch = MapWatch(config, look, count)
+    watch = MapWatch(config, look, count, trust)
     screen = screen_of(sys.stdout)
     with suppress(KeyboardInterrupt), full_screen() as terminal:
         due = time.monotonic()

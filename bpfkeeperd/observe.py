@@ -1,13 +1,11 @@
 """Looks at bpffs and the kernel; changes nothing."""
 
-import os
-import stat
 from collections.abc import Mapping
 
 from bpfkeeperd import kernel
 from bpfkeeperd.desired import Desired
 from bpfkeeperd.directories import pins_below
-from bpfkeeperd.errors import KernelError, PinRootError, errno_text
+from bpfkeeperd.errors import KernelError
 from bpfkeeperd.held import Held
 from bpfkeeperd.homes import without_strangers
 from bpfkeeperd.layout import OWN_DIRECTORY, Layout, LinkKey, escape
@@ -21,74 +19,6 @@ from bpfkeeperd.observetargets import observe_targets
 from bpfkeeperd.state import LinkInfo, ProgramInfo
 
 NO_OWNERS: Mapping[str, int] = {}
-
-
-def check_pin_root(root: str) -> bool:
-    """Whether a pin root is there; False when it still has to be made, on a bpffs.
-
-    Raises:
-        PinRootError: it is not on a bpffs, or the keeper's directory in it is somebody else's.
-    """
-    try:
-        found = os.stat(root)
-    except FileNotFoundError:
-        parent = os.path.dirname(root)
-        if kernel.is_bpffs(parent):
-            return False
-        raise PinRootError(
-            f"pin root {root} is not there, and {parent} is not on a bpffs:"
-            f" mount -t bpf bpf {_mount_point(root)}"
-        ) from None
-    except OSError as error:
-        raise _not_seen(root, error) from None
-    if not stat.S_ISDIR(found.st_mode):
-        raise PinRootError(f"pin root {root} is not a directory")
-    if not kernel.is_bpffs(root):
-        raise PinRootError(
-            f"pin root {root} is not on a bpffs: mount -t bpf bpf {_mount_point(root)}"
-        )
-    own = f"{root}/{OWN_DIRECTORY}"
-    try:
-        owner = os.lstat(own)
-    except FileNotFoundError:
-        return True
-    except OSError as error:
-        raise _not_seen(own, error) from None
-    if not stat.S_ISDIR(owner.st_mode) or owner.st_uid != os.geteuid() or owner.st_mode & 0o022:
-        raise PinRootError(
-            f"{own} is not a directory of this user alone ({stat.filemode(owner.st_mode)}, user"
-            f" {owner.st_uid}): run as that user, or move it away if nobody knows it"
-        )
-    return True
-
-
-def make_pin_root(root: str) -> None:
-    """Makes a pin root one level below a bpffs, as libbpf does.
-
-    Raises:
-        PinRootError: as `check_pin_root`, or it cannot be made.
-    """
-    if check_pin_root(root):
-        return
-    try:
-        os.mkdir(root, 0o700)
-    except OSError as error:
-        why = errno_text(error.errno or 0)
-        raise PinRootError(f"cannot make pin root {root}: {why}") from None
-
-
-def _not_seen(path: str, error: OSError) -> PinRootError:
-    takes_root = ": it takes root" if isinstance(error, PermissionError) else ""
-    why = errno_text(error.errno or 0)
-    return PinRootError(f"cannot look at pin root {path}: {why}{takes_root}")
-
-
-def _mount_point(root: str) -> str:
-    """Where one can be mounted: a directory that is there, as far as it can be told."""
-    if root.startswith("/sys/fs/bpf"):
-        return "/sys/fs/bpf"
-    parent = os.path.dirname(root)
-    return parent if os.path.isdir(parent) and not os.path.isdir(root) else root
 
 
 def observe(

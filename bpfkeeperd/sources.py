@@ -9,10 +9,10 @@ from bpfkeeperd import kernel
 from bpfkeeperd.desired import ObjectSource
 from bpfkeeperd.entries import Manifest, ObjectEntry
 from bpfkeeperd.errors import KeeperError, ObjectError
-from bpfkeeperd.files import read_file
 from bpfkeeperd.hooks import Hook, HookKind
 from bpfkeeperd.resolveattach import attached_hooks
 from bpfkeeperd.state import ObjectSpec
+from bpfkeeperd.trust import NOBODY_ELSE, Files, Trust
 
 SIZE_MAX = 64 << 20
 """Bytes; an object file with all its debug information is a few megabytes."""
@@ -42,13 +42,13 @@ class Sources:
         opened = self._opened.pop(name, None)
         return opened or kernel.open_object(self.data[name], name)
 
-    def read(self, entry: ObjectEntry, specs: Specs) -> ObjectSource:
+    def read(self, entry: ObjectEntry, specs: Specs, files: Files) -> ObjectSource:
         """Reads one file, and opens it when its content is new.
 
         Raises:
             KeeperError: it cannot be used.
         """
-        data = read_file(entry.file, SIZE_MAX)
+        data = files.read(entry.file, SIZE_MAX)
         sha256 = hashlib.sha256(data).hexdigest()
         if entry.sha256 and entry.sha256 != sha256:
             raise ObjectError(
@@ -78,14 +78,15 @@ class Sources:
             opened.close()
 
 
-def read_sources(manifest: Manifest, specs: Specs) -> Sources:
+def read_sources(manifest: Manifest, specs: Specs, trust: Trust = NOBODY_ELSE) -> Sources:
     """Reads every object file; those that ``specs`` does not know are opened, and put there."""
     sources = Sources()
-    for name, entry in manifest.objects.items():
-        try:
-            sources.found[name] = sources.read(entry, specs)
-        except KeeperError as error:
-            sources.found[name] = str(error)
+    with Files(trust) as files:
+        for name, entry in manifest.objects.items():
+            try:
+                sources.found[name] = sources.read(entry, specs, files)
+            except KeeperError as error:
+                sources.found[name] = str(error)
     used = {source.sha256 for source in sources.found.values() if not isinstance(source, str)}
     for sha256 in specs.keys() - used:
         del specs[sha256]

@@ -23,6 +23,7 @@ from bpfkeeperd.observed import ObservedMap
 from bpfkeeperd.sources import read_sources
 from bpfkeeperd.state import counted
 from bpfkeeperd.steps import no_failpoint
+from bpfkeeperd.trust import NOBODY_ELSE, Trust
 
 _OF_PROGRAMS = frozenset({PROG_ARRAY, DEVMAP, DEVMAP_HASH, CPUMAP})
 """Map types that have an owner: the kind of programs that was loaded with them first."""
@@ -46,14 +47,14 @@ class Judged:
         return f"object {self.object}: verified: {programs}, {self.instructions} instructions"
 
 
-def verify(manifest: Manifest, seen: Look) -> tuple[Judged, ...]:
+def verify(manifest: Manifest, seen: Look, trust: Trust = NOBODY_ELSE) -> tuple[Judged, ...]:
     """Loads every object that the plan would load, and lets go of it.
 
     Raises:
         KernelError: something that is pinned cannot be read.
     """
     judged: list[Judged] = []
-    with read_sources(manifest, {}) as sources:
+    with read_sources(manifest, {}, trust) as sources:
         for change in seen.plan.changes:
             if not change.loads:
                 continue

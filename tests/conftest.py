@@ -46,6 +46,7 @@ def pytest_sessionstart() -> None:
     Else daemons of other runs on this machine would wake up at each, and a tracefs could go away
     that another run found mounted. In a guest of `tests.systemd` the service has to see them.
     """
+    os.umask(0o022)  # files that a group can write to are not taken
     if os.geteuid() == 0:
         if not IN_GUEST:
             enter_mount_namespace()

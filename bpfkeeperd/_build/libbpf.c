@@ -205,6 +205,13 @@ int64_t keeper_fs_magic(const char *path)
 	return statfs(path, &fs) ? -errno : (int64_t)(uint32_t)fs.f_type;
 }
 
+int64_t keeper_fs_magic_of(int fd)
+{
+	struct statfs fs;
+
+	return fstatfs(fd, &fs) ? -errno : (int64_t)(uint32_t)fs.f_type;
+}
+
 /* ---- the layout of a BTF type ---- */
 
 struct layout {

@@ -58,6 +58,7 @@ int keeper_setns(int fd);
 int keeper_rename(const char *from, const char *to);
 /* The magic number of the file system a path is on (statfs). */
 int64_t keeper_fs_magic(const char *path);
+int64_t keeper_fs_magic_of(int fd);
 
 /*
  * A BTF type flattened: one line per leaf, "bit offset:bits:kind:path". The caller frees it.

@@ -17,14 +17,19 @@ BPFFS_MAGIC = 0xCAFE4A11
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ENAMETOOLONG, errno.ELOOP)
 
 
-def is_bpffs(path: str) -> bool:
-    """Whether a path is on a bpffs; False too when it is not there, or not for this user.
+def is_bpffs(place: str | int) -> bool:
+    """Whether a path, or what is open, is on a bpffs; False too when it is not there, or not for
+    this user.
 
     Raises:
         KernelError: nobody can tell.
     """
-    magic = int(lib.keeper_fs_magic(os.fsencode(path)))
+    if isinstance(place, int):
+        magic = int(lib.keeper_fs_magic_of(place))
+    else:
+        magic = int(lib.keeper_fs_magic(os.fsencode(place)))
     if magic < 0 and -magic not in _NOT_THERE:
+        path = os.readlink(f"/proc/self/fd/{place}") if isinstance(place, int) else place
         raise KernelError(f"look which file system {path} is on", -magic)
     return magic == BPFFS_MAGIC
 

@@ -14,6 +14,12 @@ state_file='/var/lib/bpfkeeperd/sys-fs-bpf-bpfkeeperd\x2ddemo.json' # the daemon
 keeper=.venv/bin/bpfkeeperd
 manifest=config/demo/bpfkeeperd.yaml
 
+# Root takes nobody else's files unless told to: this checkout is taken, whose ever it is.
+owner=$(stat --format %U .)
+[[ $owner =~ ^[a-z_][a-z0-9_-]*$ ]] || owner=$(stat --format %u .) # no name, or a strange one
+options="--config $manifest"
+[ "$owner" = root ] || options+=" --trust $owner"
+
 # The machine's cgroup2 mount, nothing where there is none.
 cgroup2_mount() {
 	findmnt --list --noheadings --output TARGET --types cgroup2 --first-only || true

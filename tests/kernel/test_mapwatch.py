@@ -19,6 +19,7 @@ from bpfkeeperd.entries import Manifest
 from bpfkeeperd.mapcounts import MapCounts
 from bpfkeeperd.mapwatch import LOOK_SECONDS, MapWatch
 from bpfkeeperd.state import Status
+from bpfkeeperd.trust import NOBODY_ELSE
 from tests.scenario import World
 
 MANIFEST = """
@@ -32,7 +33,9 @@ class Watched:
     """A watch, with a clock of the test's own."""
 
     def __init__(self, world: World, stack: ExitStack) -> None:
-        options = Namespace(state_dir=world.state_directory, config=str(world.manifest_file))
+        options = Namespace(
+            state_dir=world.state_directory, config=str(world.manifest_file), trust=NOBODY_ELSE
+        )
         counting = stack.enter_context(MapCounts())
         self.looks = 0
         self.now = 1000.0

@@ -11,7 +11,7 @@ import pytest
 
 from bpfkeeperd import kernel
 from bpfkeeperd.errors import KernelError, PinRootError
-from bpfkeeperd.observe import check_pin_root
+from bpfkeeperd.pinroot import check_pin_root
 from bpfkeeperd.state import MapIdChange, ReloadResult
 from bpfkeeperd.statefile import state_path
 from tests.kernel.test_reload import plan_now

@@ -244,7 +244,7 @@ def test_a_daemon_without_a_descriptor_left_goes_on(world: World, start: Start) 
     limits = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)
     samples = set(daemon.metrics())
     resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (16, limits[1]))
-    daemon.wait_log("cannot read")
+    daemon.wait_log("cannot open pin root")
     daemon.signal(signal.SIGHUP)
     daemon.wait_log("applied in part")
     time.sleep(0.3)  # some looks
