@@ -143,7 +143,8 @@ class Daemon:
         if time.monotonic() - self._told_alive > 1:
             self._told_alive = time.monotonic()
             self._notifier.long_work()
-        poll = select.poll()  # select(2) knows no descriptor above 1023, and the store can fill those
+        # select(2) knows no descriptor above 1023, and the store can fill those
+        poll = select.poll()
         poll.register(self._wake_reader, select.POLLIN)
         if not self._stopping and poll.poll(math.ceil(seconds * 1000)):
             self._wake_reader.recv(4096)
