@@ -11,6 +11,8 @@ from bpfkeeperd.errors import KeeperError, KernelError
 from bpfkeeperd.pinrights import Rights
 from bpfkeeperd.transaction import Transaction
 
+_CAPABILITIES = "it takes CAP_CHOWN or CAP_FOWNER, which pin-owners.conf gives to the service"
+
 
 @contextlib.contextmanager
 def doing(action: str) -> Iterator[None]:
@@ -154,7 +156,7 @@ def set_rights(path: str, rights: Rights, before: Rights | None = None) -> None:
             os.close(fd)
     except OSError as error:
         what = f"set owner {rights.who}, mode {rights.mode:04o} on the pin {path}"
-        remedy = "it takes CAP_CHOWN or CAP_FOWNER" if error.errno == errno.EPERM else ""
+        remedy = _CAPABILITIES if error.errno == errno.EPERM else ""
         raise KernelError(what, error.errno or 0, remedy) from None
 
 

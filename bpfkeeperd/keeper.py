@@ -163,17 +163,18 @@ class Keeper:
         ``keep_pinned`` lets go of the maps that the service manager kept beside pinned ones.
         """
         started = time.monotonic()
+        kept = sum(found.id is not None for found in self.status.maps)
         try:
             outcome = self._reload(force, keep_pinned)
         except ManifestError as error:
-            kept = sum(found.id is not None for found in self.status.maps)
             failures = (Failure(str(error)),)
             outcome = Outcome(ReloadResult.REJECTED, failures=failures, kept_maps=kept)
         except KeeperError as error:
-            outcome = Outcome(ReloadResult.FAILED, failures=(Failure(str(error)),))
+            failures = (Failure(str(error)),)
+            outcome = Outcome(ReloadResult.FAILED, failures=failures, kept_maps=kept)
         except OSError as error:
             text = f"cannot go on: {error.filename or 'a system call'}: {error.strerror}"
-            outcome = Outcome(ReloadResult.FAILED, failures=(Failure(text),))
+            outcome = Outcome(ReloadResult.FAILED, failures=(Failure(text),), kept_maps=kept)
         seconds = time.monotonic() - started
         outcome = replace(outcome, duration_seconds=seconds)
         self._count(outcome)

@@ -17,8 +17,10 @@ from bpfkeeperd.pinrights import Rights
 from bpfkeeperd.state import ReloadResult
 from bpfkeeperd.steps import Step
 from tests.kernel.test_instruments import (
+    CAP_CHOWN,
     CAP_DAC_OVERRIDE,
     CAP_DAC_READ_SEARCH,
+    CAP_FOWNER,
     drop_capabilities,
     in_a_thread,
 )
@@ -179,6 +181,26 @@ def test_a_restored_pin(world: World) -> None:
         assert map_id(world.pins / "limits") == number
         assert rights(world.pins / "limits") == Rights(0, READERS, 0o640)
         assert keeper.heal(100.0).actions == ()
+
+
+def test_a_pin_that_cannot_be_given_away_is_restored_for_root_alone(world: World) -> None:
+    limits(world, f"group: {READERS}, mode: 0640")
+    with world.keeper() as keeper:
+        world.reload(keeper)
+        number = map_id(world.pins / "limits")
+        (world.pins / "limits").unlink()
+
+        def restored() -> None:
+            drop_capabilities(CAP_CHOWN, CAP_FOWNER)
+            report = keeper.heal(1.0)
+            assert [action.done for action in report.actions] == [False]
+            assert "it takes CAP_CHOWN" in str(report), report
+
+        in_a_thread(restored)
+        assert map_id(world.pins / "limits") == number
+        assert rights(world.pins / "limits") == Rights(0, 0, 0o600)
+        keeper.heal(100.0)
+        assert rights(world.pins / "limits") == Rights(0, READERS, 0o640)
 
 
 def test_changed_rights_are_drift(world: World) -> None:
