@@ -207,14 +207,20 @@ def test_garbage_is_let_go_of(world: World, start: Start, store: Store) -> None:
     stray = kernel.map_create(1, "stray", 4, 4, 4)
     assert program is not None
     name = fd_name(world)
-    for other, fd in ((name, reader), (name, os.dup(program)), ("x", writer), ("y", program)):
-        store.put(other, fd)
+    kept = kernel.pinned(str(world.pins / "counts"), kernel.PinKind.MAP)
+    assert kept is not None
+    store.obey({"FDSTOREREMOVE": "1", "FDNAME": name}, ())  # the map itself comes last
+    for fd in (reader, os.dup(program), kept):
+        store.put(name, fd)
+    store.put("x", writer)
+    store.put("y", program)
     store.put("m234567890123456", stray)
     daemon = start(store=store)
     assert world.map_id() == map_id and store.map_ids() == {"counts": [map_id]}
     assert len(store.names) == 2
     for what in ("something that is no map", "a program", "map ID"):
         daemon.wait_log(f"the service manager kept {what}")
+    daemon.wait_log(f"the service manager kept a program, as {name!r}")  # and did not take it
     opened = daemon.open_files()
     assert not [path for path in opened if path == f"pipe:[{os.getpid()}]"]
     assert counted(world) == 3
