@@ -274,6 +274,23 @@ def test_a_conflict_is_refused(world: World, store: Store, conflict: Conflict) -
     assert "has a new ID" not in daemon.log
 
 
+def test_a_pin_that_is_not_opened_decides_nothing(world: World, start: Start, store: Store) -> None:
+    """Once it may be opened, the map under it is still another than was kept."""
+    prepare(world)
+    daemon = start(store=store)
+    kept = world.map_id()
+    assert kept
+    daemon.kill()
+    other = put_other(world)
+    os.chown(world.pins / "counts", 1000, 0)
+    daemon = start(store=store)
+    daemon.wait_log("belongs to user 1000, and was not opened")
+    os.chown(world.pins / "counts", 0, 0)
+    assert daemon.reload().returncode == 1
+    check_refused(world, daemon, kept, other)
+    assert store.map_ids() == {"counts": [kept]}
+
+
 def test_a_conflict_outlasts_restarts(
     world: World, start: Start, store: Store, conflict: Conflict
 ) -> None:
