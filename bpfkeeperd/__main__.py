@@ -24,7 +24,8 @@ def command_line() -> argparse.ArgumentParser:
         description="Keeps pinned eBPF maps alive, under the same ID and with their contents,"
         " while the programs around them are reloaded.",
         epilog="Exit codes: 0 fine, 1 failed, 2 the manifest is wrong (78 from run, 1"
-        " from reload), 3 plan found something to do (with --exit-code).",
+        " from reload), 3 plan found something to do (with --exit-code). The manual:"
+        " bpfkeeperd(8) and bpfkeeperd.yaml(5).",
     )
     parser.add_argument("--version", action="version", version=f"bpfkeeperd {__version__}")
     common = argparse.ArgumentParser(add_help=False)
@@ -95,7 +96,9 @@ def _add_plan(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--verify", action="store_true", help="have the verifier judge every program to be loaded"
     )
-    sub.add_argument("--exit-code", action="store_true", help="exit with 3 when there is something")
+    sub.add_argument(
+        "--exit-code", action="store_true", help="exit with 3 when there is something to do"
+    )
 
 
 def _add_reload(sub: argparse.ArgumentParser) -> None:

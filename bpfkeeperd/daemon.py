@@ -144,7 +144,10 @@ class Daemon:
         if time.monotonic() - self._told_alive > 1:
             self._told_alive = time.monotonic()
             self._notifier.long_work()
-        if not self._stopping and select.select([self._wake_reader], [], [], seconds)[0]:
+        # select(2) knows no descriptor above 1023, and the store can fill those
+        poll = select.poll()
+        poll.register(self._wake_reader, select.POLLIN)
+        if not self._stopping and poll.poll(math.ceil(seconds * 1000)):
             self._wake_reader.recv(4096)
         return not self._stopping
 
