@@ -1,6 +1,7 @@
 """From the command line to a command to an exit code; the only place that prints errors."""
 
 import argparse
+import errno
 import os
 import resource
 import sys
@@ -10,6 +11,7 @@ from bpfkeeperd import __version__, commands
 from bpfkeeperd.errors import KeeperError, ManifestError
 from bpfkeeperd.trust import Trust, user_id
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 DEFAULT_CONFIG = "/etc/bpfkeeperd/bpfkeeperd.yaml"
 
 Command = Callable[[argparse.Namespace], int]
@@ -179,8 +181,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if sys.stdout:  # None when it was closed before
                 sys.stdout.flush()  # at the interpreter's end nobody could catch what this raises
     except BrokenPipeError:  # the reader of our output went away
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _end_output()
         return commands.FAILED
+    except OSError as error:
+        if error.errno not in _NO_ROOM or error.filename is not None:
+            raise
+        _end_output()
+        print(f"bpfkeeperd: cannot write to standard output: {error.strerror}", file=sys.stderr)
+        return commands.FAILED
+
+
+def _end_output() -> None:
+    """What is still to be written goes nowhere: at the interpreter's end it would fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(arguments: Sequence[str] | None) -> int:

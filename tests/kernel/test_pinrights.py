@@ -363,6 +363,28 @@ def test_a_linked_directory_is_not_followed(world: World) -> None:
     assert f"{world.pins}/xdp is a symbolic link" in refused(world.apply())
 
 
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_directory_that_is_planted_during_a_reload(world: World, linked: bool) -> None:
+    """In a pin root for everybody: the map is not pinned where somebody else could exchange it,
+    what is there is left alone, and the reload is no success."""
+    world.pins.chmod(0o1777)
+    planted, elsewhere = world.pins / "tc", world.pins / "elsewhere"
+    elsewhere.mkdir()
+
+    def plant_it(step: Step, subject: object) -> None:
+        if step is Step.PIN_MAP and not planted.is_symlink():
+            planted.symlink_to(elsewhere) if linked else planted.mkdir()
+            os.chown(planted, 0 if linked else 1000, -1, follow_symlinks=False)
+
+    limits(world, name="tc/globals/acl")
+    with world.keeper(plant_it) as keeper:
+        outcome = world.reload(keeper)
+        assert f"cannot pin in {planted}: somebody else has put it there" in refused(outcome)
+        assert not list(elsewhere.iterdir()) and not list(planted.iterdir())
+        assert str(planted) in refused(world.reload(keeper))
+    assert planted.is_symlink() is linked
+
+
 def test_what_is_to_be_renamed(world: World) -> None:
     plant(world.pins / "former")
     limits(world)

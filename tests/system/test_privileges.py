@@ -19,13 +19,12 @@ from bpfkeeperd.control import daemon_process
 from bpfkeeperd.hooks import HookKind
 from tests.bench.gap import quiet_pair
 from tests.conftest import BuildObject, make_places, mounted_bpffs
-from tests.kernel.exactness import GETPGID
 from tests.kernel.test_trace_hooks import tracefs, victim
 from tests.machine import Netns, inside_cgroup, send_datagrams
 from tests.scenario import World
 from tests.system.everyhook import GROUPS, ROWS, Row, Scene
 from tests.system.process import METRICS, NO_METRICS, ROOT, DaemonProcess, cli
-from tests.system.test_every_hook import hook, unpin, why_not_here
+from tests.system.test_every_hook import hook, own_calls, unpin, why_not_here
 from tests.system.test_every_hook import write as write_hooks
 
 __all__ = ["tracefs", "victim"]
@@ -252,7 +251,7 @@ objects:
 def put_group(world: World, name: str) -> None:
     """An object of the table of hooks."""
     group = GROUPS[name]
-    macros = {"PID": os.getpid(), "SYSCALL": GETPGID, "VERSION": 1, "SUFFIX": group.suffix}
+    macros: dict[str, object] = {"VERSION": 1, "SUFFIX": group.suffix, **own_calls()}
     world.put(name, group.source, **macros, **{group.macro: 1})
 
 
