@@ -350,7 +350,9 @@ def _daemon(daemon: DaemonFinding | None, *, systemd: bool) -> Row:
         parts.append("notifies systemd")
         watchdog = daemon.watchdog_seconds
         parts.append(f"watchdog {watchdog:g} s" if watchdog else "no watchdog")
-        parts.append(f"descriptor store for {daemon.stores}" if daemon.stores else "no store told")
+        # Systemd tells of it since 254, if there is one.
+        stores = f"descriptor store for {daemon.stores}"
+        parts.append(stores if daemon.stores else "descriptor store not told (systemd 254 does)")
     elif daemon.notifies is False:
         parts.append("not started by systemd")
     text = ", ".join(parts)

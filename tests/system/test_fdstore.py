@@ -313,6 +313,26 @@ def test_a_conflict_decided_for_the_kept_one(
     assert "has a new ID" not in daemon.log
 
 
+def test_apply_decides_no_conflict(
+    world: World, start: Start, store: Store, conflict: Conflict
+) -> None:
+    """It has no descriptors, but knows of it; of another boot's it knows nothing."""
+    daemon, kept, other = conflict
+    daemon.stop()
+    done = cli(world, "apply")
+    assert done.returncode == 1
+    assert f"map ID {other} is pinned, but the service manager kept map ID {kept}" in done.stdout
+    daemon = start(store=store)
+    check_refused(world, daemon, kept, other)
+    assert store.map_ids() == {"counts": [kept]}
+    daemon.stop()
+    (state,) = Path(world.state_directory).glob("*.json")
+    text = json.loads(state.read_text())
+    text["boot_id"] = "another"
+    state.write_text(json.dumps(text))
+    assert "the service manager kept" not in cli(world, "plan").stdout
+
+
 def test_what_apply_exchanged_is_no_conflict(world: World, start: Start, store: Store) -> None:
     prepare(world)
     start(store=store).kill()

@@ -162,6 +162,11 @@ def test_what_is_missing(name: str) -> None:
     assert text.splitlines()[-1] == f"the daemon cannot do its work here: {name}"
 
 
+def test_uprobes_can_be_missing_where_other_perf_events_are_not() -> None:
+    row = row_of(replace(FINE, uprobes=False), "perf events")
+    assert row.verdict is Verdict.LIMITED and "uprobe.multi" in row.without
+
+
 def test_what_a_manifest_needs_names_who_needs_it() -> None:
     for need, said in (
         ({"other_netns": "fw/drop"}, "fw/drop is in another network namespace"),
