@@ -23,6 +23,7 @@ from tests.scenario import World
 from tests.system.conftest import Start
 from tests.system.process import NO_METRICS, DaemonProcess, cli
 from tests.system.store import Store, store_of
+from tests.system.test_privileges import THREE, root_with
 
 MAPS = 1000
 
@@ -233,6 +234,48 @@ def test_a_socket_of_no_name_stays_open(world: World, start: Start, store: Store
         daemon = start(store=store, sockets=[("other", other)])
         assert told(daemon) == [("FDSTORE", fd_name(world))]
         daemon.stop()
+
+
+DIES_AFTER_REMOVING = """
+import os, signal, sys
+from bpfkeeperd import fdstore
+remove = fdstore.FdStore._remove
+fdstore.FdStore._remove = lambda *both: (remove(*both), os.kill(os.getpid(), signal.SIGKILL))
+from bpfkeeperd.__main__ import main
+sys.exit(main())
+"""
+
+
+def stored_under_another_name(world: World, start: Start, store: Store) -> int:
+    """A daemon is dead, and its manifest has another name for its map; the map's ID."""
+    own_maps(world, "former")
+    start(store=store).kill()
+    map_id = world.map_id("former")
+    assert map_id
+    text = world.manifest_file.read_text()
+    world.manifest_file.write_text(text.replace('"former": {', '"latter": {rename_from: former, '))
+    return map_id
+
+
+@pytest.mark.skipif(not shutil.which("setpriv"), reason="needs setpriv (util-linux)")
+def test_another_name_without_cap_sys_admin(world: World, start: Start, store: Store) -> None:
+    """The stored descriptor is all there is: nobody may ask for a map by its ID."""
+    map_id = stored_under_another_name(world, start, store)
+    remount(world)
+    start(store=store, prefix=root_with(*THREE))
+    assert world.map_id("latter") == map_id and store.map_ids() == {"former": [map_id]}
+
+
+def test_another_name_is_stored_before_the_former_goes(
+    world: World, start: Start, store: Store
+) -> None:
+    """Killed right after, and its pin gone: the map is in the store all the while."""
+    map_id = stored_under_another_name(world, start, store)
+    daemon = start(store=store, ready=False, code=DIES_AFTER_REMOVING)
+    assert daemon.wait_exit() == -signal.SIGKILL
+    remount(world)
+    start(store=store)
+    assert world.map_id("latter") == map_id and len(store.names) == 1
 
 
 @pytest.fixture
