@@ -1,6 +1,7 @@
 """From the command line to a command to an exit code; the only place that prints errors."""
 
 import argparse
+import errno
 import os
 import resource
 import sys
@@ -10,6 +11,7 @@ from bpfkeeperd import __version__, commands
 from bpfkeeperd.errors import KeeperError, ManifestError
 from bpfkeeperd.trust import Trust, user_id
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 DEFAULT_CONFIG = "/etc/bpfkeeperd/bpfkeeperd.yaml"
 
 Command = Callable[[argparse.Namespace], int]
@@ -21,8 +23,8 @@ def command_line() -> argparse.ArgumentParser:
         prog="bpfkeeperd",
         description="Keeps pinned eBPF maps alive, under the same ID and with their contents,"
         " while the programs around them are reloaded.",
-        epilog="Exit codes: 0 fine, 1 failed, 2 the manifest is wrong (78 from run, 1"
-        " from reload), 3 plan found something to do (with --exit-code).",
+        epilog="Exit codes: 0 fine, 1 failed, 2 the manifest is wrong (78 from run, 1 from reload),"
+        " 3 plan --exit-code found something to do. The manual: bpfkeeperd(8), bpfkeeperd.yaml(5).",
     )
     parser.add_argument("--version", action="version", version=f"bpfkeeperd {__version__}")
     common = argparse.ArgumentParser(add_help=False)
@@ -93,7 +95,9 @@ def _add_plan(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--verify", action="store_true", help="have the verifier judge every program to be loaded"
     )
-    sub.add_argument("--exit-code", action="store_true", help="exit with 3 when there is something")
+    sub.add_argument(
+        "--exit-code", action="store_true", help="exit with 3 when there is something to do"
+    )
 
 
 def _add_reload(sub: argparse.ArgumentParser) -> None:
@@ -176,8 +180,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if sys.stdout:  # None when it was closed before
                 sys.stdout.flush()  # at the interpreter's end nobody could catch what this raises
     except BrokenPipeError:  # the reader of our output went away
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _end_output()
         return commands.FAILED
+    except OSError as error:
+        if error.errno not in _NO_ROOM or error.filename is not None:
+            raise
+        _end_output()
+        print(f"bpfkeeperd: cannot write to standard output: {error.strerror}", file=sys.stderr)
+        return commands.FAILED
+
+
+def _end_output() -> None:
+    """What is still to be written goes nowhere: at the interpreter's end it would fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(arguments: Sequence[str] | None) -> int:

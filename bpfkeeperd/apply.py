@@ -4,7 +4,7 @@ when a swap fails, or a program does not show that it works."""
 import itertools
 import os
 from collections.abc import Collection, Iterable, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 
 from bpfkeeperd import kernel
@@ -46,7 +46,7 @@ from bpfkeeperd.enactfilter import restore_record
 from bpfkeeperd.enactmaps import kept_map
 from bpfkeeperd.enactstubs import remove_stub, restore_stub
 from bpfkeeperd.enactswaps import SwapError
-from bpfkeeperd.errors import KeeperError, ObjectError, error_text
+from bpfkeeperd.errors import KeeperError, KernelError, ObjectError, error_text
 from bpfkeeperd.held import Held
 from bpfkeeperd.hooks import CLSACT_LINK
 from bpfkeeperd.layout import Layout, LinkKey
@@ -208,6 +208,8 @@ def _restore(enactor: Enactor, restore: Restore, applied: Applied) -> None:
             case RestoreMap(wanted, found):
                 enactor.on_step(Step.RESTORE_MAP, wanted.name)
                 fd = held.map_fd(wanted.name, found.id)
+                if fd is None:  # from before it got this name
+                    fd = held.map_fd(wanted.former, found.id)
                 with ExitStack() as stack:
                     if fd is None:
                         fd = kernel.map_by_id(found.id)
@@ -220,7 +222,13 @@ def _restore(enactor: Enactor, restore: Restore, applied: Applied) -> None:
                     marked = mark(layout, wanted.name, MapIdChange.REPLACED, fd)
                     if wanted.rights:
                         enactor.on_step(Step.SET_RIGHTS, wanted.name)
-                    pin_marked(fd, marked, path, wanted.rights)
+                    try:
+                        pin_marked(fd, marked, path, wanted.rights)
+                    except KernelError:
+                        # For root alone is better than gone with its last descriptor.
+                        with suppress(KernelError):
+                            kernel.pin(fd, path)
+                        raise
             case RestoreLink(key, info) if info.type == CLSACT_LINK:
                 enactor.on_step(Step.RESTORE_LINK, "/".join(key))
                 restore_record(layout, key, info, held)

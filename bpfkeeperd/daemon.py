@@ -16,7 +16,7 @@ from bpfkeeperd.churn import IdChange
 from bpfkeeperd.control import ControlServer, answer, control_path, read_request
 from bpfkeeperd.entries import TlsEntry
 from bpfkeeperd.errors import KeeperError, LibbpfError, ObjectError
-from bpfkeeperd.fdstore import FdStore
+from bpfkeeperd.fdstore import NAMES_MAX, FdStore
 from bpfkeeperd.httpserver import MetricsServer
 from bpfkeeperd.instruments import Instruments
 from bpfkeeperd.journal import DriftLog, log_changes, log_healed, log_outcome
@@ -107,7 +107,8 @@ class Daemon:
             self._store = FdStore(self._notifier, passed.stored, service.store_room())
             for name, fds in passed.stored.items():
                 self._keeper.stored.put(name, fds)
-            if lacking := lacking_text(kernel.effective_capabilities() or 0):
+            held = kernel.effective_capabilities()
+            if held is not None and (lacking := lacking_text(held)):
                 log.warning("%s", lacking)
             _learn_features()
             outcome = self._reload()
@@ -144,7 +145,10 @@ class Daemon:
         if time.monotonic() - self._told_alive > 1:
             self._told_alive = time.monotonic()
             self._notifier.long_work()
-        if not self._stopping and select.select([self._wake_reader], [], [], seconds)[0]:
+        # select(2) knows no descriptor above 1023, and the store can fill those
+        poll = select.poll()
+        poll.register(self._wake_reader, select.POLLIN)
+        if not self._stopping and poll.poll(math.ceil(seconds * 1000)):
             self._wake_reader.recv(4096)
         return not self._stopping
 
@@ -333,8 +337,9 @@ class Daemon:
         if left_out and left_out != self._left_out:
             log.warning(
                 "the service manager keeps no descriptor of %d maps and links: there is no room for"
-                " more (FileDescriptorStoreMax=, and 7000 at the most); their pins keep them",
+                " more (FileDescriptorStoreMax=, and %d at the most); their pins keep them",
                 left_out,
+                NAMES_MAX,
             )
         self._left_out = left_out
 

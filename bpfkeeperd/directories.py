@@ -11,6 +11,8 @@ from bpfkeeperd.errors import KeeperError, KernelError
 from bpfkeeperd.pinrights import Rights
 from bpfkeeperd.transaction import Transaction
 
+_CAPABILITIES = "it takes CAP_CHOWN or CAP_FOWNER, which pin-owners.conf gives to the service"
+
 
 @contextlib.contextmanager
 def doing(action: str) -> Iterator[None]:
@@ -84,13 +86,31 @@ def remove_directory(path: str) -> None:
 
 
 def make_parents(transaction: Transaction, path: str, top: str) -> None:
-    """Makes the directories between ``top`` and a path that are not there yet."""
+    """Makes the directories between ``top`` and a path that are not there yet.
+
+    Raises:
+        KeeperError: somebody else has put one there, or a symbolic link, since everything was
+            looked at.
+    """
     parts = path.removeprefix(f"{top}/").split("/")[:-1]
     for depth in range(1, len(parts) + 1):
         directory = f"{top}/{'/'.join(parts[:depth])}"
-        if not is_directory(directory):
-            make_directory(directory)
+        if not is_there(directory):
+            make_new_directory(directory)
             transaction.on_undo(functools.partial(remove_directory, directory))
+        found = status_of(directory)
+        if found is None or not _is_closed(found):
+            raise KeeperError(
+                f"cannot pin in {directory}: somebody else has put it there while the reload went"
+                " on: reload again, which tells whose it is"
+            )
+
+
+def _is_closed(directory: os.stat_result) -> bool:
+    """Whether nobody but root and this user can exchange what is in a directory."""
+    is_own = directory.st_uid in (0, os.geteuid())
+    is_open = directory.st_mode & stat.S_IWOTH and not directory.st_mode & stat.S_ISVTX
+    return stat.S_ISDIR(directory.st_mode) and is_own and not is_open
 
 
 def exchange(transaction: Transaction, staged: str, path: str, aside: str) -> None:
@@ -136,7 +156,7 @@ def set_rights(path: str, rights: Rights, before: Rights | None = None) -> None:
             os.close(fd)
     except OSError as error:
         what = f"set owner {rights.who}, mode {rights.mode:04o} on the pin {path}"
-        remedy = "it takes CAP_CHOWN or CAP_FOWNER" if error.errno == errno.EPERM else ""
+        remedy = _CAPABILITIES if error.errno == errno.EPERM else ""
         raise KernelError(what, error.errno or 0, remedy) from None
 
 

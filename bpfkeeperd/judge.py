@@ -89,7 +89,11 @@ def _hooks(found: Findings) -> Row:
         refused = [name for name, hook in found.hooks.items() if hook.refused]
         why = found.hooks[refused[0]].reason
         return Row("hooks", Verdict.UNKNOWN, f"{text}; {len(refused)} not told: {why}")
-    missing = [name for name, hook in found.hooks.items() if hook.can is False]
+    lacked = [name for name, hook in found.hooks.items() if hook.can is False]
+    stood_in = [name for name in lacked if _is_stood_in(found, name)]
+    missing = [name for name in lacked if name not in stood_in]
+    if stood_in:
+        text += f"; filters of tc stand for {', '.join(stood_in)}"
     unsure = sum(hook.can is None for hook in found.hooks.values())
     if unsure:
         text += f"; of {unsure} only attaching tells"
@@ -98,6 +102,12 @@ def _hooks(found: Findings) -> Row:
     without = f"no programs at {', '.join(missing)}"
     remedy = "`bpfkeeperd check` tells why of those that a manifest needs"
     return Row("hooks", Verdict.LIMITED, text, without, remedy)
+
+
+def _is_stood_in(found: Findings, name: str) -> bool:
+    """Whether filters of tc take the place of a hook of TCX."""
+    other = found.hooks.get(name.replace("tcx/", "clsact/"))
+    return other is not None and not _fails(other)
 
 
 def _fails(hook: HookFinding | None) -> bool:
@@ -350,7 +360,9 @@ def _daemon(daemon: DaemonFinding | None, *, systemd: bool) -> Row:
         parts.append("notifies systemd")
         watchdog = daemon.watchdog_seconds
         parts.append(f"watchdog {watchdog:g} s" if watchdog else "no watchdog")
-        parts.append(f"descriptor store for {daemon.stores}" if daemon.stores else "no store told")
+        # Systemd tells of it since 254, if there is one.
+        stores = f"descriptor store for {daemon.stores}"
+        parts.append(stores if daemon.stores else "descriptor store not told (systemd 254 does)")
     elif daemon.notifies is False:
         parts.append("not started by systemd")
     text = ", ".join(parts)

@@ -87,15 +87,16 @@ def look(
         boot, layout = kernel.boot_id(), Layout(manifest.pin_root)
         observed = observe(desired, layout, held, memory.last_ids(boot), memory.owners(boot))
         observed = with_foreign(desired, layout, observed, everywhere=True)
-    observed = with_conflicts(observed, _alive(memory.conflicts))
+    observed = with_conflicts(observed, _undecided(memory, boot))
     todo = plan(desired, observed, force=force)
     return Look(desired, observed, todo, followed(memory, desired, observed, marked(layout))[0])
 
 
-def _alive(conflicts: Mapping[str, int]) -> dict[str, int]:
-    """Without those whose map is gone with the service manager's descriptor; as far as it may be
-    told, which takes CAP_SYS_ADMIN."""
-    return {name: map_id for name, map_id in conflicts.items() if kernel.map_lives(map_id)}
+def _undecided(memory: Memory, boot: str) -> dict[str, int]:
+    """Conflicts that nobody has decided yet, without those whose map is gone with the service
+    manager's descriptor; as far as it may be told, which takes CAP_SYS_ADMIN."""
+    known = memory.conflicts if memory.boot_id == boot else {}
+    return {name: map_id for name, map_id in known.items() if kernel.map_lives(map_id)}
 
 
 class Keeper:
@@ -162,17 +163,18 @@ class Keeper:
         ``keep_pinned`` lets go of the maps that the service manager kept beside pinned ones.
         """
         started = time.monotonic()
+        kept = sum(found.id is not None for found in self.status.maps)
         try:
             outcome = self._reload(force, keep_pinned)
         except ManifestError as error:
-            kept = sum(found.id is not None for found in self.status.maps)
             failures = (Failure(str(error)),)
             outcome = Outcome(ReloadResult.REJECTED, failures=failures, kept_maps=kept)
         except KeeperError as error:
-            outcome = Outcome(ReloadResult.FAILED, failures=(Failure(str(error)),))
+            failures = (Failure(str(error)),)
+            outcome = Outcome(ReloadResult.FAILED, failures=failures, kept_maps=kept)
         except OSError as error:
             text = f"cannot go on: {error.filename or 'a system call'}: {error.strerror}"
-            outcome = Outcome(ReloadResult.FAILED, failures=(Failure(text),))
+            outcome = Outcome(ReloadResult.FAILED, failures=(Failure(text),), kept_maps=kept)
         seconds = time.monotonic() - started
         outcome = replace(outcome, duration_seconds=seconds)
         self._count(outcome)
@@ -330,9 +332,11 @@ class Keeper:
         memory, boot = self._ledger.memory, kernel.boot_id()
         last_ids, owners = memory.last_ids(boot), memory.owners(boot)
         observed = observe(desired, self._layout, self._held, last_ids, owners)
-        if stored := self._held.undecided_ids():
-            if not keep_pinned:
-                observed = with_conflicts(observed, stored, self._ledger.pinned_here)
+        stored = self._held.undecided_ids()
+        if not keep_pinned:  # `apply` has no descriptors, and knows of it all the same
+            both = {**_undecided(memory, boot), **stored}
+            observed = with_conflicts(observed, both, self._ledger.pinned_here)
+        if stored:
             self._held.undecided = undecided(observed, stored, unread=bool(desired.faults))
         # What is known of others is looked at again; else only those who attach have to know.
         observed = with_foreign(desired, self._layout, observed, everywhere=self._foreign)

@@ -116,9 +116,15 @@ def _cpu_fault(cpu: int | None) -> str:
 
 
 def _process_fault(pid: int | None) -> str:
-    if pid is None or os.path.exists(f"/proc/{pid}"):
+    if pid is None:
         return ""
-    return f"there is no process {pid}"
+    try:
+        os.kill(pid, 0)  # /proc may be mounted so that processes of others are not seen
+    except ProcessLookupError:
+        return f"there is no process {pid}"
+    except PermissionError:
+        pass
+    return ""
 
 
 def _netns_inode(path: str) -> int | str:

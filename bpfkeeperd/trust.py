@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Self
 
 from bpfkeeperd.errors import KeeperError, UntrustedError, printable
-from bpfkeeperd.files import read_open
+from bpfkeeperd.files import read_open, unreadable
 
 LINKS_MAX = 40
 """Symbolic links in one path, as in the kernel."""
@@ -80,7 +80,7 @@ class Files:
         except _Fault as fault:
             raise UntrustedError(f"cannot read {what}{path}: {fault}") from None
         except OSError as error:
-            raise KeeperError(f"cannot read {what}{path}: {error.strerror}") from None
+            raise KeeperError(unreadable(path, error, what)) from None
         try:
             return read_open(fd, path, size_max, what)
         finally:
@@ -98,7 +98,7 @@ class Files:
         except FileNotFoundError:
             raise
         except OSError as error:
-            raise KeeperError(f"cannot read {what}{path}: {error.strerror}") from None
+            raise KeeperError(unreadable(path, error, what)) from None
         try:
             return os.listdir(fd)
         finally:

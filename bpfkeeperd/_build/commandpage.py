@@ -69,8 +69,8 @@ FILES = (
     (DEFAULT_CONFIG, "The manifest, see bpfkeeperd.yaml(5)."),
     (
         "/etc/bpfkeeperd/conf.d/*.yaml",
-        "More maps and objects. Files here and above should be written by root alone, and so should"
-        " the object files and the directories above them all.",
+        "More maps and objects. These files, object files and the directories above them all are"
+        " taken only if nobody but root can change them; but see `--trust`.",
     ),
     ("/sys/fs/bpf", "The pins of the maps, if the manifest names no other `pin_root`."),
     (
@@ -113,6 +113,58 @@ SERVICE = (
     " `MESSAGE_ID` for each kind: `journalctl -u bpfkeeperd -o verbose` shows them.",
 )
 
+TROUBLE = (
+    "Programs serve and maps are kept without the daemon, and a failed reload leaves what ran"
+    " running: there is time. What is wrong is said by the first of these that says anything:",
+    "systemctl status bpfkeeperd\njournalctl -xeu bpfkeeperd\nbpfkeeperd status\n"
+    "bpfkeeperd check\nbpfkeeperd doctor",
+)
+
+FAULTS = (
+    (
+        "status=78/CONFIG",
+        "The manifest is wrong; the journal names file, line and column. Correct it until"
+        " `bpfkeeperd check` finds no fault, then `systemctl start bpfkeeperd`.",
+    ),
+    (
+        "reload rejected, applied in part",
+        "The reload failed, wholly or for what the journal names. Correct that, or put the former"
+        " files back, and reload; `bpfkeeperd reload --wait -v` shows all that the verifier says.",
+    ),
+    (
+        "... of its unit hides ... from the service",
+        "The service does not see /home, /root and /run/user, and has /tmp and /var/tmp of its own:"
+        " put the file elsewhere.",
+    ),
+    (
+        "it takes CAP_...",
+        "The unit does not allow it. Copy the drop-in for it from /usr/share/bpfkeeperd/systemd to"
+        " /etc/systemd/system/bpfkeeperd.service.d, `systemctl daemon-reload`, and restart.",
+    ),
+    (
+        "no answer to scrapes from other machines",
+        "The unit lets in this machine's alone; the drop-in metrics-network.conf lets in the others.",
+    ),
+    (
+        "another keeper holds the pin root",
+        "The daemon runs already, or `bpfkeeperd apply` is at work: reload instead.",
+    ),
+    (
+        "... is pinned, but the service manager kept ...",
+        "Somebody pinned another map while no daemon ran. To keep that one: `bpfkeeperd reload"
+        " --wait --keep-pinned`; to have the other one back: remove the pin.",
+    ),
+    (
+        "pin root ... is not on a bpffs",
+        "It was unmounted. `systemctl restart bpfkeeperd` mounts /sys/fs/bpf and pins again what"
+        " was kept. Do not stop it before: that gives the kept maps up.",
+    ),
+    (
+        "Start request repeated too quickly",
+        "It failed ten times in two minutes: `systemctl reset-failed bpfkeeperd`, then start it.",
+    ),
+)
+
 EXAMPLES = (
     ("Look at a manifest, at what it would do, and do it:",
      "bpfkeeperd check\nbpfkeeperd plan --verify\nsystemctl reload bpfkeeperd"),
@@ -151,6 +203,10 @@ def page() -> str:
         *_terms("environment", ENVIRONMENT),
         roff.section("as a service"),
         *map(roff.paragraph, SERVICE),
+        roff.section("when something is wrong"),
+        roff.paragraph(TROUBLE[0]),
+        roff.example(TROUBLE[1]),
+        *(roff.item(roff.bold(words), what) for words, what in FAULTS),
         roff.section("examples"),
         *(part for words, lines in EXAMPLES for part in (roff.paragraph(words), roff.example(lines))),
         roff.section("see also"),

@@ -89,6 +89,7 @@ PREAMBLE = """
 #include <stdint.h>
 #include <stdlib.h>
 #include <sys/inotify.h>
+#include <sys/mount.h>
 #include <bpf/bpf.h>
 #include <bpf/btf.h>
 #include <bpf/libbpf.h>

@@ -148,7 +148,7 @@ def _struct(path: str, kind: Struct, first: dict[tuple[str, str], str]) -> Itera
     for field in kind.fields:
         where = first[field.name, field.doc]
         if where == path:
-            yield _field(path, field)
+            yield _field(field)
         else:
             again.setdefault(where, []).append(field)
     for where, fields in again.items():
@@ -158,7 +158,7 @@ def _struct(path: str, kind: Struct, first: dict[tuple[str, str], str]) -> Itera
         yield roff.paragraph(f"As in `{where}`: {names}.")
 
 
-def _field(path: str, field: Field) -> str:
+def _field(field: Field) -> str:
     kind, words = _in_words(field.kind), field.doc
     if len(kind) > KIND_MAX:
         kind, words = _in_words(field.kind, listed=False), f"{words} {_choices(field.kind)}"

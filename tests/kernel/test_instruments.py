@@ -22,7 +22,7 @@ from bpfkeeperd.state import Status
 from tests.machine import counts_hashes_at_once
 from tests.scenario import World
 
-CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 1, 2
+CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_FOWNER = 0, 1, 2, 3
 CAPABILITY_VERSION_3 = 0x20080522
 
 MAPS = """

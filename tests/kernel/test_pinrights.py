@@ -17,8 +17,10 @@ from bpfkeeperd.pinrights import Rights
 from bpfkeeperd.state import ReloadResult
 from bpfkeeperd.steps import Step
 from tests.kernel.test_instruments import (
+    CAP_CHOWN,
     CAP_DAC_OVERRIDE,
     CAP_DAC_READ_SEARCH,
+    CAP_FOWNER,
     drop_capabilities,
     in_a_thread,
 )
@@ -129,6 +131,23 @@ def test_a_map_that_is_there(world: World) -> None:
     assert map_id(world.pins / "limits") == before
 
 
+def test_no_group_gets_for_a_moment_what_it_is_not_to_have(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits(world, f"group: {READERS}, mode: 666")
+    apply(world)
+    pin, before, given = world.pins / "limits", os.chown, list[Rights]()
+
+    def chown(path: str, uid: int, gid: int) -> None:
+        before(path, uid, gid)
+        given.append(rights(pin))
+
+    monkeypatch.setattr(os, "chown", chown)
+    limits(world, f"group: {READERS + 1}, mode: 604")
+    apply(world)
+    assert given == [Rights(0, READERS + 1, 0o604)]
+
+
 def test_without_options_rights_are_nobodys_business(world: World) -> None:
     limits(world)
     with world.keeper() as keeper:
@@ -179,6 +198,26 @@ def test_a_restored_pin(world: World) -> None:
         assert map_id(world.pins / "limits") == number
         assert rights(world.pins / "limits") == Rights(0, READERS, 0o640)
         assert keeper.heal(100.0).actions == ()
+
+
+def test_a_pin_that_cannot_be_given_away_is_restored_for_root_alone(world: World) -> None:
+    limits(world, f"group: {READERS}, mode: 0640")
+    with world.keeper() as keeper:
+        world.reload(keeper)
+        number = map_id(world.pins / "limits")
+        (world.pins / "limits").unlink()
+
+        def restored() -> None:
+            drop_capabilities(CAP_CHOWN, CAP_FOWNER)
+            report = keeper.heal(1.0)
+            assert [action.done for action in report.actions] == [False]
+            assert "it takes CAP_CHOWN" in str(report), report
+
+        in_a_thread(restored)
+        assert map_id(world.pins / "limits") == number
+        assert rights(world.pins / "limits") == Rights(0, 0, 0o600)
+        keeper.heal(100.0)
+        assert rights(world.pins / "limits") == Rights(0, READERS, 0o640)
 
 
 def test_changed_rights_are_drift(world: World) -> None:
@@ -339,6 +378,28 @@ def test_a_linked_directory_is_not_followed(world: World) -> None:
     (world.pins / "xdp").symlink_to("tc")
     limits(world, name="xdp/acl")
     assert f"{world.pins}/xdp is a symbolic link" in refused(world.apply())
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_directory_that_is_planted_during_a_reload(world: World, linked: bool) -> None:
+    """In a pin root for everybody: the map is not pinned where somebody else could exchange it,
+    what is there is left alone, and the reload is no success."""
+    world.pins.chmod(0o1777)
+    planted, elsewhere = world.pins / "tc", world.pins / "elsewhere"
+    elsewhere.mkdir()
+
+    def plant_it(step: Step, subject: object) -> None:
+        if step is Step.PIN_MAP and not planted.is_symlink():
+            planted.symlink_to(elsewhere) if linked else planted.mkdir()
+            os.chown(planted, 0 if linked else 1000, -1, follow_symlinks=False)
+
+    limits(world, name="tc/globals/acl")
+    with world.keeper(plant_it) as keeper:
+        outcome = world.reload(keeper)
+        assert f"cannot pin in {planted}: somebody else has put it there" in refused(outcome)
+        assert not list(elsewhere.iterdir()) and not list(planted.iterdir())
+        assert str(planted) in refused(world.reload(keeper))
+    assert planted.is_symlink() is linked
 
 
 def test_what_is_to_be_renamed(world: World) -> None:

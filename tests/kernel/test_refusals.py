@@ -280,3 +280,17 @@ def test_an_own_map_with_an_interface_that_is_not_there(world: World) -> None:
     said = refused(world.apply())
     assert said.startswith("entry 0 of map ports: there is no interface nowhere0")
     assert (world.pins / "ports").exists(), "the map and its other entries are there"
+
+
+def test_a_manifest_that_cannot_be_read_changes_nothing(world: World) -> None:
+    world.put("one")
+    world.write("objects: {one: {file: one.bpf.o, pin_maps: [counts]}}\n")
+    with world.keeper() as keeper:
+        world.reload(keeper)
+        number = world.map_id()
+        world.manifest_file.unlink()
+        outcome = world.reload(keeper)
+        assert outcome.result is ReloadResult.FAILED
+        assert outcome.kept_maps == 1, outcome.summary
+        assert "No such file or directory" in str(outcome.failures[0])
+        assert world.map_id() == number

@@ -103,13 +103,18 @@ def why_not_here(name: str) -> str:
     return ""
 
 
+def own_calls() -> dict[str, object]:
+    """What tells the programs of tests/bpf/hooks.bpf.c which calls are this process's."""
+    pids = os.stat("/proc/self/ns/pid")
+    places = {"PIDS_DEVICE": pids.st_dev, "PIDS_INODE": pids.st_ino}
+    return {"PID": os.getpid(), "SYSCALL": GETPGID, **places}
+
+
 def write(scene: Scene, rows: tuple[Row, ...], version: int) -> None:
     lines = [METRICS, "objects:"]
     for name in dict.fromkeys(row.object for row in rows):
         group = GROUPS[name]
-        pids = os.stat("/proc/self/ns/pid")
-        macros: dict[str, object] = {"PID": os.getpid(), "SYSCALL": GETPGID, "VERSION": version}
-        macros |= {"PIDS_DEVICE": pids.st_dev, "PIDS_INODE": pids.st_ino}
+        macros: dict[str, object] = {"VERSION": version, **own_calls()}
         if group.source == "congestion":
             macros |= {"NAME": f'"{scene.congestion}"'}
         scene.world.put(name, group.source, **macros, **{group.macro: 1, "SUFFIX": group.suffix})

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import time
 
@@ -11,6 +12,7 @@ from bpfkeeperd.steps import FAILPOINT_VARIABLE
 from tests.scenario import World
 from tests.system.conftest import Start
 from tests.system.process import NO_METRICS, cli, sending
+from tests.system.store import store_of
 
 ERRORS = "still: {map: errors, key: {address: 127.0.0.1, port: 9, zero: 0}}"
 
@@ -49,6 +51,23 @@ def test_the_commands_tell_the_verdict(world: World, start: Start) -> None:
         assert cli(world, "status").returncode == 0
         assert world.link_ids() != links
     assert daemon.stop() == 0
+
+
+def test_descriptors_beyond_those_of_select(world: World, start: Start) -> None:
+    """A start with a program on trial, and 1,100 descriptors from the service manager."""
+    world.put("one", "health")
+    write(world, "seconds: 10, moves: runs")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        with store_of() as store, sending(world.cgroup):
+            for number in range(1100):
+                store.put(f"m{number:015}", os.memfd_create("kept"))
+            daemon = start(store=store)
+            assert "one/watch is healthy" in daemon.log
+            assert daemon.stop() == 0
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_apply_tells_it_too(world: World) -> None:

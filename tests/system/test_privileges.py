@@ -19,13 +19,12 @@ from bpfkeeperd.control import daemon_process
 from bpfkeeperd.hooks import HookKind
 from tests.bench.gap import quiet_pair
 from tests.conftest import BuildObject, make_places, mounted_bpffs
-from tests.kernel.exactness import GETPGID
 from tests.kernel.test_trace_hooks import tracefs, victim
 from tests.machine import Netns, inside_cgroup, send_datagrams
 from tests.scenario import World
 from tests.system.everyhook import GROUPS, ROWS, Row, Scene
 from tests.system.process import METRICS, NO_METRICS, ROOT, DaemonProcess, cli
-from tests.system.test_every_hook import hook, unpin, why_not_here
+from tests.system.test_every_hook import hook, own_calls, unpin, why_not_here
 from tests.system.test_every_hook import write as write_hooks
 
 __all__ = ["tracefs", "victim"]
@@ -180,14 +179,9 @@ def all_done(daemon: DaemonProcess, count: int) -> None:
 
 
 def problems(daemon: DaemonProcess) -> list[str]:
-    """What it could not do, besides what it says at its start.
-
-    A libbpf that may not look for the BTF of modules does not load programs with a kfunc that the
-    kernel lacks (before 6.6): maps are counted from time to time then.
-    """
-    known = (LACKING, "cannot count map entries")
+    """What it could not do, besides what it says at its start."""
     lines = [line for line in daemon.log.splitlines() if "cannot" in line]
-    return [line for line in lines if not any(text in line for text in known)]
+    return [line for line in lines if LACKING not in line]
 
 
 def program_ids(links: dict[str, tuple[int, int]]) -> set[int]:
@@ -252,7 +246,7 @@ objects:
 def put_group(world: World, name: str) -> None:
     """An object of the table of hooks."""
     group = GROUPS[name]
-    macros = {"PID": os.getpid(), "SYSCALL": GETPGID, "VERSION": 1, "SUFFIX": group.suffix}
+    macros: dict[str, object] = {"VERSION": 1, "SUFFIX": group.suffix, **own_calls()}
     world.put(name, group.source, **macros, **{group.macro: 1})
 
 

@@ -1,6 +1,7 @@
 """``python -m tests.systemd``: the tests of this directory, in a guest."""
 
 import argparse
+import signal
 import sys
 
 from tests.aptfetch import FetchError
@@ -17,6 +18,7 @@ def main() -> int:
     parser.add_argument("--timeout", type=float, default=900, help="seconds for the guest")
     parser.add_argument("tests", nargs="*", default=TESTS, help="what pytest gets")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the guest goes, too
     try:
         package, later = build_package(), build_package("+1")
         packages = {"first": [*fetch_dependencies(package), package], "later": [later]}

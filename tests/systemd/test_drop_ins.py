@@ -1,5 +1,6 @@
 """What the shipped drop-ins give and take, each with the service as it is installed."""
 
+import json
 import shutil
 import subprocess
 import urllib.request
@@ -97,7 +98,7 @@ def test_owners_of_pins() -> None:
 
 def test_the_exact_number_of_map_ids() -> None:
     systemctl("restart", UNIT)
-    assert "bpfkeeper_kernel_map_ids_exact 0" in metrics()
+    units.wait(lambda: "bpfkeeper_kernel_map_ids_exact 0" in metrics(), "the highest ID")
     start_with("exact-map-ids")
     units.wait(lambda: "bpfkeeper_kernel_map_ids_exact 1" in metrics(), "the allocator")
 
@@ -118,3 +119,17 @@ def test_early_is_ordered_before_the_network() -> None:
     assert not late & set(found["After"].split())
     done = units.run("systemd-analyze", "verify", "--man=no", UNIT)
     assert "cycle" not in done.stderr
+
+
+def test_a_process_that_the_service_does_not_see_is_probed(build_object: BuildObject) -> None:
+    """Without a drop-in: ProtectProc= hides process 1, which has more capabilities."""
+    shutil.copy(build_object("counter", HOOK='"uprobe"'), "/srv/probe.bpf.o")
+    libc = next(Path("/usr/lib").glob("*-linux-gnu/libc.so.6"))
+    MANIFEST.write_text(
+        "version: 1\nobjects:\n  probe:\n    file: /srv/probe.bpf.o\n    programs:\n"
+        f"      count: {{attach: [{{binary: {libc}, symbol: getpid, pid: 1}}]}}\n"
+    )
+    systemctl("restart", UNIT)
+    done = units.run("bpfkeeperd", "status", "--json")
+    (found,) = json.loads(done.stdout)["attachments"]
+    assert found["up"], units.last_messages()

@@ -221,6 +221,23 @@ def test_a_reload_that_is_rejected_fails_and_keeps(drive: Drive) -> None:
     drive.check()
 
 
+@pytest.mark.parametrize(
+    ("hidden", "setting"),
+    [("/home", "ProtectHome="), ("/root", "ProtectHome="), ("/tmp", "PrivateTmp=")],
+)
+def test_what_the_unit_hides_is_told(drive: Drive, hidden: str, setting: str) -> None:
+    path = Path(hidden) / "receiver.bpf.o"
+    shutil.copy(OBJECTS / "receiver.bpf.o", path)
+    drive.write(TEXT.replace("/usr/lib/bpf/receiver.bpf.o", str(path)))
+    done = units.run("bpfkeeperd", "reload", "--wait")
+    assert done.returncode == 1
+    assert f"{setting} of its unit hides {hidden} from the service" in done.stdout, done.stdout
+    path.unlink()
+    drive.write()
+    systemctl("reload", UNIT)
+    drive.check()
+
+
 def test_a_reload_that_fails_in_part_fails_and_keeps(drive: Drive) -> None:
     since = units.cursor()
     (OBJECTS / "receiver.bpf.o").write_bytes(b"not an object")

@@ -1,5 +1,5 @@
-"""What says the same thing in several places says the same: the unit, the manual pages, the schema,
-README.md, the packages and the program."""
+"""What says the same thing in several places says the same: the unit, the rules, the manual pages,
+the schema, README.md, the packages and the program."""
 
 import argparse
 import os
@@ -16,9 +16,12 @@ import pytest
 
 from bpfkeeperd import commands, fields, service
 from bpfkeeperd.__main__ import DEFAULT_CONFIG, command_line
+from bpfkeeperd.fdstore import NAMES_MAX
 from bpfkeeperd.fieldkinds import Either, Field, Kind, ListOf, MapOf, Struct
 from bpfkeeperd.manifest import parse_manifest
+from bpfkeeperd.notify import LOAD_SECONDS
 from bpfkeeperd.schema import json_schema
+from tests.prometheus import shipped
 
 TOP = Path(__file__).parents[2]
 README = (TOP / "README.md").read_text()
@@ -134,6 +137,23 @@ def test_the_readme_names_no_field_that_is_none() -> None:
     assert len(last) > 40 and last - known == set()
 
 
+def test_the_readme_has_the_defaults() -> None:
+    rows = re.findall(r"(?m)^\| ([^|]*`[^|]*) \| ([^|]*) \|", section("The manifest"))
+    rows.reverse()  # of a name that stands twice the first counts: the other is `defaults`
+    cells = {
+        re.split(r"[.…]", name)[-1]: default
+        for names, default in rows
+        for name in re.findall(r"`([^`]+)`", names)
+    }
+    for field in [field for _, field in FIELDS if field.default is not None]:
+        value = str(field.default)
+        value = value.lower() if isinstance(field.default, bool) else value
+        if field.name in cells:
+            assert value in re.findall(r"[^`,\s]+", cells[field.name]), field.name
+        else:
+            assert f"{field.name}` ({value})" in section("The manifest"), field.name
+
+
 def test_the_example_of_the_page_is_a_manifest(pages: Path) -> None:
     text = plain(parts(pages / MANIFEST_PAGE)["EXAMPLES"]).split(".nf\n")[1].split(".fi")[0]
     manifest = parse_manifest([("/etc/bpfkeeperd/bpfkeeperd.yaml", text.encode())])
@@ -211,7 +231,9 @@ def test_what_the_unit_runs_is_understood() -> None:
 def test_the_unit_does_not_try_a_wrong_manifest_again(pages: Path) -> None:
     code = str(commands.CONFIG)
     assert settings("RestartPreventExitStatus") == [code]
-    assert re.search(rf"(?m)^\.TP\n{code}$", parts(pages / COMMAND_PAGE)["EXIT STATUS"])
+    page = parts(pages / COMMAND_PAGE)
+    assert re.search(rf"(?m)^\.TP\n{code}$", page["EXIT STATUS"])
+    assert set(re.findall(r"exit status (\d\d)", "".join(page.values()))) == {code}
     assert f"{code} from `run`" in section("Commands")
     assert f"exit code {code}" in section("As a service")
 
@@ -241,8 +263,26 @@ def test_the_catalog_has_every_message() -> None:
 
 
 def test_messages_named_in_the_readme_are_those_of_the_program() -> None:
-    named = set(re.findall(r"MESSAGE_ID=([0-9a-f]{32})", README))
-    assert named and named <= {str(message) for message in service.MessageId}
+    changes = (TOP / "CHANGELOG.md").read_text()
+    for text in (README, changes):
+        named = set(re.findall(r"\b[0-9a-f]{32}\b", text))
+        assert named and named <= {str(message) for message in service.MessageId}
+
+
+def test_the_readme_has_the_limits_of_the_program() -> None:
+    text = section("As a service")
+    assert f"At most {NAMES_MAX:,} maps and links" in text
+    assert f"it is given {LOAD_SECONDS // 60} minutes" in text
+
+
+def test_what_rules_and_dashboard_name_is_in_the_readme() -> None:
+    listed = set(re.findall(r"(?m)^\| `(\w+)` \|", section("Metrics")))
+    recorded = {rule.name for rule in shipped.rules() if not rule.alert}
+    asked = [rule.expr for rule in shipped.rules()] + [query.expr for query in shipped.queries()]
+    named = {name for expr in asked for name in shipped.names(expr)} - recorded
+    own = {name.removeprefix("bpfkeeper_") for name in named if name.startswith("bpfkeeper_")}
+    bare = {re.sub("_(bucket|sum|count)$", "", name) for name in own - listed}
+    assert len(own) > 20 and bare <= listed
 
 
 def test_the_package_depends_on_what_the_project_does() -> None:

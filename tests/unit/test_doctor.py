@@ -95,6 +95,15 @@ def test_where_nothing_is_missing_all_is_fine() -> None:
     assert doctor_text(judged, Screen()).endswith("\n\nthe daemon can do its work here")
 
 
+def test_filters_of_tc_stand_for_tcx() -> None:
+    hooks = {"tcx/ingress": HookFinding(False, "Linux has it since 6.6")}
+    only = row_of(replace(FINE, hooks=hooks), "hooks")
+    assert only.verdict is Verdict.LIMITED and "no programs at tcx/ingress" in only.without
+    beside = row_of(replace(FINE, hooks={**hooks, "clsact/ingress": HookFinding(None)}), "hooks")
+    assert beside.verdict is Verdict.OK
+    assert "filters of tc stand for tcx/ingress" in beside.found
+
+
 LIMITED = {
     "hooks": {"hooks": {**FINE.hooks, "lsm": HookFinding(False, "no BTF")}},
     "map types": {"map_types": {"hash": True, "arena": False}},
@@ -160,6 +169,11 @@ def test_what_is_missing(name: str) -> None:
     assert not is_fit(rows(found))
     text = doctor_text(rows(found), Screen())
     assert text.splitlines()[-1] == f"the daemon cannot do its work here: {name}"
+
+
+def test_uprobes_can_be_missing_where_other_perf_events_are_not() -> None:
+    row = row_of(replace(FINE, uprobes=False), "perf events")
+    assert row.verdict is Verdict.LIMITED and "uprobe.multi" in row.without
 
 
 def test_what_a_manifest_needs_names_who_needs_it() -> None:

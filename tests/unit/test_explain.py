@@ -1,5 +1,7 @@
 """Map types and errnos as they are explained, and the table of map types in README.md."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -143,3 +145,16 @@ def test_every_place_tells_what_to_expect() -> None:
     assert set(MEANINGS) == set(Place)
     with pytest.raises(KeeperError):
         errno_text_at("EINVAL", "")
+
+
+def test_an_output_without_room_is_told() -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "bpfkeeperd", "explain", "map-type"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    said = "bpfkeeperd: cannot write to standard output: No space left on device\n"
+    assert (done.returncode, done.stderr) == (1, said)

@@ -11,6 +11,7 @@ import pytest
 
 from bpfkeeperd import service
 from bpfkeeperd.entries import DEFAULT_METRICS_LISTEN
+from bpfkeeperd.fdstore import NAMES_MAX
 
 UNIT = Path(__file__).parents[2] / "systemd" / "bpfkeeperd.service"
 SOCKET = UNIT.with_name("bpfkeeperd-metrics.socket")
@@ -84,10 +85,6 @@ def catalog_entries() -> dict[str, str]:
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
-def test_the_catalog_has_each_message_and_no_other() -> None:
-    assert set(catalog_entries()) == {str(message) for message in service.MessageId}
-
-
 @pytest.mark.skipif(not shutil.which("journalctl"), reason="needs journalctl")
 def test_journalctl_takes_the_catalog(tmp_path: Path) -> None:
     place = tmp_path / "usr/lib/systemd/catalog"
@@ -114,6 +111,21 @@ def section(path: Path, name: str) -> configparser.SectionProxy:
 
 def service_section() -> configparser.SectionProxy:
     return section(UNIT, "Service")
+
+
+def test_the_service_is_supervised() -> None:
+    """What a machine's defaults would leave out, and nobody would see before it is needed."""
+    service, unit = service_section(), section(UNIT, "Unit")
+    assert service["Type"] == "notify" and service["Restart"] == "on-failure"
+    assert service["WatchdogSec"] == "3min"
+    words = service["ExecReload"].split()
+    assert words[1] == "reload" and "--wait" in words, "or else systemctl reload cannot fail"
+    limit = unit["StartLimitBurst"], unit["StartLimitIntervalSec"]
+    assert limit == ("10", "2min")
+
+
+def test_the_service_manager_keeps_all_that_it_is_sent() -> None:
+    assert int(service_section()["FileDescriptorStoreMax"]) >= NAMES_MAX
 
 
 def test_no_setting_is_there_that_takes_bpffs_or_interfaces_away() -> None:
