@@ -275,11 +275,6 @@ def test_messages_named_in_the_readme_are_those_of_the_program() -> None:
         assert named and named <= {str(message) for message in service.MessageId}
 
 
-def test_the_readme_has_every_drop_in() -> None:
-    rows = re.findall(r"(?m)^\| `([\w-]+\.conf)` \|", section("As a service"))
-    assert sorted(rows) == sorted(path.name for path in (TOP / "systemd/drop-ins").iterdir())
-
-
 def test_the_readme_has_the_limits_of_the_program() -> None:
     text = section("As a service")
     assert f"At most {NAMES_MAX:,} maps and links" in text
