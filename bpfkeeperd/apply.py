@@ -208,6 +208,8 @@ def _restore(enactor: Enactor, restore: Restore, applied: Applied) -> None:
             case RestoreMap(wanted, found):
                 enactor.on_step(Step.RESTORE_MAP, wanted.name)
                 fd = held.map_fd(wanted.name, found.id)
+                if fd is None:  # from before it got this name
+                    fd = held.map_fd(wanted.former, found.id)
                 with ExitStack() as stack:
                     if fd is None:
                         fd = kernel.map_by_id(found.id)

@@ -84,9 +84,17 @@ class FdStore:
         if not self._notifier.is_open:
             return True
         deadline = time.monotonic() + SYNC_SECONDS
-        for name in self._known.keys() - wanted.keys() - set(untouched):
-            if time.monotonic() > deadline or not self._remove(name):
-                return False
+        gone = self._known.keys() - wanted.keys() - set(untouched)
+        new = wanted.keys() - self._known.keys()
+        if len(self._known) + len(new) <= self._room:
+            # A map that got another name is there under one of both all the while.
+            return self._put(wanted, deadline) and self._drop(gone, deadline)
+        return self._drop(gone, deadline) and self._put(wanted, deadline)
+
+    def _drop(self, names: Collection[str], deadline: float) -> bool:
+        return all(time.monotonic() <= deadline and self._remove(name) for name in names)
+
+    def _put(self, wanted: Kept, deadline: float) -> bool:
         for name, (number, fd) in wanted.items():
             known = self._known.get(name)
             if known == number or (known is None and len(self._known) >= self._room):

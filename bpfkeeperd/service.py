@@ -87,11 +87,12 @@ def passed_descriptors() -> Passed:
     """
     try:
         names = sd_daemon.listen_fds_with_names(unset_environment=False)
-    except OSError as error:
-        log.warning("cannot take over what the service manager passed: %s", error.strerror)
+    except (OSError, SystemError) as error:  # the latter for names that are no UTF-8
+        log.warning("cannot take over what the service manager passed: %s", error)
         return Passed(None, {})
-    for variable in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
-        os.environ.pop(variable, None)  # libsystemd would leave them here, where children get them
+    finally:
+        for variable in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
+            os.environ.pop(variable, None)  # libsystemd would leave them to children
     stored: dict[str, tuple[int, ...]] = {}
     for fd, name in names.items():
         if name not in METRICS_SOCKET_NAMES and not stat.S_ISSOCK(os.fstat(fd).st_mode):

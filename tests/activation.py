@@ -17,7 +17,7 @@ for number, fd in enumerate(moved):
     os.close(fd)
 os.closerange(3 + len(moved), above)
 os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=str(len(moved)), LISTEN_FDNAMES=names)
-os.execv(command[0], command)
+os.execvp(command[0], command)
 """
 
 

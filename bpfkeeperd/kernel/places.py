@@ -6,7 +6,7 @@ import os
 import re
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 from bpfkeeperd._libbpf import lib
@@ -64,7 +64,7 @@ def mount_of(path: str) -> Mount | None:
     """The mount that a path is on; None where it is not seen."""
     device, found = _device(path), None
     real = os.path.realpath(path)
-    with open("/proc/self/mountinfo", "rb") as mounts:
+    with suppress(FileNotFoundError), open("/proc/self/mountinfo", "rb") as mounts:  # no /proc
         for line in mounts:
             fields, _, rest = os.fsdecode(line).rstrip("\n").partition(" - ")
             _, _, of, _, place, options, *tags = fields.split(" ")

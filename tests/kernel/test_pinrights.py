@@ -131,6 +131,23 @@ def test_a_map_that_is_there(world: World) -> None:
     assert map_id(world.pins / "limits") == before
 
 
+def test_no_group_gets_for_a_moment_what_it_is_not_to_have(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits(world, f"group: {READERS}, mode: 666")
+    apply(world)
+    pin, before, given = world.pins / "limits", os.chown, list[Rights]()
+
+    def chown(path: str, uid: int, gid: int) -> None:
+        before(path, uid, gid)
+        given.append(rights(pin))
+
+    monkeypatch.setattr(os, "chown", chown)
+    limits(world, f"group: {READERS + 1}, mode: 604")
+    apply(world)
+    assert given == [Rights(0, READERS + 1, 0o604)]
+
+
 def test_without_options_rights_are_nobodys_business(world: World) -> None:
     limits(world)
     with world.keeper() as keeper:
