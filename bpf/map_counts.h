@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later OR BSD-2-Clause */
 /*
- * How full a map is: what the programs of map_counts.bpf.c and map_counts_lockdown.bpf.c share. Those
- * two differ in how they read the kernel's memory, and define after map_counts_kernel.h and before this:
+ * How full a map is: what the programs that count share. map_counts_read.h and map_counts_lockdown.bpf.c
+ * differ in how they read the kernel's memory, and define after map_counts_kernel.h and before this:
  *
  *   READ(type, address, field)    a number in a struct of the kernel
  *   FOLLOW(type, address, field)  a pointer in one, as the number it is

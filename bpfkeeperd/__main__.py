@@ -23,9 +23,8 @@ def command_line() -> argparse.ArgumentParser:
         prog="bpfkeeperd",
         description="Keeps pinned eBPF maps alive, under the same ID and with their contents,"
         " while the programs around them are reloaded.",
-        epilog="Exit codes: 0 fine, 1 failed, 2 the manifest is wrong (78 from run, 1"
-        " from reload), 3 plan found something to do (with --exit-code). The manual:"
-        " bpfkeeperd(8) and bpfkeeperd.yaml(5).",
+        epilog="Exit codes: 0 fine, 1 failed, 2 the manifest is wrong (78 from run, 1 from reload),"
+        " 3 plan --exit-code found something to do. The manual: bpfkeeperd(8), bpfkeeperd.yaml(5).",
     )
     parser.add_argument("--version", action="version", version=f"bpfkeeperd {__version__}")
     common = argparse.ArgumentParser(add_help=False)

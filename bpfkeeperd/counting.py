@@ -50,8 +50,8 @@ class Program:
 
 PROGRAMS = (
     Program("map_counts", "count_maps", kfunc=True, scans=True),
-    Program("map_counts", "count_maps_without_kfunc", kfunc=False, scans=True),
-    Program("map_counts", "count_maps_by_field", kfunc=False, scans=False),
+    Program("map_counts_plain", "count_maps_without_kfunc", kfunc=False, scans=True),
+    Program("map_counts_plain", "count_maps_by_field", kfunc=False, scans=False),
     Program("map_counts_lockdown", "count_maps_in_lockdown", kfunc=True, scans=True),
     Program("map_counts_lockdown", "count_maps_in_lockdown_without_kfunc", kfunc=False, scans=True),
 )

@@ -15,7 +15,7 @@ from bpfkeeperd.capabilities import lacking_text
 from bpfkeeperd.churn import IdChange
 from bpfkeeperd.control import ControlServer, answer, control_path, read_request
 from bpfkeeperd.entries import TlsEntry
-from bpfkeeperd.errors import KeeperError
+from bpfkeeperd.errors import KeeperError, LibbpfError, ObjectError
 from bpfkeeperd.fdstore import NAMES_MAX, FdStore
 from bpfkeeperd.httpserver import MetricsServer
 from bpfkeeperd.instruments import Instruments
@@ -110,6 +110,7 @@ class Daemon:
             held = kernel.effective_capabilities()
             if held is not None and (lacking := lacking_text(held)):
                 log.warning("%s", lacking)
+            _learn_features()
             outcome = self._reload()
             if outcome.result is ReloadResult.REJECTED:
                 self._tell(outcome)
@@ -372,6 +373,20 @@ class Daemon:
         log_changes(healed.changes)
         log_healed(healed)
         self._drift.looked(self._keeper.status, healed.impossible)
+
+
+def _learn_features() -> None:
+    """As early as can be: later something may be short. What fails here is asked at the first load.
+
+    Raises:
+        LibbpfError: only another process can load anything.
+    """
+    try:
+        kernel.learn_features()
+    except LibbpfError:
+        raise
+    except ObjectError:
+        pass  # the first load says it of what it is to load
 
 
 def _certificates(tls: TlsEntry | None) -> "Certificates | None":

@@ -60,6 +60,10 @@ class UntrustedError(KeeperError):
     """A file or directory that somebody who is not trusted could change."""
 
 
+class LibbpfError(ObjectError):
+    """libbpf remembers something wrong of the kernel: no object can be loaded by this process."""
+
+
 class PinRootError(KeeperError):
     """The pin root is not there, is not on a bpffs, or belongs to somebody else."""
 

@@ -89,7 +89,11 @@ def _hooks(found: Findings) -> Row:
         refused = [name for name, hook in found.hooks.items() if hook.refused]
         why = found.hooks[refused[0]].reason
         return Row("hooks", Verdict.UNKNOWN, f"{text}; {len(refused)} not told: {why}")
-    missing = [name for name, hook in found.hooks.items() if hook.can is False]
+    lacked = [name for name, hook in found.hooks.items() if hook.can is False]
+    stood_in = [name for name in lacked if _is_stood_in(found, name)]
+    missing = [name for name in lacked if name not in stood_in]
+    if stood_in:
+        text += f"; filters of tc stand for {', '.join(stood_in)}"
     unsure = sum(hook.can is None for hook in found.hooks.values())
     if unsure:
         text += f"; of {unsure} only attaching tells"
@@ -98,6 +102,12 @@ def _hooks(found: Findings) -> Row:
     without = f"no programs at {', '.join(missing)}"
     remedy = "`bpfkeeperd check` tells why of those that a manifest needs"
     return Row("hooks", Verdict.LIMITED, text, without, remedy)
+
+
+def _is_stood_in(found: Findings, name: str) -> bool:
+    """Whether filters of tc take the place of a hook of TCX."""
+    other = found.hooks.get(name.replace("tcx/", "clsact/"))
+    return other is not None and not _fails(other)
 
 
 def _fails(hook: HookFinding | None) -> bool:
@@ -246,7 +256,8 @@ def _settings(found: Findings) -> Iterator[Row]:
     elif jit:
         yield Row("JIT", Verdict.OK, f"net.core.bpf_jit_enable is {jit}")
     else:
-        yield Row("JIT", Verdict.UNKNOWN, "net.core.bpf_jit_enable is for root to read")
+        where = "root reads it, in the machine's own network namespace"
+        yield Row("JIT", Verdict.UNKNOWN, f"net.core.bpf_jit_enable is not seen: {where}")
 
 
 def _memory(found: Findings) -> Row:

@@ -69,7 +69,7 @@ def observe_filters(
     desired: Desired, layout: Layout, targets: Mapping[Target, int | str]
 ) -> dict[LinkKey, ObservedLink]:
     """Filters of tc: those that are recorded, and those that the manifest wants."""
-    wanted = {each.key: each for each in desired.attachments if each.hook.kind is HookKind.CLSACT}
+    wanted = {each.key: each for each in desired.attachments if _may_be_filter(each)}
     records = {record.key: record for record in _records(desired, layout)}
     for key, attachment in wanted.items():
         index = targets.get(attachment.target)
@@ -204,6 +204,20 @@ def _found(record: _Record, attachment: Attachment | None) -> LinkInfo | None:
             detail = filter_detail(handle, priority)
             return LinkInfo(0, prog_id, CLSACT_LINK, record.index, side, detail)
     return _gone(record)
+
+
+def _may_be_filter(attachment: Attachment) -> bool:
+    """Whether one may be there that nobody recorded: also where filters stand for TCX."""
+    match attachment.hook.kind:
+        case HookKind.CLSACT:
+            return True
+        case HookKind.TCX:
+            try:
+                return not kernel.has_tcx()
+            except KernelError:  # not for this user to ask
+                return False
+        case _:
+            return False
 
 
 def _filter(info: LinkInfo) -> tuple[int, int, str]:

@@ -74,6 +74,8 @@ def open_own(root: str) -> int | None:
         return _open_own(root)
     except PermissionError:
         return None
+    except OSError as error:
+        raise _not_seen(f"{root}/{OWN_DIRECTORY}", error) from None
 
 
 def has_own(root: str) -> bool:
@@ -95,9 +97,15 @@ def make_own(root: str) -> None:
         PinRootError: as `open_own`; somebody may have made it, or a symbolic link, since the look.
         KernelError: it cannot be made.
     """
-    make_directory(f"{root}/{OWN_DIRECTORY}")
-    if not has_own(root):
-        raise PinRootError(f"{root}/{OWN_DIRECTORY} went away as soon as it was made")
+    own = f"{root}/{OWN_DIRECTORY}"
+    make_directory(own)
+    try:
+        fd = _open_own(root)
+    except OSError as error:
+        raise _not_seen(own, error) from None
+    if fd is None:
+        raise PinRootError(f"{own} went away as soon as it was made")
+    os.close(fd)
 
 
 def _open(root: str, trust: Trust, flags: int) -> int | None:
@@ -109,8 +117,10 @@ def _open(root: str, trust: Trust, flags: int) -> int | None:
             parent = os.path.dirname(root)
             try:
                 fd = _open_bpffs(files, parent, os.O_PATH)
-            except OSError:
+            except (FileNotFoundError, NotADirectoryError):
                 fd = -1
+            except OSError as error:
+                raise _not_seen(parent, error) from None
             if fd >= 0:
                 os.close(fd)
                 return None
@@ -151,7 +161,7 @@ def _open_bpffs(files: Files, path: str, flags: int) -> int:
 
 
 def _open_own(root: str) -> int | None:
-    """As `open_own`; a PermissionError where this user may not look into the pin root."""
+    """As `open_own`; an OSError where it cannot be looked at."""
     own = f"{root}/{OWN_DIRECTORY}"
     try:
         fd = os.open(own, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)

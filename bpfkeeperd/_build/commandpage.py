@@ -142,6 +142,10 @@ FAULTS = (
         " /etc/systemd/system/bpfkeeperd.service.d, `systemctl daemon-reload`, and restart.",
     ),
     (
+        "no answer to scrapes from other machines",
+        "The unit lets in this machine's alone; the drop-in metrics-network.conf lets in the others.",
+    ),
+    (
         "another keeper holds the pin root",
         "The daemon runs already, or `bpfkeeperd apply` is at work: reload instead.",
     ),

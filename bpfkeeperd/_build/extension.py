@@ -7,7 +7,7 @@ from cffi import FFI
 HERE = Path(__file__).resolve().parent
 PARTS = (
     *("links", "trace", "libbpf", "pins", "attached", "entries", "dump", "slots", "figures"),
-    *("stats", "probes", "events", "net"),
+    *("stats", "probes", "features", "events", "net"),
 )
 """C files with their headers; each can use what the headers have, a later one all of an earlier."""
 HEADER = "".join((HERE / f"{part}.h").read_text() for part in PARTS)
@@ -89,6 +89,7 @@ PREAMBLE = """
 #include <stdint.h>
 #include <stdlib.h>
 #include <sys/inotify.h>
+#include <sys/mount.h>
 #include <bpf/bpf.h>
 #include <bpf/btf.h>
 #include <bpf/libbpf.h>

@@ -212,6 +212,20 @@ int64_t keeper_fs_magic_of(int fd)
 	return fstatfs(fd, &fs) ? -errno : (int64_t)(uint32_t)fs.f_type;
 }
 
+int keeper_bare_proc(void)
+{
+	int context = fsopen("proc", FSOPEN_CLOEXEC), proc;
+
+	if (context < 0)
+		return -errno;
+	if (fsconfig(context, FSCONFIG_CMD_CREATE, NULL, NULL, 0))
+		proc = -errno;
+	else if ((proc = fsmount(context, FSMOUNT_CLOEXEC, 0)) < 0)
+		proc = -errno;
+	close(context);
+	return proc;
+}
+
 /* ---- the layout of a BTF type ---- */
 
 struct layout {

@@ -59,6 +59,8 @@ int keeper_rename(const char *from, const char *to);
 /* The magic number of the file system a path is on (statfs). */
 int64_t keeper_fs_magic(const char *path);
 int64_t keeper_fs_magic_of(int fd);
+/* A descriptor of /proc as the kernel has it, whatever is mounted on it or in it. */
+int keeper_bare_proc(void);
 
 /*
  * A BTF type flattened: one line per leaf, "bit offset:bits:kind:path". The caller frees it.

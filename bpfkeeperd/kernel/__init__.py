@@ -51,6 +51,7 @@ from bpfkeeperd.kernel.bpf import (
 )
 from bpfkeeperd.kernel.dump import MapReader, Printer, map_for_reading, pinned_for_reading
 from bpfkeeperd.kernel.events import Directories, drain, interface_events, mount_events
+from bpfkeeperd.kernel.features import learn_features
 from bpfkeeperd.kernel.figures import (
     CountedEntries,
     StopFlag,
@@ -174,6 +175,7 @@ __all__ = [
     "kind_of",
     "kprobe_multi_link",
     "lacks",
+    "learn_features",
     "libbpf_version",
     "link_by_id",
     "link_create",

@@ -17,6 +17,7 @@ from bpfkeeperd.elf import check_header, first_complaint, slotted_maps
 from bpfkeeperd.errors import ObjectError, errno_text
 from bpfkeeperd.hooks import hook_of_section, place_of_section
 from bpfkeeperd.kernel.bpf import taken
+from bpfkeeperd.kernel.features import learn_features
 from bpfkeeperd.kernel.places import machine
 from bpfkeeperd.legacy import rewrite
 from bpfkeeperd.maprefusal import likely
@@ -129,6 +130,7 @@ class OpenObject:
         Raises:
             ObjectError: with the program and the telling line of the verifier's log.
         """
+        learn_features()
         self._set_types()
         lib.keeper_log_clear()
         result = lib.bpf_object__load(self._object)
@@ -193,6 +195,11 @@ def load_objects(
     interpreter: the threads run in C from first to last, and this one loads too when it has nothing
     else to do. All are done, or were never begun, when the iterator ends or is closed.
     """
+    try:
+        learn_features()
+    except ObjectError as error:
+        yield from ((place, error) for place in range(len(objects)))
+        return
     count = len(objects)
     arrays = [ffi.new(f"{kind}[]", count) for kind in _LOADS_ARRAYS]
     loads = ffi.new("struct keeper_loads *", [count, 0, 0, *arrays])

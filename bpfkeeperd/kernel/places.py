@@ -225,9 +225,22 @@ def numa_nodes() -> frozenset[int]:
 
 @functools.cache
 def boot_id() -> str:
-    """This boot's ID; map IDs start again from 1 after each boot."""
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-        return file.read().strip()
+    """The ID of the kernel's boot; map IDs start again from 1 after each.
+
+    Containers have a file with another ID mounted over the kernel's, which a service with
+    ProtectProc= does not see. Without CAP_SYS_ADMIN there is nothing but that file.
+    """
+    proc, name = "/proc", "sys/kernel/random/boot_id"
+    bare = -1
+    if os.stat(f"{proc}/{name}").st_dev != os.stat(proc).st_dev:
+        bare = int(lib.keeper_bare_proc())
+    try:
+        proc = f"/proc/self/fd/{bare}" if bare >= 0 else proc
+        with open(f"{proc}/{name}", encoding="ascii") as file:
+            return file.read().strip()
+    finally:
+        if bare >= 0:
+            os.close(bare)
 
 
 def machine() -> Machine:

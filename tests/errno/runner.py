@@ -30,7 +30,7 @@ from bpfkeeperd.unload import unload
 from tests.errno.scenarios import SCENARIOS, Act, Scenario, die_at, new_keeper
 from tests.errno.seen import Seen, look
 from tests.errno.shim import Call, Shim, Shot
-from tests.errno.words import faults, is_question
+from tests.errno.words import SPENT, faults
 from tests.scenario import World
 
 ERRNOS = (errno.EPERM, errno.ENOMEM, errno.ENOSPC, errno.EAGAIN, errno.EINTR)
@@ -183,8 +183,8 @@ class Bench:
             return "", [], None
         after = self.look()
         single = shot.first == shot.last
-        in_another = self.scenario.begin is None and any(map(is_question, failed))
-        if wrong or in_another:
+        spent = SPENT in done.text
+        if wrong:
             pass
         elif done.ok and self.scenario.act is Act.HEAL:  # what it could not see it leaves
             wrong += self._check_failed(before, after, final, done, single)
@@ -192,11 +192,11 @@ class Bench:
             wrong += self._check_done(after, final, done)
         else:
             wrong += self._check_failed(before, after, final, done, single)
-            if single:
+            if single and not spent:
                 wrong += faults(failed[0], shot.errno, done.text)
             elif "cannot" not in done.text:
                 wrong.append("it does not say what cannot be done")
-        if not in_another:
+        if not spent:
             wrong += self._check_converges(before, final)
         self.close()
         left = _descriptors() - descriptors
@@ -204,14 +204,11 @@ class Bench:
             wrong.append(f"descriptors left open: {left}")
         if wrong:
             wrong.append(f"it said: {done.text or '(done)'}; notes: {done.notes}")
-        return str(failed[0]), wrong, before if in_another else None
+        return str(failed[0]), wrong, before if spent else None
 
     def afterwards(self, before: Seen, final: Seen) -> list[str]:
         """What is wrong with what a new process does after a case."""
-        # A map that was made without BTF is kept without.
-        for known in final.told.values():
-            known.pop("btf", None)
-        wrong = self._check_converges(before, final, but="btf")
+        wrong = self._check_converges(before, final)
         self.close()
         return wrong
 
@@ -268,7 +265,7 @@ class Bench:
             return set(now) <= set(was)
         return not wanted and _is_part(now, was)
 
-    def _check_converges(self, before: Seen, final: Seen, but: str = "") -> list[str]:
+    def _check_converges(self, before: Seen, final: Seen) -> list[str]:
         """What follows goes well, and leads where it should; then there is nothing to do."""
         again = self._again()
         if not again.ok:
@@ -277,8 +274,6 @@ class Bench:
         wrong = []
         if after.passing:
             wrong.append(f"left after what follows: {after.passing}")
-        for found in after.told.values():
-            found.pop(but, None)
         if differing := _differences(after.told, final.told):
             wrong.append(f"what follows leads elsewhere: {differing}")
         if after.directories != final.directories:

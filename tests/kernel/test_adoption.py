@@ -195,6 +195,8 @@ def test_what_a_plain_loader_attached_is_adopted(scene: Scene, pinned: bool) -> 
             assert world.map_id() == map_id
             assert plan_now(world) == ()
             assert world.reload(keeper).done == ()
+            stored = {number for number, _ in keeper.kept().values()}
+            assert stored == {map_id}, "the link is theirs to end"
             status = the_attachment(keeper)
             assert (status.up, status.adopted, status.problem) == (True, True, "")
             scene.check_served()

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import time
+import uuid
 from pathlib import Path
 
 import pytest
@@ -443,3 +444,18 @@ def test_two_keepers_never_write_one_state_file(world: World) -> None:
         good(world, keeper)
     good(world)
     assert not world.changes
+
+
+def test_the_boot_is_that_of_the_kernel(tmp_path: Path) -> None:
+    """Not of a container, of which not everybody sees the file."""
+    seen = kernel.boot_id.__wrapped__()
+    place = "/proc/sys/kernel/random/boot_id"
+    assert Path(place).read_text().strip() == seen
+    container = tmp_path / "boot_id"
+    container.write_text(f"{uuid.uuid4()}\n")
+    subprocess.run(["mount", "--bind", str(container), place], check=True)
+    try:
+        assert Path(place).read_text() == container.read_text()
+        assert kernel.boot_id.__wrapped__() == seen
+    finally:
+        subprocess.run(["umount", place], check=True)

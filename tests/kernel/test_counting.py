@@ -7,8 +7,11 @@ import os
 import platform
 import random
 import resource
+import shutil
 import socket
 import struct
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack, closing
@@ -344,6 +347,24 @@ def test_on_another_kernel(
         "field",
         *(("scan", "estimate") if scans else ("", "")),
     ]
+
+
+@pytest.mark.skipif(not shutil.which("setpriv"), reason="needs setpriv (util-linux)")
+def test_a_kfunc_that_is_not_there_takes_no_capability(
+    best: MapCounter, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """libbpf would look for it in the BTF of modules, which is for CAP_SYS_ADMIN."""
+    if not best.program.scans or locked_down():
+        pytest.skip("this kernel does not take the second of the programs")
+    with_objects(monkeypatch, tmp_path, WITHOUT_KFUNC)
+    code = (
+        "import sys; from pathlib import Path; from bpfkeeperd import counting, iterators;"
+        " iterators.OBJECTS = Path(sys.argv[1]); print(counting.MapCounter.open().program.name)"
+    )
+    three = "--bounding-set=-all,+bpf,+perfmon,+net_admin"
+    command = ["setpriv", three, "--inh-caps=-all", sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert done.stdout == "count_maps_without_kfunc\n", done.stderr
 
 
 def test_the_best_that_this_kernel_takes(best: MapCounter) -> None:

@@ -284,9 +284,14 @@ def test_filter_that_runs_a_program_of_somebody_else_is_left(world: World, quiet
     assert not world.layout_files("attached")
 
 
-def test_lost_record_is_made_anew(world: World, quiet: Netns) -> None:
-    world.put("one", HOOK='"clsact/ingress"', VERDICT=-1)
-    write(world, quiet, CLSACT)
+@pytest.mark.parametrize("section", ["clsact/ingress", "tcx/ingress"])
+def test_lost_record_is_made_anew(
+    world: World, quiet: Netns, monkeypatch: pytest.MonkeyPatch, section: str
+) -> None:
+    """Also of a filter that stands for TCX, as on every kernel before 6.6."""
+    monkeypatch.setattr(kernel, "has_tcx", lambda: False)
+    world.put("one", HOOK=f'"{section}"', VERDICT=-1)
+    write(world, quiet, Row(section, VETH, datagrams, -1))
     assert world.apply().result is ReloadResult.OK
     (path,) = world.layout_files("attached")
     before = tc(quiet, "filter", "show", "dev", "veth0", "ingress")

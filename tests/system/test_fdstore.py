@@ -208,14 +208,20 @@ def test_garbage_is_let_go_of(world: World, start: Start, store: Store) -> None:
     stray = kernel.map_create(1, "stray", 4, 4, 4)
     assert program is not None
     name = fd_name(world)
-    for other, fd in ((name, reader), (name, os.dup(program)), ("x", writer), ("y", program)):
-        store.put(other, fd)
+    kept = kernel.pinned(str(world.pins / "counts"), kernel.PinKind.MAP)
+    assert kept is not None
+    store.obey({"FDSTOREREMOVE": "1", "FDNAME": name}, ())  # the map itself comes last
+    for fd in (reader, os.dup(program), kept):
+        store.put(name, fd)
+    store.put("x", writer)
+    store.put("y", program)
     store.put("m234567890123456", stray)
     daemon = start(store=store)
     assert world.map_id() == map_id and store.map_ids() == {"counts": [map_id]}
     assert len(store.names) == 2
     for what in ("something that is no map", "a program", "map ID"):
         daemon.wait_log(f"the service manager kept {what}")
+    daemon.wait_log(f"the service manager kept a program, as {name!r}")  # and did not take it
     opened = daemon.open_files()
     assert not [path for path in opened if path == f"pipe:[{os.getpid()}]"]
     assert counted(world) == 3
@@ -309,6 +315,23 @@ def test_a_conflict_is_refused(world: World, store: Store, conflict: Conflict) -
     assert done.returncode == 1 and "bpfkeeperd reload --wait --keep-pinned" in done.stdout
     assert "1 map kept" in daemon.notifications.having("READY")[-1]["STATUS"]
     assert "has a new ID" not in daemon.log
+
+
+def test_a_pin_that_is_not_opened_decides_nothing(world: World, start: Start, store: Store) -> None:
+    """Once it may be opened, the map under it is still another than was kept."""
+    prepare(world)
+    daemon = start(store=store)
+    kept = world.map_id()
+    assert kept
+    daemon.kill()
+    other = put_other(world)
+    os.chown(world.pins / "counts", 1000, 0)
+    daemon = start(store=store)
+    daemon.wait_log("belongs to user 1000, and was not opened")
+    os.chown(world.pins / "counts", 0, 0)
+    assert daemon.reload().returncode == 1
+    check_refused(world, daemon, kept, other)
+    assert store.map_ids() == {"counts": [kept]}
 
 
 def test_a_conflict_outlasts_restarts(

@@ -179,14 +179,9 @@ def all_done(daemon: DaemonProcess, count: int) -> None:
 
 
 def problems(daemon: DaemonProcess) -> list[str]:
-    """What it could not do, besides what it says at its start.
-
-    A libbpf that may not look for the BTF of modules does not load programs with a kfunc that the
-    kernel lacks (before 6.6): maps are counted from time to time then.
-    """
-    known = (LACKING, "cannot count map entries")
+    """What it could not do, besides what it says at its start."""
     lines = [line for line in daemon.log.splitlines() if "cannot" in line]
-    return [line for line in lines if not any(text in line for text in known)]
+    return [line for line in lines if LACKING not in line]
 
 
 def program_ids(links: dict[str, tuple[int, int]]) -> set[int]:

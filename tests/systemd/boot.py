@@ -39,11 +39,10 @@ StandardError=inherit
 
 RUN = """\
 # What stands in a container's /sys is not all of it, is no sysfs, and is read-only, as /proc/sys is
-# and stays, so that nobody sets up the machine; the boot has an ID for those alone who see this
-# /proc. From here on all is as on a machine.
+# and stays, so that nobody sets up the machine. From here on all is as on a machine, but that those
+# who see this /proc find another ID of the boot there.
 mkdir /run/cgroup
 mount --bind /sys/fs/cgroup /run/cgroup
-umount /proc/sys/kernel/random/boot_id
 mount -t sysfs -o nosuid,nodev,noexec sysfs /sys
 mount --bind /run/cgroup /sys/fs/cgroup
 mount -t bpf -o nosuid,nodev,noexec,mode=700 bpf /sys/fs/bpf

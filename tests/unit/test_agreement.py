@@ -256,12 +256,6 @@ def test_the_unit_has_the_directories_that_the_program_expects(
     assert f"\nMANIFESTS := {os.path.dirname(DEFAULT_CONFIG)}\n" in (TOP / "Makefile").read_text()
 
 
-def test_the_readme_has_every_drop_in() -> None:
-    named = re.findall(r"(?m)^\| `([\w-]+\.conf)` \|", section("As a service"))
-    there = [path.name for path in (TOP / "systemd/drop-ins").glob("*.conf")]
-    assert sorted(named) == sorted(there)
-
-
 def test_the_catalog_has_every_message() -> None:
     (catalog,) = (TOP / "systemd").glob("*.catalog")
     named = re.findall(r"(?m)^-- ([0-9a-f]{32})$", catalog.read_text())
@@ -273,11 +267,6 @@ def test_messages_named_in_the_readme_are_those_of_the_program() -> None:
     for text in (README, changes):
         named = set(re.findall(r"\b[0-9a-f]{32}\b", text))
         assert named and named <= {str(message) for message in service.MessageId}
-
-
-def test_the_readme_has_every_drop_in() -> None:
-    rows = re.findall(r"(?m)^\| `([\w-]+\.conf)` \|", section("As a service"))
-    assert sorted(rows) == sorted(path.name for path in (TOP / "systemd/drop-ins").iterdir())
 
 
 def test_the_readme_has_the_limits_of_the_program() -> None:

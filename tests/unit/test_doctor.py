@@ -95,6 +95,15 @@ def test_where_nothing_is_missing_all_is_fine() -> None:
     assert doctor_text(judged, Screen()).endswith("\n\nthe daemon can do its work here")
 
 
+def test_filters_of_tc_stand_for_tcx() -> None:
+    hooks = {"tcx/ingress": HookFinding(False, "Linux has it since 6.6")}
+    only = row_of(replace(FINE, hooks=hooks), "hooks")
+    assert only.verdict is Verdict.LIMITED and "no programs at tcx/ingress" in only.without
+    beside = row_of(replace(FINE, hooks={**hooks, "clsact/ingress": HookFinding(None)}), "hooks")
+    assert beside.verdict is Verdict.OK
+    assert "filters of tc stand for tcx/ingress" in beside.found
+
+
 LIMITED = {
     "hooks": {"hooks": {**FINE.hooks, "lsm": HookFinding(False, "no BTF")}},
     "map types": {"map_types": {"hash": True, "arena": False}},
