@@ -175,7 +175,7 @@ deb: deb-packages ## make a Debian package in dist/
 		"$$(date --utc --rfc-email --date="@$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct 2>/dev/null || \
 			stat --format %Y CHANGELOG.md)}")" >$(DEB_TREE)/debian/changelog
 	cd $(DEB_TREE) && DEB_BUILD_OPTIONS="$${DEB_BUILD_OPTIONS:-nocheck noautodbgsym}" dpkg-buildpackage -b -us -uc
-	@cp build/deb/bpfkeeperd_*.deb dist/
+	@rm -f dist/bpfkeeperd_*.deb && cp build/deb/bpfkeeperd_*.deb dist/
 	@cd build/deb && printf "made dist/%s\n" *.deb
 
 # Asks dpkg first: on a machine that has everything this is quick and needs no root. bpftool, which

@@ -17,6 +17,8 @@ class Capability:
     """What does not work without it; empty: nothing that can be told beforehand."""
     essential: bool = False
     """Nothing works without it."""
+    special: bool = False
+    """For special cases, which the unit of the service leaves to drop-ins."""
 
 
 CAPABILITIES = (
@@ -58,24 +60,28 @@ CAPABILITIES = (
         34,
         "the exact number of map IDs given out",
         "kernel_map_ids_exact is 0, the highest ID seen stands for the number",
+        special=True,
     ),
     Capability(
         "CAP_DAC_OVERRIDE",
         1,
         "files, directories and pins that the user of the daemon may not open or write",
         "files, cgroups and pins of others can be used as far as their mode allows",
+        special=True,
     ),
     Capability(
         "CAP_CHOWN",
         0,
         "owner and group of a pin, given or kept when its map is made anew",
         "a pin cannot be given to others, nor a map be made anew whose pin was given to others",
+        special=True,
     ),
     Capability(
         "CAP_FOWNER",
         3,
         "mode of a pin that belongs to somebody else",
         "the mode of a pin of somebody else cannot be changed",
+        special=True,
     ),
 )
 """In the order in which they are shown."""
@@ -91,9 +97,15 @@ def lacking(mask: int) -> Iterator[Capability]:
     return (capability for capability in CAPABILITIES if not is_held(mask, capability))
 
 
+def lacking_daily(mask: int) -> list[Capability]:
+    """Those of them that more than special cases want."""
+    return [one for one in lacking(mask) if not one.special]
+
+
 def lacking_text(mask: int) -> str:
-    """What is not possible with a set of capabilities, in one line; empty: nothing is missing."""
-    missing = list(lacking(mask))
+    """What of every day's is not possible with a set of capabilities, in one line; empty: nothing
+    of that is missing."""
+    missing = lacking_daily(mask)
     if not missing:
         return ""
     effects = "; ".join(f"{one.name} ({one.without})" for one in missing)

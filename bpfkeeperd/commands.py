@@ -414,13 +414,13 @@ def _who_keeps(options: Namespace) -> str:
 
 def _daemon_lacks(options: Namespace) -> list[str]:
     """The capabilities that the daemon would have a use for, and does not have."""
-    from bpfkeeperd.capabilities import lacking
+    from bpfkeeperd.capabilities import lacking_daily
     from bpfkeeperd.control import control_path, daemon_process
     from bpfkeeperd.kernel import effective_capabilities
 
     pid = daemon_process(control_path(run_directory(options), options.config))
     held = effective_capabilities(pid) if pid else None
-    return [one.name for one in lacking(held)] if held is not None else []
+    return [one.name for one in lacking_daily(held)] if held is not None else []
 
 
 def _memory(options: Namespace, pin_root: str) -> "Memory":

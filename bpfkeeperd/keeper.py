@@ -182,12 +182,18 @@ class Keeper:
         return outcome, self._ledger.tell()
 
     def _reload(self, force: bool, keep_pinned: bool) -> Outcome:
-        manifest = self._read_manifest()
+        try:
+            manifest = self._read_manifest()
+        except ManifestError:
+            raise
+        except KeeperError as error:  # nothing was touched: one that is not there is a wrong one
+            raise ManifestError((), str(error)) from None
         if manifest.pin_root != self.manifest.pin_root:
-            raise KeeperError(
+            why = (
                 f"the manifest's pin_root is now {manifest.pin_root}; it cannot change while the"
                 f" keeper runs: restart it, or go back to {self.manifest.pin_root}"
             )
+            raise ManifestError((), why)
         with read_sources(manifest, self._specs, self._trust) as sources:
             lacking = lacking_hooks(manifest, sources)
             machine = kernel.machine()
