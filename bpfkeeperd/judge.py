@@ -256,7 +256,8 @@ def _settings(found: Findings) -> Iterator[Row]:
     elif jit:
         yield Row("JIT", Verdict.OK, f"net.core.bpf_jit_enable is {jit}")
     else:
-        yield Row("JIT", Verdict.UNKNOWN, "net.core.bpf_jit_enable is for root to read")
+        where = "root reads it, in the machine's own network namespace"
+        yield Row("JIT", Verdict.UNKNOWN, f"net.core.bpf_jit_enable is not seen: {where}")
 
 
 def _memory(found: Findings) -> Row:
