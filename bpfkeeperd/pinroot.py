@@ -79,12 +79,17 @@ def open_own(root: str) -> int | None:
 
 
 def has_own(root: str) -> bool:
-    """Whether the own directory is there. Once it is, nobody else can exchange it.
+    """Whether the own directory is there, for who is to change it. Once it is, nobody else can
+    exchange it.
 
     Raises:
-        PinRootError: as `open_own`.
+        PinRootError: as `open_own`, or this user may not see it.
     """
-    fd = open_own(root)
+    own = f"{root}/{OWN_DIRECTORY}"
+    try:
+        fd = _open_own(root)
+    except OSError as error:
+        raise _not_seen(own, error) from None
     if fd is not None:
         os.close(fd)
     return fd is not None
@@ -94,18 +99,12 @@ def make_own(root: str) -> None:
     """Makes the own directory. It may be there, and is judged then.
 
     Raises:
-        PinRootError: as `open_own`; somebody may have made it, or a symbolic link, since the look.
+        PinRootError: as `has_own`; somebody may have made it, or a symbolic link, since the look.
         KernelError: it cannot be made.
     """
-    own = f"{root}/{OWN_DIRECTORY}"
-    make_directory(own)
-    try:
-        fd = _open_own(root)
-    except OSError as error:
-        raise _not_seen(own, error) from None
-    if fd is None:
-        raise PinRootError(f"{own} went away as soon as it was made")
-    os.close(fd)
+    make_directory(f"{root}/{OWN_DIRECTORY}")
+    if not has_own(root):
+        raise PinRootError(f"{root}/{OWN_DIRECTORY} went away as soon as it was made")
 
 
 def _open(root: str, trust: Trust, flags: int) -> int | None:
