@@ -104,10 +104,10 @@ class MapEnactor:
             make_parents(transaction, path, self.layout.root)
             if action.map.rights:
                 self.on_step(Step.SET_RIGHTS, name)
-            rights = pin_marked(fd, marked, path, action.map.rights)
+            pin_marked(fd, marked, path, action.map.rights)
             transaction.on_undo(lambda: unlink(path))
             self.after.made_map(name, fd)
-            self.after.has_rights(name, rights)
+            self.after.has_rights(name, rights_of(path))
             return
         path = self.layout.staged_map(name)
         kernel.pin(fd, path)

@@ -19,7 +19,7 @@ from bpfkeeperd.directories import (
     unlink,
 )
 from bpfkeeperd.layout import Layout, escape
-from bpfkeeperd.pinrights import Rights, WantedRights
+from bpfkeeperd.pinrights import WantedRights
 from bpfkeeperd.state import MapIdChange
 
 
@@ -34,18 +34,14 @@ def mark(layout: Layout, name: str, reason: MapIdChange, fd: int) -> str:
     return path
 
 
-def pin_marked(fd: int, marked: str, path: str, wanted: WantedRights) -> Rights:
-    """Pins a marked map under its name; nobody sees it there without the rights that are wanted.
-
-    Returns those that it has.
-    """
+def pin_marked(fd: int, marked: str, path: str, wanted: WantedRights) -> None:
+    """Pins a marked map under its name; nobody sees it there without the rights that are wanted."""
     if wanted:
         set_rights(marked, wanted.over(rights_of(marked)))
         check_usable(marked)
         link(marked, path)
     else:
         kernel.pin(fd, path)
-    return rights_of(path)
 
 
 def marked(layout: Layout) -> OwnPins:

@@ -293,6 +293,40 @@ def test_a_keeper_does_not_shut_itself_out(world: World, there: bool) -> None:
     assert world.everything() == before
 
 
+def test_a_recreated_map_is_not_given_away_unasked_either(world: World) -> None:
+    text = "defaults: {on_mismatch: recreate}\n"
+    limits(world, extra=text)
+    apply(world)
+    before = world.everything()
+
+    def given_away() -> None:
+        drop_capabilities(CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH)
+        limits(world, "owner: 1000", extra=text)
+        manifest = world.manifest_file.read_text()
+        world.manifest_file.write_text(manifest.replace("max_entries: 4", "max_entries: 8"))
+        assert "cannot give away the pin" in refused(world.apply())
+
+    in_a_thread(given_away)
+    assert world.everything() == before
+
+
+def test_a_pin_that_is_exchanged_after_the_look_is_not_used(world: World) -> None:
+    """A keeper that starts has no descriptor of it yet."""
+    world.put("one")
+    world.write_counter("one")
+    apply(world)
+    world.put("one", STEP=2)
+
+    def exchange(step: Step, _: object) -> None:
+        if step is Step.LOAD_OBJECT:
+            (world.pins / "counts").unlink()
+            plant(world.pins / "counts", owner=0)
+
+    with world.keeper(exchange) as keeper:
+        text = refused(world.reload(keeper))
+    assert "map counts was exchanged while the reload went on: reload again" in text
+
+
 # ---- pins of others ----
 
 
