@@ -191,6 +191,8 @@ def unpin(world: World) -> None:
 def detach(scene: Scene) -> dict[str, int]:
     """Of the links those that the kernel lets anybody detach, with their IDs; and filters of tc.
     Not links of netfilter, of which the kernel does not tell that they are dead."""
+    for side in ("ingress", "egress"):  # first: `until_healed` waits for a look after the last link
+        tc(scene.pair, "filter", "del", "dev", "veth0", side)
     detached = {}
     for path, (link_id, _) in scene.world.link_ids().items():
         if path.startswith("netfilter"):
@@ -199,8 +201,6 @@ def detach(scene: Scene) -> dict[str, int]:
             detach_link(Path(scene.world.layout.links) / path)
             detached[path] = link_id
     assert len(detached) > 30
-    for side in ("ingress", "egress"):
-        tc(scene.pair, "filter", "del", "dev", "veth0", side)
     return detached
 
 

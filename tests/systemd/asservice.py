@@ -39,7 +39,7 @@ class Service:
         log.touch()
         units.put_drop_in("as-service", "\n".join([*lines, ""]))
         systemctl("reset-failed")
-        systemctl("start", UNIT)
+        systemctl("restart", UNIT)  # it runs when the package was just installed
         self.pid = units.main_pid()
 
     def poll(self) -> int | None:
