@@ -8,8 +8,9 @@ import sys
 from collections.abc import Callable, Sequence
 
 from bpfkeeperd import __version__, commands
+from bpfkeeperd.accounts import user_id
 from bpfkeeperd.errors import KeeperError, ManifestError
-from bpfkeeperd.trust import Trust, user_id
+from bpfkeeperd.trust import Trust
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 DEFAULT_CONFIG = "/etc/bpfkeeperd/bpfkeeperd.yaml"

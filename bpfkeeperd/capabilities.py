@@ -83,6 +83,13 @@ CAPABILITIES = (
         "the mode of a pin of somebody else cannot be changed",
         special=True,
     ),
+    Capability(
+        "CAP_SYS_PTRACE",
+        19,
+        "network namespaces and binaries that are given as a path below `/proc/PID`",
+        "such paths of processes of others cannot be followed",
+        special=True,
+    ),
 )
 """In the order in which they are shown."""
 

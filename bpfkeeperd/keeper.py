@@ -182,18 +182,7 @@ class Keeper:
         return outcome, self._ledger.tell()
 
     def _reload(self, force: bool, keep_pinned: bool) -> Outcome:
-        try:
-            manifest = self._read_manifest()
-        except ManifestError:
-            raise
-        except KeeperError as error:  # nothing was touched: one that is not there is a wrong one
-            raise ManifestError((), str(error)) from None
-        if manifest.pin_root != self.manifest.pin_root:
-            why = (
-                f"the manifest's pin_root is now {manifest.pin_root}; it cannot change while the"
-                f" keeper runs: restart it, or go back to {self.manifest.pin_root}"
-            )
-            raise ManifestError((), why)
+        manifest = self._next_manifest()
         with read_sources(manifest, self._specs, self._trust) as sources:
             lacking = lacking_hooks(manifest, sources)
             machine = kernel.machine()
@@ -246,6 +235,26 @@ class Keeper:
             self._settled = self._in_force(raw, lacking)
         self._healer.forget()
         return outcome
+
+    def _next_manifest(self) -> Manifest:
+        """That of now, in the place of the one that is kept.
+
+        Raises:
+            ManifestError: it cannot take its place, or cannot be read; nothing was touched.
+        """
+        try:
+            manifest = self._read_manifest()
+        except ManifestError:
+            raise
+        except KeeperError as error:
+            raise ManifestError((), str(error)) from None
+        if manifest.pin_root != self.manifest.pin_root:
+            why = (
+                f"the manifest's pin_root is now {manifest.pin_root}; it cannot change while the"
+                f" keeper runs: restart it, or go back to {self.manifest.pin_root}"
+            )
+            raise ManifestError((), why)
+        return manifest
 
     def _read_manifest(self) -> Manifest:
         """The manifest of now; the same text is not parsed again."""

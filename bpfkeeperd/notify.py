@@ -112,7 +112,8 @@ class Notifier:
 def watchdog_seconds() -> float | None:
     """How often the service manager wants to hear from this process; None: it does not care."""
     usec, pid = os.environ.get("WATCHDOG_USEC", ""), os.environ.get("WATCHDOG_PID", "")
-    if not usec.isdigit() or not int(usec) or (pid and pid != str(os.getpid())):
+    ours = pid in ("", str(os.getpid()))
+    if not (ours and usec.isascii() and usec.isdecimal() and int(usec)):
         return None
     return int(usec) / 1_000_000
 

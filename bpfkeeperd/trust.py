@@ -6,15 +6,14 @@ and the reading.
 """
 
 import errno
-import grp
 import os
-import pwd
 import shlex
 import stat
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
+from bpfkeeperd.accounts import group_name, private_group, user_name
 from bpfkeeperd.errors import KeeperError, UntrustedError, printable
 from bpfkeeperd.files import read_open, unreadable
 
@@ -247,7 +246,7 @@ class Files:
                 f" {_quoted(path)}"
             )
         if writable == stat.S_IWGRP:
-            by, remedy = f"group {_group_name(found.st_gid)}", "chmod g-w"
+            by, remedy = f"group {group_name(found.st_gid)}", "chmod g-w"
         else:
             by, remedy = "everybody", "chmod go-w"
         raise _Fault(
@@ -306,46 +305,3 @@ def _owner_fault(path: str, uid: int, mode: int) -> str:
     if uid < _ORDINARY_UID_MIN:
         return text
     return f"{text}, or take what that user can change with --trust {name}"
-
-
-def user_name(uid: int) -> str:
-    """The name of a user, or the number of one that has none."""
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
-
-
-def _group_name(gid: int) -> str:
-    try:
-        return grp.getgrgid(gid).gr_name
-    except KeyError:
-        return str(gid)
-
-
-def user_id(text: str) -> int | None:
-    """The number of a user that is given by name or number; None: there is no such user."""
-    try:
-        return pwd.getpwnam(text).pw_uid
-    except (KeyError, ValueError):
-        number = text.isascii() and text.isdecimal() and int(text) < (1 << 32) - 1
-        return int(text) if number else None
-
-
-def private_group(uid: int) -> int | None:
-    """The primary group of a user if nobody else is in it, or has it as the primary one.
-
-    Of a user without a name it is the group of that number.
-    """
-    try:
-        gid = pwd.getpwuid(uid).pw_gid
-    except KeyError:
-        gid = uid
-    everybody = pwd.getpwall()
-    names = {user.pw_name for user in everybody if user.pw_uid == uid}
-    try:
-        members = set(grp.getgrgid(gid).gr_mem)
-    except KeyError:
-        members = set()
-    strangers = any(user.pw_gid == gid and user.pw_uid != uid for user in everybody)
-    return None if strangers or members - names else gid

@@ -275,6 +275,30 @@ def test_rejected_manifest_leaves_the_running_one(
     assert daemon.reload().returncode == 0
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (None, "cannot read manifest"),
+        ("version: 1\npin_root: PINS/below\n", "it cannot change while the keeper runs"),
+    ],
+)
+def test_a_manifest_that_cannot_take_the_former_ones_place_is_rejected(
+    world: World, start: Start, text: str | None, told: str
+) -> None:
+    prepare(world)
+    daemon = start()
+    before, good = world.everything(), world.manifest_file.read_text()
+    world.manifest_file.unlink()
+    if text is not None:
+        world.manifest_file.write_text(text.replace("PINS", str(world.pins)))
+    done = daemon.reload()
+    assert done.returncode == 1 and told in done.stdout
+    assert "rejected" in daemon.notifications.having("READY")[-1]["STATUS"]
+    assert daemon.alive() and world.everything() == before
+    world.manifest_file.write_text(good)
+    assert daemon.reload().returncode == 0
+
+
 def test_reload_with_nothing_to_do(world: World, start: Start) -> None:
     prepare(world)
     daemon = start()

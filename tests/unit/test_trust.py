@@ -18,11 +18,12 @@ from pathlib import Path
 import pytest
 
 from bpfkeeperd import trust
+from bpfkeeperd.accounts import private_group, user_id
 from bpfkeeperd.entries import ObjectEntry
 from bpfkeeperd.errors import KeeperError, ManifestError, UntrustedError
 from bpfkeeperd.manifest import read_files
 from bpfkeeperd.sources import Sources
-from bpfkeeperd.trust import Files, Trust, private_group, user_id
+from bpfkeeperd.trust import Files, Trust
 from tests.conftest import BuildObject, needs_root
 
 ALICE = 12345
@@ -227,7 +228,7 @@ def test_whose_group_is_private(tmp_path: Path) -> None:
     (tmp_path / "passwd").write_text(USERS)
     (tmp_path / "group").write_text(GROUPS)
     code = (
-        "from bpfkeeperd.trust import private_group as g, user_id as u\n"
+        "from bpfkeeperd.accounts import private_group as g, user_id as u\n"
         "print([g(uid) for uid in (4001, 4002, 4004, 4005, 4009, 4100)])\n"
         "print(u('alice'), u('1234'), u('4001'), u('nobody-of-that-name'), u('-1'), u(str(1<<32)))"
     )
