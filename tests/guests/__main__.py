@@ -19,6 +19,7 @@ TESTS = (
             *("struct_ops", "rollback_trace", "rollback_net", "adoption", "health", "pathwatch"),
             *("pins", "reload", "counting", "counting_scans", "counting_concurrent", "mapids"),
             *("instruments", "othermaps", "figures", "census", "churn", "status"),
+            *("byid", "pinrights"),
         )
     ),
     *(f"tests/system/test_{name}.py" for name in ("scrape", "series")),
