@@ -68,16 +68,20 @@ static int features_btf_is_right(const struct btf *btf, int fd)
 static int features_judge(struct bpf_object *object, const char **missing)
 {
 	int program_fd = bpf_program__fd(bpf_object__find_program_by_name(object, "uses_variable"));
-	struct bpf_map *map = bpf_object__next_map(object, NULL);
+	struct bpf_map *map, *constants = NULL, *variables = NULL;
 	struct bpf_prog_info program = {};
 	struct bpf_map_info data = {};
 	__u32 size = sizeof(program);
 	int err = bpf_obj_get_info_by_fd(program_fd, &program, &size);
 
-	while (map && !strstr(bpf_map__name(map), ".data"))
-		map = bpf_object__next_map(object, map);
+	for (map = bpf_object__next_map(object, NULL); map; map = bpf_object__next_map(object, map)) {
+		if (strstr(bpf_map__name(map), ".rodata"))
+			constants = map;
+		else if (strstr(bpf_map__name(map), ".data"))
+			variables = map;
+	}
 	size = sizeof(data);
-	err = err ? err : bpf_obj_get_info_by_fd(bpf_map__fd(map), &data, &size);
+	err = err ? err : bpf_obj_get_info_by_fd(bpf_map__fd(variables), &data, &size);
 	if (err)
 		return err;
 	err = features_btf_is_right(bpf_object__btf(object), bpf_object__btf_fd(object));
@@ -91,28 +95,42 @@ static int features_judge(struct bpf_object *object, const char **missing)
 		*missing = "BTF of functions";
 	else if (!(data.map_flags & BPF_F_MMAPABLE))
 		*missing = "mmap(2) of arrays";
-	else if (program.nr_map_ids < 2)
+	else if (program.nr_map_ids < 2 && !bpf_prog_bind_map(program_fd, bpf_map__fd(constants), NULL))
 		*missing = "maps bound to programs";
 	return 0;
+}
+
+/*
+ * 1 when a program of such a type can be loaded; 0 without CONFIG_CGROUP_BPF, or for want of
+ * CAP_NET_ADMIN, without which libbpf does not learn it.
+ */
+static int features_takes(uint32_t type, uint32_t attach_type, int returned)
+{
+	int fd = keeper_probe_load(type, attach_type, 0, NULL, returned);
+
+	if (fd < 0)
+		return fd == -EINVAL || fd == -EPERM ? 0 : fd;
+	close(fd);
+	return 1;
 }
 
 int keeper_learn_features(const void *data, size_t size, const char **missing)
 {
 	LIBBPF_OPTS(bpf_object_open_opts, opts, .object_name = "features");
 	struct bpf_object *object;
-	int err, fd;
+	int err, takes;
 
 	*missing = NULL;
-	/* Without CONFIG_CGROUP_BPF there is no such program; with it libbpf must not doubt its type. */
-	fd = keeper_probe_load(BPF_PROG_TYPE_CGROUP_SKB, BPF_CGROUP_INET_EGRESS, 0, NULL, 2);
-	if (fd < 0 && fd != -EINVAL)
-		return fd;
-	if (fd >= 0)
-		close(fd);
+	/* With the second libbpf asks for attach types. */
+	takes = features_takes(BPF_PROG_TYPE_CGROUP_SKB, BPF_CGROUP_INET_EGRESS, 2);
+	if (takes > 0)
+		takes = features_takes(BPF_PROG_TYPE_CGROUP_SOCK, BPF_CGROUP_INET_SOCK_CREATE, 1);
+	if (takes < 0)
+		return takes;
 	object = bpf_object__open_mem(data, size, &opts);
 	if (!object)
 		return -errno;
-	bpf_program__set_autoload(bpf_object__find_program_by_name(object, "has_attach_type"), fd >= 0);
+	bpf_program__set_autoload(bpf_object__find_program_by_name(object, "has_attach_type"), takes > 0);
 	err = features_add_kinds(bpf_object__btf(object));
 	if (!err) {
 		*missing = "what this takes";

@@ -20,7 +20,7 @@ from bpfkeeperd.hooks import HookKind
 from tests.bench.gap import quiet_pair
 from tests.conftest import BuildObject, make_places, mounted_bpffs
 from tests.kernel.test_trace_hooks import tracefs, victim
-from tests.machine import Netns, inside_cgroup, send_datagrams
+from tests.machine import Netns, inside_cgroup, send_datagrams, skip_without_section
 from tests.scenario import World
 from tests.system.everyhook import GROUPS, ROWS, Row, Scene
 from tests.system.process import METRICS, NO_METRICS, ROOT, DaemonProcess, cli
@@ -307,6 +307,21 @@ def test_without_perfmon_maps_are_counted_from_time_to_time(world: World) -> Non
         daemon.wait_log("map fullness is counted from time to time")
         world.wait(lambda: 'bpfkeeper_map_count_age_seconds{map="counts"}' in daemon.metrics())
         assert "CAP_PERFMON (" in daemon.log
+
+
+def test_without_net_admin_programs_are_traced(world: World) -> None:
+    """What is of the network is not asked for by what has nothing to do with it."""
+    skip_without_section("raw_tp/sys_enter")
+    place = Place(world, root_with("bpf", "perfmon"))
+    world.put("one", HOOK='"raw_tp/sys_enter"', VERDICT=0)
+    programs = "programs: {count: {attach: auto}}"
+    world.write(
+        f"{NO_METRICS}\nobjects: {{one: {{file: one.bpf.o, pin_maps: [counts], {programs}}}}}"
+    )
+    with place.daemon() as daemon:
+        assert "problem" not in daemon.wait_ready()
+        os.getppid()
+        assert world.events()[0] > 0
 
 
 def test_without_the_kernels_btf(world: World) -> None:
