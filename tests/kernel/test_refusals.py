@@ -290,7 +290,7 @@ def test_a_manifest_that_cannot_be_read_changes_nothing(world: World) -> None:
         number = world.map_id()
         world.manifest_file.unlink()
         outcome = world.reload(keeper)
-        assert outcome.result is ReloadResult.FAILED
+        assert outcome.result is ReloadResult.REJECTED
         assert outcome.kept_maps == 1, outcome.summary
         assert "No such file or directory" in str(outcome.failures[0])
         assert world.map_id() == number

@@ -64,7 +64,7 @@ def test_descriptors_beyond_those_of_select(world: World, start: Start) -> None:
             for number in range(1100):
                 store.put(f"m{number:015}", os.memfd_create("kept"))
             daemon = start(store=store)
-            assert "one/watch is healthy" in daemon.log
+            daemon.wait_log("one/watch is healthy")
             assert daemon.stop() == 0
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -246,7 +246,7 @@ def test_a_daemon_without_a_descriptor_left_goes_on(world: World, start: Start) 
     resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (16, limits[1]))
     daemon.wait_log("cannot open pin root")
     daemon.signal(signal.SIGHUP)
-    daemon.wait_log("applied in part")
+    daemon.wait_log("manifest rejected")
     time.sleep(0.3)  # some looks
     resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, limits)
     assert re.match(r"applied in \d+ ms: nothing done", daemon.hup())

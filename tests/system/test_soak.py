@@ -20,11 +20,14 @@ from typing import Any
 
 from bpfkeeperd.directories import pins_below
 from tests.conftest import BuildObject
+from tests.kernel.test_trace_hooks import tracefs
 from tests.machine import Netns, skip_without_section
 from tests.scenario import World
 from tests.system.conftest import Start
 from tests.system.crowd import ABUSIVE, SILENT
 from tests.system.process import METRICS, ROOT, DaemonProcess, sending
+
+__all__ = ["tracefs"]
 
 RELOADS = int(os.environ.get("BPFKEEPERD_SOAK_RELOADS", "200"))
 ROUND = 100
@@ -223,7 +226,7 @@ def one_reload(world: World, daemon: DaemonProcess, files: Files, number: int) -
     assert said.startswith("applied in ") and "part" not in said, said
 
 
-def test_reload_after_reload(world: World, start: Start, netns: Netns) -> None:
+def test_reload_after_reload(world: World, start: Start, netns: Netns, tracefs: None) -> None:
     for section in ("clsact/ingress", "tracepoint/syscalls/sys_enter_acct"):
         skip_without_section(section)
     tag = f"s{uuid.uuid4().hex[:5]}"
