@@ -34,9 +34,10 @@ ROUND = 100
 """Reloads after which a daemon has seen everything once, and comes to what it stays at."""
 RSS_GROWTH = 0.1
 """Of the memory after the first round: what malloc and Python keep in pieces comes slowly to rest
-(3 MB of 46 after 10,000 reloads, no more after 40,000)."""
-LATE_GROWTH_BYTES = 1 << 20
-"""In the second half: less than a page for twenty reloads of 10,000."""
+(3.5 MB of 46 after 10,000 reloads, 4.1 after 26,000)."""
+LATE_GROWTH = 0.03
+"""In the second half of them: caches with a bound are full after some 7,000; 300 bytes for each of
+5,000 reloads would be more."""
 SETTLE_SECONDS = 20.0
 SCRAPE_SECONDS = 0.1
 
@@ -255,7 +256,7 @@ def test_reload_after_reload(world: World, start: Start, netns: Netns, tracefs: 
         total = sent()
     assert asdict(last) == asdict(first)
     assert last_rss < first_rss * (1 + RSS_GROWTH), f"{first_rss} became {last_rss} bytes"
-    assert last_rss - half_rss < LATE_GROWTH_BYTES, f"{half_rss} became {last_rss} bytes"
+    assert last_rss < half_rss * (1 + LATE_GROWTH), f"{half_rss} became {last_rss} bytes"
     assert {name: world.map_id(f"{tag}_{name}") for name in kept} == kept
     assert world.events(f"{tag}_skb")[0] == total, "packets were missed, or seen twice"
     assert not scrapes.wrong, f"{len(scrapes.wrong)} of {scrapes.done}: {scrapes.wrong[:5]}"
