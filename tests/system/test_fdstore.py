@@ -266,6 +266,15 @@ def test_another_name_without_cap_sys_admin(world: World, start: Start, store: S
     assert world.map_id("latter") == map_id and store.map_ids() == {"former": [map_id]}
 
 
+def test_another_name_without_memory(world: World, start: Start, store: Store) -> None:
+    """With the state file lost, the manifest alone says under which name the map was kept."""
+    map_id = stored_under_another_name(world, start, store)
+    remount(world)
+    shutil.rmtree(world.state_directory)
+    start(store=store)
+    assert world.map_id("latter") == map_id and store.map_ids() == {"former": [map_id]}
+
+
 def test_another_name_is_stored_before_the_former_goes(
     world: World, start: Start, store: Store
 ) -> None:
@@ -465,6 +474,27 @@ def test_an_object_that_cannot_be_read_keeps_its_own(
     daemon = start(store=store)
     assert world.map_id() is None and store.map_ids() == {"counts": [map_id]}
     path.write_bytes(good)
+    assert daemon.reload().returncode == 0
+    assert world.map_id() == map_id and store.map_ids() == {"counts": [map_id]}
+
+
+def test_an_object_that_cannot_be_read_decides_no_conflict(
+    world: World, start: Start, store: Store
+) -> None:
+    """Another map is pinned, and nothing can be said yet of what the object wants."""
+    prepare(world)
+    path = world.directory / "one.bpf.o"
+    good = path.read_bytes()
+    start(store=store).kill()
+    map_id = world.map_id()
+    other = put_other(world)
+    path.write_bytes(b"no object")
+    daemon = start(store=store)
+    assert world.map_id() == other and store.map_ids() == {"counts": [map_id]}
+    path.write_bytes(good)
+    assert daemon.reload().returncode == 1
+    assert world.map_id() == other and store.map_ids() == {"counts": [map_id]}
+    (world.pins / "counts").unlink()
     assert daemon.reload().returncode == 0
     assert world.map_id() == map_id and store.map_ids() == {"counts": [map_id]}
 
